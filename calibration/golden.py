@@ -1,0 +1,113 @@
+"""Golden vectors: small real scans with the labels the reference network gives them.
+
+A new machine runs them once before its first answer. They cover the smallest, the typical and
+the largest field of view a route accepts, and one with odd sizes.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rare_trt.geometry import Grid, Shape
+from rare_trt.manifest import FieldOfView, GoldenEntry
+from rare_trt.training.augment import averaged
+from rare_trt.training.cases import Case
+from rare_trt.training.checkpoint import Checkpoint
+from rare_trt.training.passes import route_inputs
+
+# float32 sums run in another order on another CPU; a fault moves far more voxels than this.
+MAX_DISAGREEMENT: Final[Mapping[str, float]] = {"fp32": 1e-3}
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """Entries for the manifest and the files they name."""
+
+    entries: tuple[GoldenEntry, ...]
+    files: Mapping[str, bytes]
+
+
+def golden_vectors(checkpoint: Checkpoint, cases: Sequence[Case], view: FieldOfView) -> Golden:
+    """One vector per route and kind, made from `cases` in turn."""
+    base = checkpoint.recipe.base_spacing_mm
+    sizes: dict[str, Shape] = {
+        "min": _voxels(view.min, base, np.ceil),
+        "typical": _voxels(view.typical, base, np.round),
+        "max": _voxels(view.max, base, np.floor),
+        "odd": _odd(_voxels(view.typical, base, np.round)),
+    }
+    entries: list[GoldenEntry] = []
+    files: dict[str, bytes] = {}
+    for route in range(checkpoint.recipe.network.routes):
+        for index, (kind, size) in enumerate(sizes.items()):
+            scan, grid = _scan(cases[index % len(cases)], size, route, base)
+            labels, label_grid = reference_labels(checkpoint, scan, grid, route)
+            entry = GoldenEntry(
+                route=route,
+                kind=kind,
+                scan=f"golden/route{route}_{kind}.nii.gz",
+                labels=f"golden/route{route}_{kind}_labels.nii.gz",
+                max_disagreement=dict(MAX_DISAGREEMENT),
+            )
+            files[entry.scan] = _nifti(np.moveaxis(scan, 0, 3), grid)
+            files[entry.labels] = _nifti(labels, label_grid)
+            entries.append(entry)
+    return Golden(tuple(entries), files)
+
+
+@torch.no_grad()
+def reference_labels(
+    checkpoint: Checkpoint, voxels: NDArray[np.uint8], grid: Grid, route: int
+) -> tuple[NDArray[np.uint8], Grid]:
+    """Labels of stored voxels [c, i, j, k] by the torch network, and their grid at base spacing."""
+    factor = 2**route
+    full = grid.subdivided((factor, factor, factor))
+    device = torch.device("cpu")
+    inputs = route_inputs(voxels.astype(np.float32), grid, route, full, checkpoint.recipe, device)
+    logits = inputs.answered(checkpoint.network(inputs.working(), route))
+    return logits[0].argmax(0).numpy().astype(np.uint8), full
+
+
+def _scan(case: Case, size: Shape, route: int, base: float) -> tuple[NDArray[np.uint8], Grid]:
+    """`case` cut or mirrored out to `size` voxels and averaged to the route's spacing, as uint8."""
+    factor = 2**route
+    shape = [max(2, -(-n // factor)) * factor for n in size]
+    voxels = case.voxels
+    for axis, n in enumerate(shape, start=1):
+        start = max(0, voxels.shape[axis] - n) // 2
+        voxels = voxels.take(range(start, min(start + n, voxels.shape[axis])), axis)
+    pad = [(0, n - have) for n, have in zip(shape, voxels.shape[1:], strict=True)]
+    voxels = averaged(np.pad(voxels, [(0, 0), *pad], mode="symmetric"), factor)
+    low, high = np.percentile(voxels, (0.1, 99.9))
+    grey = np.clip((voxels - low) / (high - low), 0.0, 1.0) * 255.0
+    i, j, k = voxels.shape[1:]
+    spacing = base * factor
+    return grey.round().astype(np.uint8), Grid((i, j, k), np.diag([spacing, spacing, spacing, 1.0]))
+
+
+def _nifti(voxels: NDArray[np.uint8], grid: Grid) -> bytes:
+    image = nib.Nifti1Image(voxels, grid.affine)
+    image.header.set_xyzt_units("mm")
+    return gzip.compress(image.to_bytes(), 9, mtime=0)
+
+
+def _voxels(
+    size_mm: Sequence[float],
+    base: float,
+    rounding: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> Shape:
+    i, j, k = rounding(np.array(size_mm) / base).astype(int).tolist()
+    return i, j, k
+
+
+def _odd(shape: Shape) -> Shape:
+    i, j, k = (n - 3 if n % 2 == 0 else n - 4 for n in shape)
+    return i, j, k

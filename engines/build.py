@@ -1,0 +1,198 @@
+"""From a checkpoint to a package: the whole road on one screen."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from math import ceil
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from rare_trt.cache import Cache
+from rare_trt.calibration.golden import Golden, golden_vectors
+from rare_trt.errors import BackendError, OutputError
+from rare_trt.export.agreement import Agreement, agreement
+from rare_trt.export.onnx_from_route import GraphFiles, graph_files
+from rare_trt.geometry import Shape, Triple
+from rare_trt.manifest import (
+    FieldOfView,
+    GraphEntry,
+    Manifest,
+    Model,
+    Profile,
+    RouteEntry,
+    TrainingRecord,
+)
+from rare_trt.package import SUFFIX, Package, write_package
+from rare_trt.sessions import INPUT_NAMES, Inputs, open_session
+from rare_trt.training.augment import averaged, fitted
+from rare_trt.training.cases import Case, find_cases, load_cases
+from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
+from rare_trt.training.passes import route_inputs
+from rare_trt.training.recipe import NATIVE_BAND, Recipe
+
+PRECISION: Final = "fp32"
+WEIGHTS: Final = "weights.bin"
+
+# How far beyond the training data a field of view may be: training crops and pads as much.
+SMALLEST_VIEW, LARGEST_VIEW = 0.6, 1.5
+
+# Relative to the finest and the coarsest route's spacing.
+FINEST, COARSEST = 0.5, 1.25
+
+MAX_PROOF_CASES: Final = 24
+
+
+def build_package(
+    checkpoint_folder: Path, data: Path, out: Path, *, overwrite: bool
+) -> tuple[Package, list[Agreement]]:
+    """Exports, proves and writes the package `out`; gives it and the proof of each route.
+
+    `data` holds labelled scans; those kept back from training are preferred for the proof and
+    the golden vectors. Raises BackendError, with nothing written, where a graph's labels are not
+    the network's.
+    """
+    if out.suffix != SUFFIX:
+        raise OutputError(f"{out}: expected a name that ends in {SUFFIX}: rename it")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out}: exists already: name another output or pass --overwrite")
+    checkpoint = load_checkpoint(checkpoint_folder)
+    cases = proof_cases(data, checkpoint)
+    graphs = graph_files(checkpoint.network, WEIGHTS)
+    view = field_of_view(checkpoint.facts)
+    golden = golden_vectors(checkpoint, cases, view)
+    manifest = manifest_of(out.stem, checkpoint, view, golden)
+    contents = {**graph_contents(graphs), **golden.files}
+    with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
+        draft = write_package(Path(folder) / out.name, manifest, contents, overwrite=False)
+        agreements = prove(draft, checkpoint, cases, Cache(Path(folder) / "cache"))
+    broken = [str(result) for result in agreements if not result.holds]
+    if broken:
+        raise BackendError(
+            f"the exported graphs do not answer as the network does ({'; '.join(broken)}); "
+            "no package was written: report the versions of torch, onnx and openvino"
+        )
+    return write_package(out, manifest, contents, overwrite=overwrite), agreements
+
+
+def proof_cases(data: Path, checkpoint: Checkpoint) -> list[Case]:
+    """Kept-back cases of `data` where it has them, else its first ones."""
+    files = find_cases(data)
+    kept_back = [case for case in files if case.name in checkpoint.facts.validation]
+    network = checkpoint.recipe.network
+    return load_cases((kept_back or files)[:MAX_PROOF_CASES], network.channels, network.classes)
+
+
+def prove(
+    package: Package, checkpoint: Checkpoint, cases: Sequence[Case], cache: Cache
+) -> list[Agreement]:
+    """The agreement of every route's graph with the network on `cases`."""
+    found = []
+    for route in tqdm(range(checkpoint.recipe.network.routes), "proving", unit="route"):
+        session = open_session(package, route, "openvino", cache)
+        scans = [graph_inputs(case, route, checkpoint.recipe) for case in cases]
+        found.append(agreement(checkpoint.network, route, session, scans))
+    return found
+
+
+def graph_inputs(case: Case, route: int, recipe: Recipe) -> Inputs:
+    """What the graph of `route` takes for `case` averaged to the route's spacing, answered at
+    base spacing."""
+    factor = 2**route
+    voxels, labels = fitted(case.voxels, case.labels, factor)
+    i, j, k = labels.shape
+    full = case.grid.box((0, 0, 0), (i, j, k))
+    si, sj, sk = (s * factor for s in case.grid.spacing_mm)
+    low = full.regridded((si, sj, sk), (i // factor, j // factor, k // factor))
+    inputs = route_inputs(averaged(voxels, factor), low, route, full, recipe, torch.device("cpu"))
+    return {
+        name: tensor.numpy() for name, tensor in zip(INPUT_NAMES, inputs.tensors(), strict=True)
+    }
+
+
+def graph_contents(graphs: GraphFiles) -> dict[str, bytes]:
+    """The graphs' files under their names in the package."""
+    files = {f"graphs/{PRECISION}/{WEIGHTS}": graphs.weights}
+    for route, graph in enumerate(graphs.graphs):
+        files[f"graphs/{PRECISION}/route{route}.onnx"] = graph
+    return files
+
+
+def manifest_of(name: str, checkpoint: Checkpoint, view: FieldOfView, golden: Golden) -> Manifest:
+    """The manifest of the package `name`, but for its files."""
+    recipe, facts = checkpoint.recipe, checkpoint.facts
+    coarsest = recipe.base_spacing_mm * 2 ** (recipe.network.routes - 1)
+    routes = range(recipe.network.routes)
+    return Manifest(
+        name=name,
+        created_with=f"rare-trt {version('rare-trt')}",
+        model=Model(
+            task=recipe.task,
+            labels=recipe.labels,
+            channels=recipe.channels,
+            base_spacing_mm=recipe.base_spacing_mm,
+            spacing_limits_mm=(recipe.base_spacing_mm * FINEST, coarsest * COARSEST),
+            intensity=recipe.intensity,
+            field_of_view_mm=view,
+            volume_range_mm3=facts.volume_range_mm3,
+            network=recipe.as_json()["network"],
+            training=TrainingRecord(
+                data=recipe.data_source,
+                licence=recipe.data_licence,
+                cases=facts.cases,
+                validation_cases=facts.validation,
+                epochs=facts.epochs,
+                dice=facts.dice,
+            ),
+        ),
+        routes=tuple(route_entry(recipe, route, view) for route in routes),
+        graphs=tuple(
+            GraphEntry(
+                PRECISION, r, f"graphs/{PRECISION}/route{r}.onnx", f"graphs/{PRECISION}/{WEIGHTS}"
+            )
+            for r in routes
+        ),
+        golden=golden.entries,
+        files={},
+    )
+
+
+def route_entry(recipe: Recipe, index: int, view: FieldOfView) -> RouteEntry:
+    """Route `index` with the working shapes that `view` leads to."""
+    route = recipe.route(index)
+    low = NATIVE_BAND[0]
+    return RouteEntry(
+        index=index,
+        spacing_mm=route.spacing_mm,
+        native_band=route.native_band,
+        multiple=route.multiple,
+        profile=Profile(
+            min=_working_shape(view.min, route.spacing_mm, route.multiple),
+            typical=_working_shape(view.typical, route.spacing_mm, route.multiple),
+            max=_working_shape(view.max, route.spacing_mm * low, route.multiple),
+        ),
+    )
+
+
+def field_of_view(facts: TrainingFacts) -> FieldOfView:
+    """The fields of view a package accepts, from those it was trained on."""
+    return FieldOfView(
+        min=_scaled(facts.smallest_fov_mm, SMALLEST_VIEW),
+        typical=facts.typical_fov_mm,
+        max=_scaled(facts.largest_fov_mm, LARGEST_VIEW),
+    )
+
+
+def _scaled(size_mm: Triple, factor: float) -> Triple:
+    i, j, k = np.round(np.array(size_mm) * factor, 3).tolist()
+    return i, j, k
+
+
+def _working_shape(size_mm: Triple, spacing_mm: float, multiple: int) -> Shape:
+    i, j, k = (ceil(ceil(size / spacing_mm) / multiple) * multiple for size in size_mm)
+    return i, j, k

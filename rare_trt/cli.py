@@ -1,0 +1,44 @@
+"""The command line: `rare-trt COMMAND`. Each command lives in rare_trt/commands."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from rare_trt.commands import build, infer, info, train
+from rare_trt.errors import RareTrtError
+
+COMMANDS = (infer, info, train, build)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command: 0 done, 1 a user's error in one sentence on stderr, 2 wrong usage."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except RareTrtError as error:
+        print(f"rare-trt: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rare-trt: interrupted", file=sys.stderr)
+        return 130
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="rare-trt",
+        description="RARE-UNet segmentation: one route per scan resolution. Research use only.",
+    )
+    top.add_argument("--version", action="version", version=version("rare-trt"))
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""`rare-trt info`: what a package holds."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from rare_trt.manifest import Manifest
+from rare_trt.package import open_package
+
+if TYPE_CHECKING:
+    from rare_trt.commands import Parsers
+
+
+def add_parser(commands: Parsers) -> None:
+    parser = commands.add_parser("info", help="what a package holds")
+    parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    package = open_package(options.package)
+    print("\n".join(described(package.manifest)))
+    print(f"folder     {package.folder}")
+    return 0
+
+
+def described(manifest: Manifest) -> list[str]:
+    """The manifest as lines for a reader."""
+    model, training = manifest.model, manifest.model.training
+    low, high = model.spacing_limits_mm
+    fov = model.field_of_view_mm
+    lines = [
+        f"package    {manifest.name}: {model.task}",
+        f"labels     {', '.join(f'{v} {name}' for v, name in enumerate(model.labels))}",
+        f"channels   {', '.join(model.channels)}",
+        f"spacing    {low:g} to {high:g} mm along each axis; the answer is made at "
+        f"{model.base_spacing_mm:g} mm",
+        f"view       {_mm(fov.min)} to {_mm(fov.max)} mm (right, anterior, superior)",
+        f"trained    {training.epochs} epochs on {training.cases - len(training.validation_cases)} "
+        f"of {training.cases} cases: {training.data}, {training.licence}",
+        f"made with  {manifest.created_with}",
+        "",
+        "route  spacing  native band      largest shape   graphs      validation Dice",
+    ]
+    for entry in manifest.routes:
+        low, high = (bound * entry.spacing_mm for bound in entry.native_band)
+        graphs = " ".join(g.precision for g in manifest.graphs if g.route == entry.index)
+        dice = training.dice[entry.index] if entry.index < len(training.dice) else ()
+        lines.append(
+            f"{entry.index:<5}  {entry.spacing_mm:<4g} mm  {low:5.2f} - {high:<5.2f} mm  "
+            f"{'x'.join(map(str, entry.profile.max)):<14}  {graphs:<10}  "
+            + " / ".join(f"{score:.3f}" for score in dice)
+        )
+    return [*lines, ""]
+
+
+def _mm(values: tuple[float, float, float]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,43 @@
+"""`rare-trt train`: a checkpoint from labelled scans."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rare_trt.commands import missing_extra
+
+if TYPE_CHECKING:
+    from rare_trt.commands import Parsers
+
+
+def add_parser(commands: Parsers) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a network on labelled scans",
+        description="Trains on images/ and labels/ of equal names, or on a folder in the Medical "
+        "Segmentation Decathlon's layout. Run again, it goes on after the last finished epoch.",
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint")
+    parser.add_argument("--recipe", default="hippocampus", metavar="NAME|FILE.json")
+    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        from rare_trt.training.recipe import load_recipe
+        from rare_trt.training.trainer import train
+    except ImportError as error:
+        raise missing_extra(error, "train") from error
+    recipe = load_recipe(options.recipe)
+    if options.epochs is not None:
+        recipe = replace(recipe, epochs=options.epochs)
+    checkpoint = train(options.data, options.out, recipe)
+    for route, scores in enumerate(checkpoint.facts.dice):
+        print(f"route {route}: validation Dice {' / '.join(f'{s:.3f}' for s in scores)}")
+    print(options.out)
+    return 0

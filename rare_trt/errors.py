@@ -1,0 +1,23 @@
+"""Errors a user can act on. The command line prints them as one sentence and exits 1."""
+
+from __future__ import annotations
+
+
+class RareTrtError(Exception):
+    """Base of every error that is the input's or the environment's, not a bug."""
+
+
+class ScanError(RareTrtError):
+    """The scan cannot be segmented as it is."""
+
+
+class PackageError(RareTrtError):
+    """The package is absent, damaged, tampered with or too new."""
+
+
+class BackendError(RareTrtError):
+    """The backend asked for cannot run here, or gave answers that cannot be trusted."""
+
+
+class OutputError(RareTrtError):
+    """An output cannot be written."""

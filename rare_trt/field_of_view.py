@@ -1,0 +1,61 @@
+"""The part of a scan that is segmented: all of it, or a box of the trained size around a point."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rare_trt.errors import ScanError
+from rare_trt.geometry import Grid, Shape, Triple
+from rare_trt.manifest import FieldOfView
+from rare_trt.planning import Slices
+
+# An extent this much over a limit is the limit: spacings are stored as float32.
+TOLERANCE_MM = 1e-2
+
+
+def check_field_of_view(grid: Grid, accepted: FieldOfView) -> None:
+    """Raises ScanError where a canonical `grid` covers more or less than the network was trained
+    on: it would label nonsense."""
+    low, high = np.array(accepted.min), np.array(accepted.max)
+    extent = np.array(grid.extent_mm)
+    if (extent >= low - TOLERANCE_MM).all() and (extent <= high + TOLERANCE_MM).all():
+        return
+    raise ScanError(
+        f"the field of view is {_mm(extent)} mm (right-left, anterior-posterior, "
+        f"superior-inferior); this package was trained on {_mm(low)} to {_mm(high)} mm: "
+        "pass --at X,Y,Z (world mm) to segment a box of the trained size around a point"
+    )
+
+
+def box_at(grid: Grid, point_mm: Triple, size_mm: Triple) -> Slices:
+    """The box of `size_mm` around the world point `point_mm`, cut off at the borders of `grid`.
+
+    Raises ScanError where the point lies outside the scan.
+    """
+    spacing = np.array(grid.spacing_mm)
+    shape = np.array(grid.shape)
+    # Rounded well below a voxel, so that the box does not hang on the last bit of an affine.
+    centre = grid.index(np.array(point_mm)).round(6)
+    if (centre < -0.5).any() or (centre > shape - 0.5).any():
+        corners = grid.world_mm(np.array([[0, 0, 0], shape - 1]))
+        low, high = corners.min(axis=0).round(1), corners.max(axis=0).round(1)
+        raise ScanError(
+            f"the point {_mm(np.array(point_mm))} lies outside the scan, which reaches from "
+            f"{low.tolist()} to {high.tolist()} mm (right, anterior, superior): mend --at"
+        )
+    wanted = np.maximum(1, np.round(np.array(size_mm) / spacing)).astype(int)
+    start = np.floor(centre - (wanted - 1) / 2 + 0.5).astype(int)
+    stop = np.minimum(start + wanted, shape)
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(np.maximum(start, 0), stop, strict=True))
+    return i, j, k
+
+
+def box_grid(grid: Grid, box: Slices) -> Grid:
+    """The grid of the voxels of `grid` inside `box`."""
+    start: Shape = (box[0].start, box[1].start, box[2].start)
+    i, j, k = (part.stop - part.start for part in box)
+    return grid.box(start, (i, j, k))
+
+
+def _mm(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values.tolist())

@@ -1,0 +1,156 @@
+"""Where voxels lie in the world: grids, their axes, and the nearest canonical order of those axes.
+
+World coordinates are millimetres in NIfTI's RAS+ convention; voxel indices point at voxel centres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
+from numpy.typing import NDArray
+
+from rare_trt.errors import ScanError
+
+Shape: TypeAlias = tuple[int, int, int]
+Triple: TypeAlias = tuple[float, float, float]
+Array: TypeAlias = NDArray[Any]
+
+# Voxel axes this far from a right angle are a sheared (gantry-tilted) scan, which a separable
+# resampling along those axes would segment with distorted anatomy.
+MAX_SHEAR_DEG = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A voxel grid: `shape` (i, j, k) and the 4x4 float64 `affine` from voxel index to world mm."""
+
+    shape: Shape
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        affine.setflags(write=False)
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        fault = affine_fault(affine)
+        if fault:
+            raise ScanError(fault)
+
+    @cached_property
+    def spacing_mm(self) -> Triple:
+        """Voxel size along i, j, k, taken from the affine's columns."""
+        i, j, k = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0)).tolist()
+        return i, j, k
+
+    @property
+    def extent_mm(self) -> Triple:
+        """Field of view along i, j, k, from the outer face of the first voxel to the last's."""
+        i, j, k = (n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
+        return i, j, k
+
+    @property
+    def obliqueness_deg(self) -> float:
+        """The largest angle between a voxel axis and the world axis nearest to it."""
+        cosines = np.abs(self.affine[:3, :3] / self.spacing_mm).max(axis=0)
+        return float(np.degrees(np.arccos(np.clip(cosines, 0.0, 1.0)).max()))
+
+    def world_mm(self, index: Array) -> NDArray[np.float64]:
+        """World position of (fractional) voxel `index` [..., 3]."""
+        return np.asarray(index @ self.affine[:3, :3].T + self.affine[:3, 3])
+
+    def index(self, world_mm: Array) -> NDArray[np.float64]:
+        """Fractional voxel index of the world position `world_mm` [..., 3]."""
+        return np.asarray((world_mm - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T)
+
+    def box(self, start: Shape, shape: Shape) -> Grid:
+        """The part of this grid that begins at voxel `start` and has `shape` voxels."""
+        affine = self.affine.copy()
+        affine[:3, 3] = self.world_mm(np.asarray(start))
+        return Grid(shape, affine)
+
+    def regridded(self, spacing_mm: Triple, shape: Shape) -> Grid:
+        """A grid along the same axes and about the same centre with another spacing and shape."""
+        scale = np.asarray(spacing_mm) / np.asarray(self.spacing_mm)
+        affine = self.affine.copy()
+        affine[:3, :3] = self.affine[:3, :3] * scale
+        first = (np.asarray(self.shape) - scale * (np.asarray(shape) - 1) - 1) / 2
+        affine[:3, 3] = self.world_mm(first)
+        return Grid(shape, affine)
+
+    def subdivided(self, parts: Shape) -> Grid:
+        """The grid that cuts each voxel into `parts` equal ones per axis."""
+        i, j, k = (s / p for s, p in zip(self.spacing_mm, parts, strict=True))
+        ni, nj, nk = (n * p for n, p in zip(self.shape, parts, strict=True))
+        return self.regridded((i, j, k), (ni, nj, nk))
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels [i, j, k] or [i, j, k, channel] and the grid they lie on."""
+
+    voxels: Array
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        if self.voxels.shape[:3] != self.grid.shape:
+            raise ValueError(f"voxels {self.voxels.shape} do not fit a grid of {self.grid.shape}")
+
+
+class Canonical:
+    """The scan's axes permuted and flipped to the nearest right, anterior, superior order.
+
+    No voxel is resampled, so the way back is exact; an oblique scan keeps its oblique axes.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._ornt = io_orientation(grid.affine)
+        self._back = ornt_transform(axcodes2ornt("RAS"), self._ornt)
+        ni, nj, nk = (grid.shape[axis] for axis in np.argsort(self._ornt[:, 0]))
+        self.grid = Grid((ni, nj, nk), grid.affine @ inv_ornt_aff(self._ornt, grid.shape))
+
+    def scan_grid(self, grid: Grid) -> Grid:
+        """A grid in canonical order -> the same voxels in the scan's own order."""
+        ni, nj, nk = (grid.shape[axis] for axis in np.argsort(self._back[:, 0]))
+        return Grid((ni, nj, nk), grid.affine @ inv_ornt_aff(self._back, grid.shape))
+
+    def from_scan(self, voxels: Array) -> Array:
+        """Voxels in the scan's own order [i, j, k, ...] -> canonical order, contiguous.
+
+        Contiguous so that sums over it do not depend on the order the file stored it in.
+        """
+        return np.ascontiguousarray(apply_orientation(voxels, self._ornt))
+
+    def to_scan(self, voxels: Array) -> Array:
+        """Voxels in canonical order [i, j, k, ...] -> the scan's own order."""
+        return np.ascontiguousarray(apply_orientation(voxels, self._back))
+
+
+def affine_fault(affine: NDArray[np.float64]) -> str | None:
+    """One sentence on why `affine` cannot place voxels in the world, or None."""
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        return "the affine holds non-finite numbers; expected a finite 4x4 matrix: mend the header"
+    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    if spacing.min() <= 0.0:
+        return (
+            f"the affine gives voxels of {np.round(spacing, 4).tolist()} mm; "
+            "expected three positive sizes: mend the header"
+        )
+    axes = affine[:3, :3] / spacing
+    cosine = np.abs(np.triu(axes.T @ axes, 1)).max()
+    shear_deg = float(np.degrees(np.arcsin(min(cosine, 1.0))))
+    if shear_deg > MAX_SHEAR_DEG:
+        return (
+            f"the voxel axes are {shear_deg:.1f} degrees off right angles; expected at most "
+            f"{MAX_SHEAR_DEG:g} (no shear): resample the scan to a rectangular grid first"
+        )
+    return None

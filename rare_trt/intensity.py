@@ -1,0 +1,55 @@
+"""Intensity normalisation: the one implementation that training, export and runtime share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rare_trt.errors import ScanError
+
+
+@dataclass(frozen=True)
+class IntensityRule:
+    """Clip to two percentiles, then centre and scale by the foreground's mean and deviation.
+
+    The foreground is every voxel at least `foreground_share` of the way from the lower percentile
+    to the upper one; so the rule gives the same result for any gain and offset of the scanner.
+    """
+
+    clip_percentiles: tuple[float, float] = (0.5, 99.5)
+    foreground_share: float = 0.15
+
+
+def normalised(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np.float32]:
+    """Voxels [i, j, k] or [i, j, k, channel] -> float32 [channel, i, j, k], each channel apart.
+
+    Applied to the scan's own voxels before any resampling, so that padding with zero is padding
+    with the foreground's mean. Raises ScanError for a channel without contrast.
+    """
+    channels = voxels[..., None] if voxels.ndim == 3 else voxels
+    out = np.empty((channels.shape[3], *channels.shape[:3]), np.float32)
+    for channel in range(channels.shape[3]):
+        out[channel] = _normalised_channel(channels[..., channel], rule)
+    return out
+
+
+def _normalised_channel(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np.float32]:
+    # float32 holds 24 bits: wider types are centred first, lest a large offset eat the contrast.
+    wide = voxels.dtype.itemsize > 4 or (voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 4)
+    values: NDArray[Any] = voxels.astype(np.float64 if wide else np.float32)
+    low, high = np.percentile(values, rule.clip_percentiles).tolist()
+    if not high > low:
+        raise ScanError(
+            f"the voxels have no contrast (percentiles {rule.clip_percentiles[0]:g} and "
+            f"{rule.clip_percentiles[1]:g} are both {low:g}); expected an image: check the file"
+        )
+    np.clip(values, low, high, out=values)
+    foreground = values[values >= low + rule.foreground_share * (high - low)]
+    mean = foreground.mean(dtype=np.float64)
+    deviation = foreground.std(dtype=np.float64)
+    values -= mean
+    values /= max(deviation, 1e-3 * (high - low))
+    return values.astype(np.float32, copy=False)

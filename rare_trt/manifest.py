@@ -1,0 +1,246 @@
+"""A package's manifest as types, read from and written to JSON.
+
+manifest.schema.json is the published description of the file; it is checked first, so that the
+types below are built from values of the right kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Final
+
+from rare_trt.errors import PackageError
+from rare_trt.geometry import Shape, Triple
+from rare_trt.intensity import IntensityRule
+from rare_trt.routing import Route
+
+FORMAT: Final = "rare-trt package"
+FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class FieldOfView:
+    """Accepted fields of view per canonical axis in mm; `typical` is what --at cuts out."""
+
+    min: Triple
+    typical: Triple
+    max: Triple
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """Where the weights come from; `dice[route][label - 1]` was measured on validation cases."""
+
+    data: str
+    licence: str
+    cases: int
+    validation_cases: tuple[str, ...]
+    epochs: int
+    dice: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the network answers, and for which scans."""
+
+    task: str
+    labels: tuple[str, ...]
+    channels: tuple[str, ...]
+    base_spacing_mm: float
+    spacing_limits_mm: tuple[float, float]
+    intensity: IntensityRule
+    field_of_view_mm: FieldOfView
+    volume_range_mm3: tuple[tuple[float, float], ...]
+    network: Mapping[str, Any]
+    training: TrainingRecord
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Working shapes of a route: smallest, typical, and the largest run in one piece."""
+
+    min: Shape
+    typical: Shape
+    max: Shape
+
+
+@dataclass(frozen=True)
+class RouteEntry:
+    """One route of the package."""
+
+    index: int
+    spacing_mm: float
+    native_band: tuple[float, float]
+    multiple: int
+    profile: Profile
+
+    def route(self) -> Route:
+        return Route(self.index, self.spacing_mm, self.native_band, self.multiple, self.profile.max)
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One route's graph at one precision; `weights` is its external data."""
+
+    precision: str
+    route: int
+    file: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class GoldenEntry:
+    """A scan at a route's spacing and the labels the reference gives it, at base spacing."""
+
+    route: int
+    kind: str
+    scan: str
+    labels: str
+    max_disagreement: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a file of the package must be."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole manifest. Paths are relative to the package's folder, with forward slashes."""
+
+    name: str
+    created_with: str
+    model: Model
+    routes: tuple[RouteEntry, ...]
+    graphs: tuple[GraphEntry, ...]
+    golden: tuple[GoldenEntry, ...]
+    files: Mapping[str, FileEntry]
+
+    def to_json(self) -> bytes:
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        return (json.dumps(values, indent=1, sort_keys=False) + "\n").encode()
+
+
+def manifest_from_json(data: bytes) -> Manifest:
+    """The manifest in `data`; raises PackageError that names what is wrong."""
+    try:
+        values = json.loads(data)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PackageError(
+            f"manifest.json is not JSON ({error}); build the package again"
+        ) from error
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise PackageError(
+            f"the package has format version {version}; this rare-trt reads up to "
+            f"{FORMAT_VERSION}: install a newer rare-trt"
+        )
+    _check_schema(values)
+    manifest = _manifest(values)
+    fault = _fault(manifest)
+    if fault:
+        raise PackageError(f"manifest.json contradicts itself ({fault}); build the package again")
+    return manifest
+
+
+def _check_schema(values: Any) -> None:
+    from fastjsonschema import JsonSchemaValueException
+
+    try:
+        _validator()(values)
+    except JsonSchemaValueException as error:
+        raise PackageError(
+            f"manifest.json does not fit its schema ({error.message}); build the package again"
+        ) from error
+
+
+@cache
+def _validator() -> Callable[[Any], Any]:
+    from fastjsonschema import compile as compile_schema
+
+    schema = (resources.files("rare_trt") / "manifest.schema.json").read_text()
+    validate: Callable[[Any], Any] = compile_schema(json.loads(schema))
+    return validate
+
+
+def _manifest(values: dict[str, Any]) -> Manifest:
+    model = values["model"]
+    training = model["training"]
+    return Manifest(
+        name=values["name"],
+        created_with=values["created_with"],
+        model=Model(
+            task=model["task"],
+            labels=tuple(model["labels"]),
+            channels=tuple(model["channels"]),
+            base_spacing_mm=model["base_spacing_mm"],
+            spacing_limits_mm=_pair(model["spacing_limits_mm"]),
+            intensity=IntensityRule(
+                _pair(model["intensity"]["clip_percentiles"]),
+                model["intensity"]["foreground_share"],
+            ),
+            field_of_view_mm=FieldOfView(**_triples(model["field_of_view_mm"])),
+            volume_range_mm3=tuple(_pair(pair) for pair in model["volume_range_mm3"]),
+            network=model["network"],
+            training=TrainingRecord(
+                **training
+                | {
+                    "validation_cases": tuple(training["validation_cases"]),
+                    "dice": tuple(tuple(row) for row in training["dice"]),
+                }
+            ),
+        ),
+        routes=tuple(
+            RouteEntry(
+                **entry
+                | {
+                    "native_band": _pair(entry["native_band"]),
+                    "profile": Profile(**_triples(entry["profile"])),
+                }
+            )
+            for entry in values["routes"]
+        ),
+        graphs=tuple(GraphEntry(**entry) for entry in values["graphs"]),
+        golden=tuple(GoldenEntry(**entry) for entry in values["golden"]),
+        files={name: FileEntry(**entry) for name, entry in values["files"].items()},
+    )
+
+
+def _fault(manifest: Manifest) -> str | None:
+    """What the schema cannot say: entries that must agree with each other."""
+    model = manifest.model
+    indices = [entry.index for entry in manifest.routes]
+    used = [graph.route for graph in manifest.graphs] + [g.route for g in manifest.golden]
+    named = [name for graph in manifest.graphs for name in (graph.file, graph.weights)]
+    named += [name for golden in manifest.golden for name in (golden.scan, golden.labels)]
+    missing = sorted(set(named) - set(manifest.files))
+    pairs = [model.spacing_limits_mm, model.intensity.clip_percentiles]
+    pairs += [entry.native_band for entry in manifest.routes]
+    if len(set(indices)) != len(indices):
+        return f"routes {indices} name one twice"
+    if not set(used) <= set(indices):
+        return f"graphs or golden vectors name a route that is not among {indices}"
+    if missing:
+        return f"{missing[0]} is named but not among the files"
+    if len(model.volume_range_mm3) != len(model.labels) - 1:
+        return f"{len(model.volume_range_mm3)} volume ranges for {len(model.labels) - 1} labels"
+    if any(not low < high for low, high in pairs):
+        return "a lower limit is not below its upper one"
+    if any(g.file.rpartition("/")[0] != g.weights.rpartition("/")[0] for g in manifest.graphs):
+        return "a graph and its weights lie in different folders"
+    return None
+
+
+def _pair(values: list[float]) -> tuple[float, float]:
+    return values[0], values[1]
+
+
+def _triples(values: Mapping[str, list[Any]]) -> dict[str, tuple[Any, Any, Any]]:
+    return {key: (triple[0], triple[1], triple[2]) for key, triple in values.items()}

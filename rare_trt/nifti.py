@@ -1,0 +1,182 @@
+"""NIfTI scans in, label files out. The only module that touches a NIfTI header."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from rare_trt.errors import OutputError, ScanError
+from rare_trt.geometry import Grid, Volume
+
+SUFFIXES: Final = (".nii", ".nii.gz")
+MM_PER_UNIT: Final = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
+
+# Labels are mostly runs of zeros: higher levels shrink the file by a few percent for 3x the time.
+GZIP_LEVEL: Final = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A scan as it was read: its volume (grid in mm) and the header its labels inherit."""
+
+    volume: Volume
+    header: nib.Nifti1Header
+    affine: NDArray[np.float64]
+
+
+def read_scan(path: Path, channels: int = 1) -> Scan:
+    """The scan at `path` (.nii or .nii.gz) with `channels` channels, on a grid in millimetres.
+
+    Spacing comes from the affine (sform before qform), not from pixdim. Raises ScanError with one
+    sentence for whatever cannot be segmented: no such file, not NIfTI, truncated, no affine,
+    another number of channels, voxels that are not finite real numbers.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ScanError(f"{path}: no such file; expected a NIfTI scan: check the path") from error
+    except OSError as error:
+        raise ScanError(
+            f"{path}: cannot be read ({error.strerror}); expected a NIfTI file: check the path "
+            "and its permissions"
+        ) from error
+    return scan_from_bytes(data, str(path), channels)
+
+
+def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
+    """As `read_scan`, from a file's bytes; `path` is what errors call it."""
+    image = _image_from_bytes(_inflated(data, path), path)
+    header = image.header
+    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
+        raise ScanError(
+            f"{path}: the header has no affine (sform and qform codes are 0); expected one that "
+            "places the voxels in the scanner: export the scan again with its orientation"
+        )
+    shape = _volume_shape(image.shape, channels, path)
+    try:
+        voxels = np.asarray(image.dataobj).reshape(shape)
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        raise ScanError(
+            f"{path}: the voxels cannot be read ({error}); expected "
+            f"{' x '.join(map(str, image.shape))} of {header.get_data_dtype()}: copy it again"
+        ) from error
+    if voxels.dtype.kind not in "iuf":
+        raise ScanError(
+            f"{path}: the voxels are {header.get_data_dtype()}; expected real numbers "
+            "(integer or floating point): convert the scan to one grey value per voxel"
+        )
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        bad = int(voxels.size - np.isfinite(voxels).sum())
+        raise ScanError(
+            f"{path}: {bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers: "
+            "mend the reconstruction, or replace them on purpose"
+        )
+    try:
+        grid = Grid((shape[0], shape[1], shape[2]), affine_mm(image))
+    except ScanError as error:
+        raise ScanError(f"{path}: {error}") from error
+    return Scan(Volume(voxels, grid), header, np.asarray(image.affine))
+
+
+def affine_mm(image: nib.Nifti1Image) -> NDArray[np.float64]:
+    """The image's affine in millimetres, whatever unit its header states."""
+    unit = image.header.get_xyzt_units()[0]
+    scale = MM_PER_UNIT[unit]
+    return np.diag([scale, scale, scale, 1.0]) @ np.asarray(image.affine, dtype=np.float64)
+
+
+def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: bool) -> bytes:
+    """A NIfTI file of `labels` [i, j, k] on `grid`, which is the scan's own or a finer one.
+
+    On the scan's own grid the affine and its codes are the scan's, bit for bit. Scaling, intent,
+    display range, extensions and free text (which can hold a patient's name) do not come along.
+    """
+    header = scan.header.copy()
+    header.extensions.clear()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(labels.shape)
+    header.set_slope_inter(1.0, 0.0)
+    header.set_intent("none")
+    for field in ("descrip", "aux_file", "intent_name"):
+        header[field] = b""
+    for field in ("cal_min", "cal_max", "toffset", "slice_duration", "slice_start", "slice_end"):
+        header[field] = 0
+    header["slice_code"] = 0
+    header.set_dim_info()
+    image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    if grid is scan.volume.grid:
+        image = image_class(labels, None, header)
+    else:
+        header.set_xyzt_units("mm")
+        image = image_class(labels, grid.affine, header)
+        image.set_sform(grid.affine, int(scan.header["sform_code"]) or int(header["qform_code"]))
+        image.set_qform(grid.affine, int(header["qform_code"]))
+    data: bytes = image.to_bytes()
+    # mtime 0: the same labels give the same bytes.
+    return gzip.compress(data, GZIP_LEVEL, mtime=0) if compressed else data
+
+
+def is_scan_name(path: Path) -> bool:
+    """Whether the name says NIfTI."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def stem(path: Path) -> str:
+    """The file's name without .nii or .nii.gz."""
+    name = path.name
+    for suffix in (".nii.gz", ".nii"):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    raise OutputError(f"{path}: expected a name that ends in .nii or .nii.gz: rename it")
+
+
+def _inflated(data: bytes, path: str) -> bytes:
+    if data[:2] != b"\x1f\x8b":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ScanError(
+            f"{path}: the gzip stream is damaged ({error}); expected a whole .nii.gz: copy it again"
+        ) from error
+
+
+def _image_from_bytes(data: bytes, path: str) -> Any:
+    # The size of the header, in either byte order, tells the two versions apart.
+    sizes = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}
+    image_class = nib.Nifti2Image if 540 in sizes else nib.Nifti1Image
+    try:
+        return image_class.from_bytes(data)
+    except (ImageFileError, HeaderDataError, ValueError, KeyError, OverflowError) as error:
+        raise ScanError(
+            f"{path}: not a NIfTI file that can be read ({str(error).splitlines()[0]}); "
+            "expected .nii or .nii.gz in one file: convert the scan"
+        ) from error
+
+
+def _volume_shape(shape: tuple[int, ...], channels: int, path: str) -> tuple[int, ...]:
+    """[i, j, k] or [i, j, k, channel] of an image whose trailing axes may be single."""
+    trimmed = list(shape)
+    while len(trimmed) > 3 and trimmed[-1] == 1:
+        trimmed.pop()
+    found = trimmed[3] if len(trimmed) == 4 else 1
+    if not 3 <= len(trimmed) <= 4 or min(trimmed) < 1:
+        raise ScanError(
+            f"{path}: the image has shape {' x '.join(map(str, shape))}; expected a 3D volume of "
+            f"{channels} channel(s): extract the volume to segment"
+        )
+    if found != channels:
+        raise ScanError(
+            f"{path}: the image has {found} channels or time points; this package takes "
+            f"{channels}: extract the right volume(s)"
+        )
+    return tuple(trimmed)

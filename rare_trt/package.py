@@ -1,0 +1,117 @@
+"""The package: one folder with manifest.json and files, each held to its SHA-256."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rare_trt.errors import OutputError, PackageError
+from rare_trt.files import sha256
+from rare_trt.manifest import FileEntry, GraphEntry, Manifest, manifest_from_json
+
+SHIPPED = Path(__file__).parent / "packages"
+SUFFIX = ".rare"
+
+
+@dataclass(frozen=True)
+class Package:
+    """An opened package. Nothing but the manifest has been read yet."""
+
+    folder: Path
+    manifest: Manifest
+    manifest_sha256: str
+
+    def read(self, name: str) -> bytes:
+        """The file `name`, read once and held to its hash; raises PackageError otherwise.
+
+        What is returned is what was hashed: parsers get these bytes, never the path.
+        """
+        entry = self.manifest.files[name]
+        path = self.folder / name
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise PackageError(f"{path}: leads out of the package; expected a file inside it")
+        data = _read(path, limit=entry.bytes)
+        if len(data) != entry.bytes or sha256(data) != entry.sha256:
+            raise PackageError(
+                f"{path}: is not the file the manifest names (SHA-256 or size differ); it was "
+                "damaged or tampered with: install the package again"
+            )
+        return data
+
+    def graph(self, route: int, precision: str) -> GraphEntry:
+        """The graph of `route` at `precision`."""
+        for entry in self.manifest.graphs:
+            if (entry.route, entry.precision) == (route, precision):
+                return entry
+        raise PackageError(
+            f"{self.folder}: has no {precision} graph for route {route}: build the package again"
+        )
+
+
+def open_package(name_or_folder: str | os.PathLike[str]) -> Package:
+    """A package that ships with rare-trt, by name, or the one in a folder."""
+    shipped = SHIPPED / f"{name_or_folder}{SUFFIX}"
+    is_name = Path(name_or_folder).name == str(name_or_folder)
+    folder = shipped if is_name and shipped.is_dir() else Path(name_or_folder)
+    if not folder.is_dir():
+        names = ", ".join(sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))) or "none"
+        raise PackageError(
+            f"{name_or_folder}: no such package; expected a folder, or one that ships with "
+            f"rare-trt ({names}): check --package"
+        )
+    data = _read(folder / "manifest.json", limit=1 << 20)
+    try:
+        return Package(folder, manifest_from_json(data), sha256(data))
+    except PackageError as error:
+        raise PackageError(f"{folder}: {error}") from error
+
+
+def write_package(
+    folder: Path, manifest: Manifest, contents: Mapping[str, bytes], *, overwrite: bool
+) -> Package:
+    """Writes `contents` and `manifest` (its `files` filled in from them) as the package `folder`.
+
+    Everything is written beside `folder` first and renamed, so that `folder` is never half there.
+    """
+    if folder.exists() and not overwrite:
+        raise OutputError(f"{folder}: exists already: name another output or pass --overwrite")
+    files = {name: FileEntry(sha256(data), len(data)) for name, data in contents.items()}
+    data = replace(manifest, files=files).to_json()
+    manifest_from_json(data)
+    token = secrets.token_hex(4)
+    new = folder.with_name(f".{folder.name}.{token}.part")
+    old = folder.with_name(f".{folder.name}.{token}.old")
+    try:
+        for name, content in {**contents, "manifest.json": data}.items():
+            path = new / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise OutputError(
+            f"{folder}: cannot be written ({error.strerror}): check the folder's permissions and "
+            "the free space"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return open_package(folder)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise PackageError(
+            f"{path}: cannot be read ({error.strerror}); expected a file of the package: install "
+            "the package again"
+        ) from error

@@ -1,0 +1,200 @@
+"""From grids in millimetres to the six per-axis matrices of a route's graph, and to tiles of it.
+
+A resample between grids along the same axes is a separable linear map: one small matrix per axis
+expresses a change of spacing, anti-aliasing, crop, padding and a tile's place. Everything here is
+pure and computed in float64; the matrices are handed over as float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rare_trt.geometry import Grid, Shape, Triple
+from rare_trt.routing import Route
+
+Matrices: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+Slices: TypeAlias = tuple[slice, slice, slice]
+
+# Image and output axes are padded to a multiple of this, so that the scans of a clinic share a
+# handful of compiled shapes. The working grid is not: instance norm feels padding.
+BUCKET = 16
+
+# Positions closer than this share of a voxel are the same: affines are often stored in float32.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How a scan goes through a route: `working` = in . image, output = out . `working`.
+
+    in_matrices [I, i] [J, j] [K, k] and out_matrices [oi, I] [oj, J] [ok, K], float32.
+    `core` is the working shape before it was padded to the network's multiple.
+    """
+
+    core: Shape
+    in_matrices: Matrices
+    out_matrices: Matrices
+
+    @property
+    def working_shape(self) -> Shape:
+        i, j, k = (len(matrix) for matrix in self.in_matrices)
+        return i, j, k
+
+    @property
+    def output_shape(self) -> Shape:
+        i, j, k = (len(matrix) for matrix in self.out_matrices)
+        return i, j, k
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One run of the graph: the slab `image` of the scan, its matrices, and where labels go."""
+
+    image: Slices
+    in_matrices: Matrices
+    out_matrices: Matrices
+    output: Slices
+
+
+def plan(grid: Grid, route: Route, output_grid: Grid) -> Plan:
+    """The six matrices from `grid` through `route`'s working grid to `output_grid`.
+
+    The working grid lies along the scan's own axes. Along an axis inside the route's native band
+    its voxels are the scan's own; along others it has the route's spacing, covers the scan's
+    extent and is centred on it. It is then padded at its end to the network's multiple; padding
+    is zero, which after normalisation is the foreground's mean. Logits are interpolated from the
+    unpadded part alone. Raises ValueError where the grids' axes are not parallel.
+    """
+    spacing = route.working_spacing_mm(grid.spacing_mm)
+    core = _covering_shape(grid, spacing)
+    working = grid.regridded(spacing, core)
+    into, out = [], []
+    for axis in range(3):
+        matrix = axis_matrix(grid, working, axis)
+        padding = -len(matrix) % route.multiple
+        into.append(np.pad(matrix, ((0, padding), (0, 0))).astype(np.float32))
+        matrix = axis_matrix(working, output_grid, axis)
+        out.append(np.pad(matrix, ((0, 0), (0, padding))).astype(np.float32))
+    return Plan(core, (into[0], into[1], into[2]), (out[0], out[1], out[2]))
+
+
+def axis_matrix(source: Grid, target: Grid, axis: int) -> NDArray[np.float64]:
+    """Weights [target voxels, source voxels] that resample along `axis`.
+
+    Linear interpolation between voxel centres; where the target is coarser, the triangle is
+    widened to the target's spacing, which averages away what the target cannot hold. Rows sum to
+    one, also within the outer half voxel, so a constant stays constant up to the border. Target
+    voxels centred outside the source's extent are zero.
+    """
+    if source.shape[axis] == target.shape[axis] and np.array_equal(source.affine, target.affine):
+        return np.eye(source.shape[axis])
+    positions = _positions(source, target, axis)
+    voxels = np.arange(source.shape[axis])
+    radius = max(1.0, target.spacing_mm[axis] / source.spacing_mm[axis])
+    weights = np.maximum(0.0, 1.0 - np.abs(positions[:, None] - voxels) / radius)
+    outside = (positions < -0.5 - TOLERANCE) | (positions > len(voxels) - 0.5 + TOLERANCE)
+    weights[outside] = 0.0
+    total = weights.sum(axis=1, keepdims=True)
+    weights /= np.where(total > 0.0, total, 1.0)
+    return weights
+
+
+def tiles(plan: Plan, max_shape: Shape) -> Iterator[Tile]:
+    """Cuts `plan` into runs whose working shape is at most `max_shape`; one run where it fits.
+
+    Neighbouring tiles overlap; each answers the output voxels nearest to its own centre. A tile is
+    nothing but rows and columns of the plan's matrices, and the slab of the scan they touch.
+    """
+    axes = [_axis_tiles(plan, axis, max_shape[axis]) for axis in range(3)]
+    for i, j, k in product(*axes):
+        yield Tile(
+            image=(i.image, j.image, k.image),
+            in_matrices=(i.into, j.into, k.into),
+            out_matrices=(i.out, j.out, k.out),
+            output=(i.output, j.output, k.output),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _AxisTile:
+    image: slice
+    into: NDArray[np.float32]
+    out: NDArray[np.float32]
+    output: slice
+
+
+def _axis_tiles(plan: Plan, axis: int, max_size: int) -> list[_AxisTile]:
+    into, out = plan.in_matrices[axis], plan.out_matrices[axis]
+    size = len(into)
+    if size <= max_size:
+        everything = slice(0, into.shape[1])
+        return [_AxisTile(everything, into, out, slice(0, len(out)))]
+    # Half of each tile is overlap: its answers stay a quarter of it away from its cut faces.
+    count = 1 + ceil((size - max_size) / (max_size / 2))
+    starts = np.linspace(0, size - max_size, count).round().astype(int)
+    # The output voxel's place on the working axis decides which tile's centre is nearest; voxels
+    # outside the scan have none and follow their neighbour.
+    place = np.maximum.accumulate((out * np.arange(size)).sum(axis=1))
+    nearest = np.abs(place[:, None] - (starts + (max_size - 1) / 2)).argmin(axis=1)
+    found = []
+    for index, start in enumerate(starts):
+        rows = np.flatnonzero(nearest == index)
+        if not len(rows):
+            continue
+        window = slice(start, start + max_size)
+        columns = np.flatnonzero(into[window].any(axis=0))
+        image = slice(int(columns[0]), int(columns[-1]) + 1)
+        output = slice(int(rows[0]), int(rows[-1]) + 1)
+        found.append(_AxisTile(image, into[window, image], out[output, window], output))
+    return found
+
+
+def answer_parts(grid: Grid, base_spacing_mm: float) -> Shape:
+    """Into how many parts per axis the answer subdivides a voxel of `grid`.
+
+    The network's answer lives at its base spacing: a voxel of a coarse scan is several voxels of
+    the answer, and its label is the class with the largest share of them.
+    """
+    i, j, k = (max(1, ceil(s / base_spacing_mm - 0.05)) for s in grid.spacing_mm)
+    return i, j, k
+
+
+def largest_share(answer: NDArray[np.uint8], parts: Shape, classes: int) -> NDArray[np.uint8]:
+    """Labels of voxels from the labels of their `parts` sub-voxels; ties go to the lower label."""
+    if parts == (1, 1, 1):
+        return answer
+    i, j, k = parts
+    ni, nj, nk = (n // p for n, p in zip(answer.shape, parts, strict=True))
+    blocks = answer.reshape(ni, i, nj, j, nk, k)
+    shares = np.stack([(blocks == label).sum(axis=(1, 3, 5)) for label in range(classes)])
+    labels: NDArray[np.uint8] = shares.argmax(axis=0).astype(np.uint8)
+    return labels
+
+
+def _positions(source: Grid, target: Grid, axis: int) -> NDArray[np.float64]:
+    """Where the target's voxel centres lie on the source's `axis`, in source voxels."""
+    step = np.linalg.solve(source.affine[:3, :3], target.affine[:3, :3])
+    stray = np.abs(step - np.diag(np.diag(step))).max() * max(target.shape)
+    if stray > 0.1:
+        raise ValueError("the grids' axes are not parallel: reorient them first")
+    first = source.index(target.affine[:3, 3])[axis]
+    positions = first + step[axis, axis] * np.arange(target.shape[axis])
+    # Exact where the grids share voxel centres, so that a native axis is an exact identity.
+    whole = positions.round()
+    exact: NDArray[np.float64] = np.where(np.abs(positions - whole) < TOLERANCE, whole, positions)
+    return exact
+
+
+def _covering_shape(grid: Grid, spacing_mm: Triple) -> Shape:
+    i, j, k = (
+        max(1, ceil(extent / spacing - TOLERANCE))
+        for extent, spacing in zip(grid.extent_mm, spacing_mm, strict=True)
+    )
+    return i, j, k

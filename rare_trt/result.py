@@ -1,0 +1,143 @@
+"""What a segmentation gives back: labels, how they came about, and the files they are saved as."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rare_trt.files import refuse_existing, write_files
+from rare_trt.geometry import Grid, Volume
+from rare_trt.nifti import Scan, label_bytes, stem
+from rare_trt.package import Package
+from rare_trt.picture import picture_png
+from rare_trt.routing import RouteDecision
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Labels uint8 [i, j, k] on `grid`, which is the scan's own unless another was asked for.
+
+    `volumes_mm3` holds one volume per label from 1 up, counted where the answer is finest.
+    `timings_ms` gives the milliseconds of each stage.
+    """
+
+    labels: NDArray[np.uint8]
+    grid: Grid
+    scan: Scan
+    route: RouteDecision
+    backend: str
+    precision: str
+    package: Package
+    timings_ms: dict[str, float]
+    volumes_mm3: tuple[float, ...]
+    touches_edge: bool
+
+    def flags(self) -> list[str]:
+        """What a physicist should look at before trusting the labels; empty where nothing is."""
+        model = self.package.manifest.model
+        found = []
+        names = model.labels[1:]
+        for name, volume, (low, high) in zip(
+            names, self.volumes_mm3, model.volume_range_mm3, strict=True
+        ):
+            if volume == 0.0:
+                found.append(f"empty label: {name}")
+            elif not low <= volume <= high:
+                found.append(
+                    f"volume outside the training range: {name} {volume:.0f} mm3 "
+                    f"({low:.0f} to {high:.0f})"
+                )
+        if self.touches_edge:
+            found.append("a label touches the edge of the segmented field of view")
+        if self.route.forced:
+            found.append("the route was forced")
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """Everything about this run but the labels, ready for JSON."""
+        manifest = self.package.manifest
+        graph = self.package.graph(self.route.route, self.precision)
+        return {
+            "rare_trt": version("rare-trt"),
+            "package": {
+                "name": manifest.name,
+                "manifest_sha256": self.package.manifest_sha256,
+                "graph_sha256": manifest.files[graph.file].sha256,
+                "weights_sha256": manifest.files[graph.weights].sha256,
+            },
+            "backend": self.backend,
+            "precision": self.precision,
+            "route": {**asdict(self.route), "explained": str(self.route)},
+            "scan": {
+                "shape": self.scan.volume.grid.shape,
+                "spacing_mm": self.scan.volume.grid.spacing_mm,
+                "obliqueness_deg": round(self.scan.volume.grid.obliqueness_deg, 3),
+            },
+            "labels": {"shape": self.grid.shape, "spacing_mm": self.grid.spacing_mm},
+            "volumes_mm3": dict(zip(manifest.model.labels[1:], self.volumes_mm3, strict=True)),
+            "largest_resampling_factor": max(
+                math.exp(abs(math.log(f))) for f in self.route.factors
+            ),
+            "flags": self.flags(),
+            "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings_ms.items()},
+        }
+
+    def save(
+        self,
+        labels: Path | str,
+        *,
+        report: Path | str | None = None,
+        picture: Path | str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes the labels (.nii or .nii.gz), their names (BIDS dseg.tsv beside them), and on
+        request the report (JSON) and a picture (PNG): all of them or none."""
+        start = perf_counter()
+        target = Path(labels)
+        paths = output_paths(target, report, picture)
+        if not overwrite:
+            refuse_existing(paths)
+        compressed = target.name.lower().endswith(".gz")
+        contents = {target: label_bytes(self.labels, self.scan, self.grid, compressed)}
+        contents[names_path(target)] = self._names_tsv()
+        if picture is not None:
+            contents[Path(picture)] = self._picture()
+        if report is not None:
+            self.timings_ms["encode"] = (perf_counter() - start) * 1e3
+            contents[Path(report)] = (json.dumps(self.report(), indent=2) + "\n").encode()
+        write_files(contents, overwrite=overwrite)
+        self.timings_ms["write"] = (perf_counter() - start) * 1e3
+
+    def _picture(self) -> bytes:
+        names = self.package.manifest.model.labels[1:]
+        legend = [
+            f"{name} {volume:.0f} mm³" for name, volume in zip(names, self.volumes_mm3, strict=True)
+        ]
+        labels = Volume(self.labels, self.grid)
+        return picture_png(self.scan.volume, labels, str(self.route), legend)
+
+    def _names_tsv(self) -> bytes:
+        names = self.package.manifest.model.labels
+        rows = [f"{value}\t{name}" for value, name in enumerate(names)]
+        return ("index\tname\n" + "\n".join(rows) + "\n").encode()
+
+
+def names_path(labels: Path) -> Path:
+    """Where the label names of the file `labels` go."""
+    return labels.with_name(f"{stem(labels)}_dseg.tsv")
+
+
+def output_paths(
+    labels: Path, report: Path | str | None = None, picture: Path | str | None = None
+) -> list[Path]:
+    """Every file that saving a result to these paths writes."""
+    more = [Path(path) for path in (report, picture) if path is not None]
+    return [labels, names_path(labels), *more]

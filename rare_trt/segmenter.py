@@ -1,0 +1,237 @@
+"""From a scan to labels on its own grid: the library's door."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rare_trt.cache import Cache
+from rare_trt.errors import BackendError, ScanError
+from rare_trt.field_of_view import box_at, box_grid, check_field_of_view
+from rare_trt.geometry import Canonical, Grid, Triple
+from rare_trt.intensity import normalised
+from rare_trt.manifest import GoldenEntry
+from rare_trt.nifti import Scan, read_scan, scan_from_bytes
+from rare_trt.package import Package, open_package
+from rare_trt.planning import (
+    BUCKET,
+    Plan,
+    Tile,
+    answer_parts,
+    largest_share,
+    plan,
+    tiles,
+)
+from rare_trt.result import Result
+from rare_trt.routing import choose_route
+from rare_trt.sessions import Backend, Inputs, Session, open_session
+
+
+class Segmenter:
+    """A package on a backend, ready to segment scans. Safe to use from several threads.
+
+    Each route's graph is loaded when the first scan needs it. Before its first answer on a
+    machine it must reproduce the package's golden vectors, or it is refused.
+    """
+
+    def __init__(self, package: Package, backend: Backend = "auto") -> None:
+        self.package = package
+        self._backend: Backend = backend
+        self._cache = Cache()
+        self._sessions: dict[int, Session] = {}
+        self._routes = {entry.index: entry.route() for entry in package.manifest.routes}
+
+    @classmethod
+    def load(
+        cls, package: str | os.PathLike[str] = "hippocampus", backend: Backend = "auto"
+    ) -> Segmenter:
+        """A package that ships with rare-trt, by name, or the one in a folder."""
+        return cls(open_package(package), backend)
+
+    def segment(
+        self,
+        scan: str | os.PathLike[str] | Scan,
+        *,
+        route: int | None = None,
+        at: Triple | None = None,
+        spacing_out_mm: float | None = None,
+    ) -> Result:
+        """Labels of `scan`, a NIfTI file or one already read.
+
+        `route` overrides the choice by spacing. `at` (world mm) segments only a box of the
+        trained size around that point; labels outside it are 0. Labels lie on the scan's own
+        grid; with `spacing_out_mm` on an isotropic grid along the scan's axes that covers what
+        was segmented. Raises ScanError where the scan cannot be segmented as it is.
+        """
+        model = self.package.manifest.model
+        clock = Stopwatch()
+        with clock("read"):
+            if not isinstance(scan, Scan):
+                scan = read_scan(Path(scan), len(model.channels))
+        with clock("prepare"):
+            canonical = Canonical(scan.volume.grid)
+            voxels, grid, box = canonical.from_scan(scan.volume.voxels), canonical.grid, None
+            if at is not None:
+                box = box_at(grid, at, model.field_of_view_mm.typical)
+                voxels, grid = voxels[box], box_grid(grid, box)
+            decision = choose_route(
+                grid.spacing_mm, list(self._routes.values()), model.spacing_limits_mm, route
+            )
+            check_field_of_view(grid, model.field_of_view_mm)
+            image = normalised(voxels, model.intensity)
+        with clock("plan"):
+            target = grid if spacing_out_mm is None else isotropic_grid(grid, spacing_out_mm)
+            parts = answer_parts(target, model.base_spacing_mm)
+            steps = plan(grid, self._routes[decision.route], target.subdivided(parts))
+        with clock("load"):
+            session = self._session(decision.route)
+        with clock("graph"):
+            answer = self._run(session, decision.route, image, steps)
+        with clock("labels"):
+            labels = largest_share(answer, parts, len(model.labels))
+            touches = _touches_edge(labels)
+            own = scan.volume.grid
+            if spacing_out_mm is not None:
+                own = canonical.scan_grid(target)
+            elif box is not None:
+                inside, labels = labels, np.zeros(canonical.grid.shape, np.uint8)
+                labels[box] = inside
+            labels = canonical.to_scan(labels)
+        return Result(
+            labels=labels,
+            grid=own,
+            scan=scan,
+            route=decision,
+            backend=session.backend,
+            precision=session.precision,
+            package=self.package,
+            timings_ms=clock.timings_ms,
+            volumes_mm3=_volumes_mm3(answer, target, parts, len(model.labels)),
+            touches_edge=touches,
+        )
+
+    def close(self) -> None:
+        """Lets go of all loaded graphs."""
+        self._sessions.clear()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _session(self, route: int) -> Session:
+        if route not in self._sessions:
+            session = open_session(self.package, route, self._backend, self._cache)
+            self._prove(session, route)
+            self._sessions[route] = session
+        return self._sessions[route]
+
+    def _run(
+        self, session: Session, route: int, image: NDArray[np.float32], steps: Plan
+    ) -> NDArray[np.uint8]:
+        answer = np.zeros(steps.output_shape, np.uint8)
+        for tile in tiles(steps, self._routes[route].max_shape):
+            answer[tile.output] = run_tile(session, image, tile)
+        return answer
+
+    def _prove(self, session: Session, route: int) -> None:
+        """Holds `session` to the golden vectors of `route`, once per machine."""
+        vectors = [golden for golden in self.package.manifest.golden if golden.route == route]
+        files = self.package.manifest.files
+        key = [session.identity, *(files[name].sha256 for v in vectors for name in _names(v))]
+        if self._cache.load("proved", *key) is not None:
+            return
+        for vector in vectors:
+            self._prove_one(session, vector)
+        self._cache.store(b"", "proved", *key)
+
+    def _prove_one(self, session: Session, vector: GoldenEntry) -> None:
+        model = self.package.manifest.model
+        scan = scan_from_bytes(
+            self.package.read(vector.scan), vector.scan, len(model.channels)
+        ).volume
+        truth = scan_from_bytes(self.package.read(vector.labels), vector.labels).volume
+        image = normalised(scan.voxels, model.intensity)
+        steps = plan(scan.grid, self._routes[vector.route], truth.grid)
+        answer = self._run(session, vector.route, image, steps)
+        share = float((answer != truth.voxels).mean())
+        bound = vector.max_disagreement[session.precision]
+        if not share <= bound:
+            raise BackendError(
+                f"{session.backend} {session.precision} gives {share:.2%} other labels than the "
+                f"package's golden vector {vector.scan} (at most {bound:.2%} may differ): this "
+                "machine's answers cannot be trusted; report its CPU and versions"
+            )
+
+
+class Stopwatch:
+    """Milliseconds spent in each named stage."""
+
+    def __init__(self) -> None:
+        self.timings_ms: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self.timings_ms[stage] = (perf_counter() - start) * 1e3
+
+
+def isotropic_grid(grid: Grid, spacing_mm: float) -> Grid:
+    """A grid of `spacing_mm` along the axes of `grid` over the same extent, to half a voxel."""
+    if not spacing_mm > 0.0:
+        raise ScanError(f"the output spacing is {spacing_mm} mm; expected more than 0: mend it")
+    i, j, k = (max(1, round(extent / spacing_mm)) for extent in grid.extent_mm)
+    return grid.regridded((spacing_mm, spacing_mm, spacing_mm), (i, j, k))
+
+
+def run_tile(session: Session, image: NDArray[np.float32], tile: Tile) -> NDArray[np.uint8]:
+    """Labels of one tile of `image` [c, i, j, k]; axes are padded to buckets for the run."""
+    slab = image[(slice(None), *tile.image)]
+    i, j, k = tile.in_matrices
+    oi, oj, ok = tile.out_matrices
+    inputs: Inputs = {"image": _padded(slab, (1, 2, 3))[None]}
+    inputs |= {"in_i": _padded(i, (1,)), "in_j": _padded(j, (1,)), "in_k": _padded(k, (1,))}
+    inputs |= {"out_i": _padded(oi, (0,)), "out_j": _padded(oj, (0,)), "out_k": _padded(ok, (0,))}
+    return session.run(inputs)[: len(oi), : len(oj), : len(ok)]
+
+
+def _padded(array: NDArray[np.float32], axes: Sequence[int]) -> NDArray[np.float32]:
+    shape = list(array.shape)
+    for axis in axes:
+        shape[axis] += -shape[axis] % BUCKET
+    padded = np.zeros(shape, np.float32)
+    padded[tuple(slice(0, n) for n in array.shape)] = array
+    return padded
+
+
+def _volumes_mm3(
+    answer: NDArray[np.uint8], target: Grid, parts: tuple[int, int, int], classes: int
+) -> tuple[float, ...]:
+    """Volume of each label from 1 up, counted on the answer's own grid."""
+    counts = np.bincount(answer.ravel(), minlength=classes)[1:]
+    voxel = np.prod(target.spacing_mm) / np.prod(parts)
+    return tuple((counts * voxel).tolist())
+
+
+def _touches_edge(labels: NDArray[np.uint8]) -> bool:
+    faces: list[Any] = [labels.take((0, -1), axis) for axis in range(3)]
+    return any(bool(face.any()) for face in faces)
+
+
+def _names(vector: GoldenEntry) -> tuple[str, str]:
+    return vector.scan, vector.labels

@@ -1,0 +1,117 @@
+"""The OpenVINO session: any x86 or Arm CPU, nothing else installed."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from functools import cache as once
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rare_trt.cache import Cache
+from rare_trt.errors import BackendError
+from rare_trt.manifest import GraphEntry
+from rare_trt.package import Package
+from rare_trt.sessions import Inputs
+
+# The precision is stated: OpenVINO's own default is bf16 where the CPU has it.
+CONFIG: Final = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+class OpenVinoSession:
+    """One route's graph compiled for this CPU, for any shape.
+
+    The compiled model is kept in the cache under the hashes of graph and weights, OpenVINO's
+    version and the CPU, so that a second start neither parses nor compiles.
+    """
+
+    backend = "openvino"
+
+    def __init__(self, package: Package, entry: GraphEntry, cache: Cache) -> None:
+        self.precision = entry.precision
+        core = _core()
+        files = package.manifest.files
+        cpu = core.get_property("CPU", "FULL_DEVICE_NAME")
+        features = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        key = (files[entry.file].sha256, files[entry.weights].sha256)
+        key += (_openvino().get_version(), cpu, *features, *CONFIG.values())
+        self.identity = "openvino " + " ".join(key)
+        # Read, and so held to their hashes, on every start: a tampered package never answers,
+        # even where its compiled model is cached.
+        graph, weights = package.read(entry.file), package.read(entry.weights)
+        blob = cache.load("openvino", *key)
+        model = self._imported(blob) if blob is not None else None
+        if model is None:
+            model = self._compiled(graph, weights, entry)
+            cache.store(model.export_model().getvalue(), "openvino", *key)
+        self._request = model.create_infer_request()
+        self._lock = Lock()
+
+    def run(self, inputs: Inputs) -> NDArray[np.uint8]:
+        """Labels [oi, oj, ok]; see `Session`."""
+        with self._lock:
+            try:
+                result = self._request.infer(inputs, share_inputs=True)
+            except RuntimeError as error:
+                shapes = {name: array.shape for name, array in inputs.items()}
+                raise BackendError(
+                    f"OpenVINO failed on shapes {shapes} ({_first_line(error)}): report this, "
+                    "with the scan's size"
+                ) from error
+            labels: NDArray[np.uint8] = result[0][0]
+        return labels
+
+    def _imported(self, blob: bytes) -> Any | None:
+        try:
+            return _core().import_model(blob, "CPU", CONFIG)
+        except RuntimeError:
+            return None
+
+    def _compiled(self, graph: bytes, weights: bytes, entry: GraphEntry) -> Any:
+        # The ONNX reader opens external weights by path: it gets a private copy of the verified
+        # bytes, so that nothing can be swapped between the check and the load.
+        with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
+            path = Path(folder) / "graph.onnx"
+            path.write_bytes(graph)
+            (Path(folder) / Path(entry.weights).name).write_bytes(weights)
+            try:
+                return _core().compile_model(_core().read_model(path), "CPU", CONFIG)
+            except RuntimeError as error:
+                raise BackendError(
+                    f"OpenVINO cannot compile {entry.file} ({_first_line(error)}): install the "
+                    "OpenVINO version that pyproject.toml names"
+                ) from error
+
+
+@once
+def _core() -> Any:
+    return _openvino().Core()
+
+
+@once
+def _openvino() -> Any:
+    # OpenVINO's telemetry module opens a connection and writes a file at import. A None entry
+    # makes that import fail, which OpenVINO expects; what was there before is put back.
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(
+            f"OpenVINO cannot be loaded ({error}): install it again with `pip install openvino`"
+        ) from error
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+    return openvino
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

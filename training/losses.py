@@ -1,0 +1,38 @@
+"""The loss of RARE-UNet: 0.35 cross-entropy + 0.65 soft Dice per route, and gateway consistency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CROSS_ENTROPY_WEIGHT = 0.35
+DICE_WEIGHT = 0.65
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits [n, classes, i, j, k] against labels int64 [n, i, j, k]; Dice leaves out label 0."""
+    logits = logits.float()
+    share = torch.softmax(logits, dim=1)
+    truth = functional.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()
+    axes = (0, 2, 3, 4)
+    overlap = (share * truth).sum(axes)[1:]
+    size = (share + truth).sum(axes)[1:]
+    dice = ((2.0 * overlap + 1.0) / (size + 1.0)).mean()
+    return CROSS_ENTROPY_WEIGHT * functional.cross_entropy(logits, labels) + DICE_WEIGHT * (
+        1.0 - dice
+    )
+
+
+def consistency_loss(gateways: Sequence[Tensor], encoder: Sequence[Tensor]) -> Tensor:
+    """Mean squared distance of each gateway's features from the encoder's at the same level.
+
+    The encoder's features (of the scan at base spacing) are the target and get no gradient.
+    """
+    distances = [
+        functional.mse_loss(gate.float(), level.detach().float())
+        for gate, level in zip(gateways, encoder, strict=True)
+    ]
+    return torch.stack(distances).mean()

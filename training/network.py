@@ -1,0 +1,135 @@
+"""RARE-UNet as a torch module: one plain method per concern, static control flow per route.
+
+Source: Albertsen, Bjørnstrup, Mehdipour Ghazi, "Resolution-Aligned Routing Entry for Adaptive
+Medical Image Segmentation", arXiv 2507.15524 (2025). Nothing here loads data or parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+MAX_CHANNELS = 320
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What defines a RARE-UNet.
+
+    `depth` counts the encoder levels above the bottleneck, `filters` the channels of level 0,
+    `gate_blocks` the conv-norm-act blocks of a gateway and `routes` the entries into the encoder
+    (route 0 is the plain U-Net). `classes` includes the background.
+    """
+
+    depth: int = 4
+    filters: int = 16
+    gate_blocks: int = 2
+    channels: int = 1
+    classes: int = 3
+    routes: int = 4
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.routes <= self.depth:
+            raise ValueError(f"routes is {self.routes}; expected 1 to depth ({self.depth})")
+
+    def width(self, level: int) -> int:
+        """Channels at encoder `level`; the bottleneck is level `depth`."""
+        return min(self.filters << level, MAX_CHANNELS)
+
+    def multiple(self, route: int) -> int:
+        """Every axis of route `route`'s input must be a multiple of this many voxels."""
+        return 1 << (self.depth - route)
+
+
+class ConvBlock(nn.Sequential):
+    """`blocks` times 3³ convolution, instance norm with affine, leaky ReLU (0.01)."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int) -> None:
+        layers: list[nn.Module] = []
+        for index in range(blocks):
+            layers += [
+                nn.Conv3d(channels_out if index else channels_in, channels_out, 3, padding=1),
+                nn.InstanceNorm3d(channels_out, affine=True),
+                nn.LeakyReLU(0.01),
+            ]
+        super().__init__(*layers)
+
+
+class RareUNet(nn.Module):
+    """A 3D U-Net that a scan of lower resolution enters at a deeper encoder level.
+
+    Route r takes a batch float [n, channels, i, j, k] sampled at 2^r times the base spacing, each
+    axis a multiple of `config.multiple(r)`, and gives logits [n, classes, i, j, k] on the same
+    grid. Encoder, bottleneck and decoder are shared between the routes; gateways and heads are not.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.encoder = nn.ModuleList(
+            ConvBlock(width(d - 1) if d else config.channels, width(d), 2)
+            for d in range(config.depth)
+        )
+        self.bottleneck = ConvBlock(width(config.depth - 1), width(config.depth), 2)
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(width(d + 1), width(d), 3, stride=2, padding=1, output_padding=1)
+            for d in range(config.depth)
+        )
+        self.decoder = nn.ModuleList(
+            ConvBlock(2 * width(d), width(d), 1) for d in range(config.depth)
+        )
+        self.gateways = nn.ModuleDict(
+            {
+                str(r): ConvBlock(config.channels, width(r), config.gate_blocks)
+                for r in range(1, config.routes)
+            }
+        )
+        self.heads = nn.ModuleList(
+            nn.Conv3d(width(r), config.classes, 1) for r in range(config.routes)
+        )
+        self.pool = nn.MaxPool3d(2)
+        self.dropout = nn.Dropout3d(config.dropout)
+
+    def enter(self, image: Tensor, route: int) -> Tensor:
+        """The features of encoder level `route`, straight from the image: the gateway's output."""
+        entry = self.gateways[str(route)] if route else self.encoder[0]
+        features: Tensor = entry(image)
+        return features
+
+    def encode(self, features: Tensor, level: int) -> list[Tensor]:
+        """The skips of levels `level` to depth - 1; `features` are those of `level`."""
+        skips = [features]
+        for d in range(level + 1, self.config.depth):
+            skips.append(self.encoder[d](self.dropout(self.pool(skips[-1]))))
+        return skips
+
+    def deepen(self, skips: list[Tensor]) -> Tensor:
+        """The bottleneck's features, from the skip of level depth - 1."""
+        features: Tensor = self.bottleneck(self.dropout(self.pool(skips[-1])))
+        return features
+
+    def decode(self, features: Tensor, skips: list[Tensor], route: int) -> Tensor:
+        """Logits of `route` from the bottleneck and the skips of levels `route` to depth - 1."""
+        for d in reversed(range(route, self.config.depth)):
+            joined = torch.cat([self.up[d](features), skips[d - route]], dim=1)
+            features = self.dropout(self.decoder[d](joined))
+        logits: Tensor = self.heads[route](features)
+        return logits
+
+    def forward(self, image: Tensor, route: int = 0) -> Tensor:
+        """Logits [n, classes, i, j, k] of `image` [n, channels, i, j, k] along `route`."""
+        skips = self.encode(self.enter(image, route), route)
+        return self.decode(self.deepen(skips), skips, route)
+
+    def route_parameters(self, route: int) -> int:
+        """How many parameters take part in `route`."""
+        levels = range(route, self.config.depth)
+        parts: list[nn.Module] = [self.bottleneck, self.heads[route]]
+        parts += [self.up[d] for d in levels] + [self.decoder[d] for d in levels]
+        parts += [self.encoder[d] for d in range(route + 1, self.config.depth)]
+        parts.append(self.gateways[str(route)] if route else self.encoder[0])
+        return sum(p.numel() for part in parts for p in part.parameters())

@@ -1,0 +1,99 @@
+"""A recipe: everything that decides a training run, as one JSON file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rare_trt.errors import RareTrtError
+from rare_trt.intensity import IntensityRule
+from rare_trt.routing import Route
+from rare_trt.training.network import NetworkConfig
+
+# How far off its route's spacing a scan may be and still run on its own voxels. Beyond about 5 %
+# a network loses more Dice than resampling costs.
+NATIVE_BAND = (0.95, 1.05)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, on which data, how.
+
+    `labels` and `channels` are names in order of value and index (label 0 is the background).
+    `cases_per_subject` consecutive case numbers belong to one subject (1: every case its own), so
+    that validation never sees a training subject.
+    """
+
+    name: str
+    task: str
+    labels: tuple[str, ...]
+    channels: tuple[str, ...]
+    data_source: str
+    data_licence: str
+    base_spacing_mm: float = 1.0
+    cases_per_subject: int = 1
+    intensity: IntensityRule = field(default_factory=IntensityRule)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    epochs: int = 45
+    batch: int = 4
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    validation_share: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        found = (len(self.channels), len(self.labels))
+        wanted = (self.network.channels, self.network.classes)
+        if found != wanted:
+            raise RareTrtError(
+                f"the recipe names {found[0]} channels and {found[1]} labels; its network has "
+                f"{wanted[0]} and {wanted[1]}: make them agree"
+            )
+
+    def route(self, index: int) -> Route:
+        """Route `index` without a limit on its working shape: training runs cases whole."""
+        return Route(
+            index=index,
+            spacing_mm=self.base_spacing_mm * 2**index,
+            native_band=NATIVE_BAND,
+            multiple=self.network.multiple(index),
+            max_shape=(2**31, 2**31, 2**31),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def recipe_from_json(values: dict[str, Any]) -> Recipe:
+    """A recipe from parsed JSON; raises RareTrtError that names a missing or unknown entry."""
+    values = dict(values)
+    try:
+        for key in ("labels", "channels"):
+            values[key] = tuple(values[key])
+        if "intensity" in values:
+            low_high = tuple(values["intensity"]["clip_percentiles"])
+            share = values["intensity"]["foreground_share"]
+            values["intensity"] = IntensityRule(low_high, share)
+        if "network" in values:
+            values["network"] = NetworkConfig(**values["network"])
+        return Recipe(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RareTrtError(
+            f"the recipe does not fit ({error}); expected the entries of "
+            "training/recipes/hippocampus.json: mend the recipe"
+        ) from error
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A recipe that ships with the package, by name, or one from a JSON file."""
+    shipped = resources.files("rare_trt.training") / "recipes" / f"{name_or_path}.json"
+    try:
+        text = shipped.read_text() if shipped.is_file() else Path(name_or_path).read_text()
+        return recipe_from_json(json.loads(text))
+    except (OSError, json.JSONDecodeError) as error:
+        raise RareTrtError(
+            f"{name_or_path}: not a recipe ({error}); expected a shipped name or a JSON file"
+        ) from error

@@ -1,0 +1,278 @@
+"""The training loop: resumable, seeded, with a log and a plot of its curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from rare_trt.errors import RareTrtError
+from rare_trt.files import write_files
+from rare_trt.geometry import Grid, Triple
+from rare_trt.training.augment import augmented, averaged
+from rare_trt.training.cases import Case, find_cases, load_cases, split_by_subject
+from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
+from rare_trt.training.curves import curves_png
+from rare_trt.training.losses import consistency_loss, segmentation_loss
+from rare_trt.training.network import RareUNet
+from rare_trt.training.passes import route_inputs
+from rare_trt.training.recipe import Recipe
+from rare_trt.training.validation import validate
+
+CLIP_NORM = 1.0
+WARM_UP_SHARE = 0.1
+VALIDATE_EVERY = 5
+
+
+def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
+    """Trains `recipe` on the labelled scans in `data`; the checkpoint lands in `out`.
+
+    Run again with the same arguments, it goes on after the last finished epoch. `out` gets
+    model.safetensors and config.json (the checkpoint), state.safetensors (what resuming needs),
+    log.csv and curves.png.
+    """
+    files = find_cases(data)
+    cases = load_cases(files, recipe.network.channels, recipe.network.classes)
+    kept_in, kept_back = split_by_subject(
+        [case.name for case in cases],
+        recipe.cases_per_subject,
+        recipe.validation_share,
+        recipe.seed,
+    )
+    run = _Run(
+        recipe=recipe,
+        training=[cases[index] for index in kept_in],
+        validation=[cases[index] for index in kept_back],
+        facts=training_facts(cases, [cases[index].name for index in kept_back], recipe),
+        out=out,
+    )
+    return run.finish()
+
+
+def training_facts(
+    cases: Sequence[Case], kept_back: Sequence[str], recipe: Recipe
+) -> TrainingFacts:
+    """What of `cases` the package must know: fields of view and the labels' volumes."""
+    extents = np.array([case.grid.extent_mm for case in cases])
+    volumes = np.array([_volumes_mm3(case, recipe.network.classes) for case in cases])
+    ranges = zip(volumes.min(axis=0).tolist(), volumes.max(axis=0).tolist(), strict=True)
+    return TrainingFacts(
+        cases=len(cases),
+        validation=tuple(kept_back),
+        smallest_fov_mm=_triple(extents.min(axis=0)),
+        typical_fov_mm=_triple(np.median(extents, axis=0)),
+        largest_fov_mm=_triple(extents.max(axis=0)),
+        volume_range_mm3=tuple(ranges),
+    )
+
+
+class _Run:
+    """One training run: network, optimiser and log, and where they are kept."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        training: list[Case],
+        validation: list[Case],
+        facts: TrainingFacts,
+        out: Path,
+    ) -> None:
+        self.recipe, self.training, self.validation = recipe, training, validation
+        self.facts, self.out = facts, out
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        half = self.device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        self.dtype = torch.float16 if half else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        torch.manual_seed(recipe.seed)
+        self.network = RareUNet(recipe.network).to(self.device)
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.batches = math.ceil(len(training) / recipe.batch)
+        self.log: list[dict[str, float | str]] = []
+        self.done = 0
+        self._resume()
+
+    def finish(self) -> Checkpoint:
+        """Trains the epochs still to come and returns the checkpoint of the last one."""
+        epochs = range(self.done, self.recipe.epochs)
+        with tqdm(epochs, "training", unit="epoch") as bar:
+            for epoch in bar:
+                loss = self._epoch(epoch)
+                row: dict[str, float | str] = {"epoch": epoch + 1, "loss": round(loss, 5)}
+                last = epoch + 1 == self.recipe.epochs
+                if last or (epoch + 1) % VALIDATE_EVERY == 0:
+                    row |= self._validate()
+                self.log.append(row)
+                self.done = epoch + 1
+                self._save()
+                bar.set_postfix(row)
+        return self._checkpoint()
+
+    def _epoch(self, epoch: int) -> float:
+        rng = np.random.default_rng([self.recipe.seed, epoch])
+        torch.manual_seed(self.recipe.seed * 100_003 + epoch)
+        order = rng.permutation(len(self.training))
+        losses = []
+        for step, batch in enumerate(np.array_split(order, self.batches)):
+            rate = self._learning_rate(epoch * self.batches + step)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            for index in batch:
+                losses.append(self._accumulate(self.training[index], rng, len(batch)))
+            self._update()
+        return float(np.mean(losses))
+
+    def _accumulate(self, case: Case, rng: np.random.Generator, batch: int) -> float:
+        """Adds one case's gradient. Cases run one by one: each keeps its own least padding."""
+        voxels, labels = augmented(case, rng, 2 ** (self.recipe.network.routes - 1))
+        with torch.autocast(self.device.type, self.dtype):
+            loss = self._loss(voxels, labels, case.grid.spacing_mm)
+        self.scaler.scale(loss / batch).backward()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RareTrtError(
+                f"the loss became {value} on case {case.name}; expected a finite number: "
+                "lower the learning rate in the recipe"
+            )
+        return value
+
+    def _loss(
+        self, voxels: NDArray[np.float32], labels: NDArray[np.uint8], spacing: Triple
+    ) -> Tensor:
+        i, j, k = labels.shape
+        full = Grid((i, j, k), np.diag([*spacing, 1.0]))
+        truth = torch.from_numpy(labels).long()[None].to(self.device)
+        segmentation: list[Tensor] = []
+        gateways: list[Tensor] = []
+        encoder: list[Tensor] = []
+        for route in range(self.recipe.network.routes):
+            f = 2**route
+            low = full.regridded(
+                (spacing[0] * f, spacing[1] * f, spacing[2] * f), (i // f, j // f, k // f)
+            )
+            inputs = route_inputs(averaged(voxels, f), low, route, full, self.recipe, self.device)
+            features = self.network.enter(inputs.working(), route)
+            skips = self.network.encode(features, route)
+            if route == 0:
+                encoder = skips[1 : self.recipe.network.routes]
+            else:
+                gateways.append(features)
+            # Some CPUs' bf16 convolutions leave weight gradients of volumes of a few voxels unset
+            # (NaN now and then), so the bottleneck is trained in float32.
+            with torch.autocast(self.device.type, enabled=False):
+                deepest = self.network.deepen([skips[-1].float()])
+            logits = inputs.answered(self.network.decode(deepest, skips, route))
+            segmentation.append(segmentation_loss(logits, truth))
+        loss = torch.stack(segmentation).mean()
+        return loss + consistency_loss(gateways, encoder) if gateways else loss
+
+    def _update(self) -> None:
+        self.scaler.unscale_(self.optimiser)
+        # Only the fp16 scaler may meet overflowing gradients: it skips that step.
+        must_be_finite = not self.scaler.is_enabled()
+        torch.nn.utils.clip_grad_norm_(
+            self.network.parameters(), CLIP_NORM, error_if_nonfinite=must_be_finite
+        )
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def _learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a half cosine to zero; a function of the step, so resumable."""
+        total = self.recipe.epochs * self.batches
+        warm = max(1.0, WARM_UP_SHARE * total)
+        if step < warm:
+            return self.recipe.learning_rate * (step + 1) / warm
+        progress = (step - warm) / max(1.0, total - warm)
+        return self.recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def _validate(self) -> dict[str, float | str]:
+        mean = validate(self.network, self.validation, self.recipe).mean(axis=0)
+        self.facts = replace(self.facts, dice=tuple(tuple(row) for row in mean.round(4).tolist()))
+        return {f"dice_route{r}": round(float(row.mean()), 4) for r, row in enumerate(mean)}
+
+    def _checkpoint(self) -> Checkpoint:
+        facts = replace(self.facts, epochs=self.done)
+        return Checkpoint(self.network.eval(), self.recipe, facts)
+
+    def _save(self) -> None:
+        self._checkpoint().save(self.out)
+        self.network.train()
+        tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{key}": t for key, t in state.items()}
+        notes = {
+            "recipe": json.dumps(self.recipe.as_json()),
+            "log": json.dumps(self.log),
+            "dice": json.dumps(self.facts.dice),
+            "scaler": json.dumps(self.scaler.state_dict()),
+        }
+        state = save({name: t.cpu().contiguous() for name, t in tensors.items()}, notes)
+        files = {
+            self.out / "state.safetensors": state,
+            self.out / "log.csv": _csv(self.log),
+            self.out / "curves.png": curves_png(self.log),
+        }
+        write_files(files, overwrite=True)
+
+    def _resume(self) -> None:
+        path = self.out / "state.safetensors"
+        if not path.is_file():
+            return
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Compared as JSON, because that is how the recipe was kept.
+        if notes["recipe"] != json.dumps(self.recipe.as_json()):
+            raise RareTrtError(
+                f"{path}: holds a run of another recipe; expected the same one to resume: "
+                "name an empty folder, or the old recipe"
+            )
+        prefix = "network."
+        self.network.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                _, index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        self.scaler.load_state_dict(json.loads(notes["scaler"]))
+        self.log = json.loads(notes["log"])
+        dice = tuple(tuple(row) for row in json.loads(notes["dice"]))
+        self.facts = replace(self.facts, dice=dice)
+        self.done = len(self.log)
+
+
+def _csv(log: Sequence[dict[str, float | str]]) -> bytes:
+    names = list(dict.fromkeys(name for row in log for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(log)
+    return text.getvalue().encode()
+
+
+def _volumes_mm3(case: Case, classes: int) -> list[float]:
+    voxel = math.prod(case.grid.spacing_mm)
+    return [float((case.labels == label).sum() * voxel) for label in range(1, classes)]
+
+
+def _triple(values: NDArray[np.float64]) -> Triple:
+    i, j, k = values.round(3).tolist()
+    return i, j, k

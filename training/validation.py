@@ -1,0 +1,62 @@
+"""Dice of every route on kept-back cases, on the labels' own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rare_trt.training.augment import averaged, fitted
+from rare_trt.training.cases import Case
+from rare_trt.training.network import RareUNet
+from rare_trt.training.passes import route_inputs
+from rare_trt.training.recipe import Recipe
+
+
+def dice(found: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> list[float]:
+    """Dice per label, background left out; 1 where neither holds the label."""
+    scores = []
+    for label in range(1, classes):
+        size = int((found == label).sum() + (truth == label).sum())
+        both = int(((found == label) & (truth == label)).sum())
+        scores.append(2.0 * both / size if size else 1.0)
+    return scores
+
+
+@torch.no_grad()
+def validate(network: RareUNet, cases: Sequence[Case], recipe: Recipe) -> NDArray[np.float64]:
+    """Dice [case, route, label - 1] of scans averaged to each route's spacing.
+
+    Truth is the full label: whatever the scan's resolution, the answer is compared at base
+    spacing and in its true place.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    scores = [
+        [
+            _route_dice(network, case, route, recipe, device)
+            for route in range(recipe.network.routes)
+        ]
+        for case in cases
+    ]
+    network.train()
+    return np.array(scores)
+
+
+def _route_dice(
+    network: RareUNet, case: Case, route: int, recipe: Recipe, device: torch.device
+) -> list[float]:
+    factor = 2**route
+    voxels, truth = fitted(case.voxels, case.labels, factor)
+    i, j, k = truth.shape
+    full = case.grid.box((0, 0, 0), (i, j, k))
+    spacing = tuple(s * factor for s in case.grid.spacing_mm)
+    low = full.regridded(
+        (spacing[0], spacing[1], spacing[2]), (i // factor, j // factor, k // factor)
+    )
+    inputs = route_inputs(averaged(voxels, factor), low, route, full, recipe, device)
+    logits = inputs.answered(network(inputs.working(), route))
+    labels = logits[0].argmax(0).cpu().numpy().astype(np.uint8)
+    return dice(labels, truth, recipe.network.classes)
