@@ -59,8 +59,9 @@ def graph_files(network: RareUNet, weights_name: str) -> GraphFiles:
 
 def onnx_from_route(network: RareUNet, route: int) -> ModelProto:
     """The graph of `route` with its weights inside, checked by onnx and by the lint."""
-    model = _exported(RouteGraph(network, route).eval(), network, route)
-    model, same = onnxsim.simplify(model)
+    exported = _exported(RouteGraph(network, route).eval(), network, route)
+    model: ModelProto
+    model, same = onnxsim.simplify(exported)
     if not same:
         raise RareTrtError(
             f"route {route}: the simplified graph differs: report the onnxsim version"

@@ -22,7 +22,7 @@ def check_field_of_view(grid: Grid, accepted: FieldOfView) -> None:
         return
     raise ScanError(
         f"the field of view is {_mm(extent)} mm (right-left, anterior-posterior, "
-        f"superior-inferior); this package was trained on {_mm(low)} to {_mm(high)} mm: "
+        f"superior-inferior); this package takes {_mm(low)} to {_mm(high)} mm: "
         "pass --at X,Y,Z (world mm) to segment a box of the trained size around a point"
     )
 

@@ -5,6 +5,7 @@ World coordinates are millimetres in NIfTI's RAS+ convention; voxel indices poin
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -12,7 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from nibabel.orientations import (
     apply_orientation,
-    axcodes2ornt,
     inv_ornt_aff,
     io_orientation,
     ornt_transform,
@@ -28,6 +28,9 @@ Array: TypeAlias = NDArray[Any]
 # Voxel axes this far from a right angle are a sheared (gantry-tilted) scan, which a separable
 # resampling along those axes would segment with distorted anatomy.
 MAX_SHEAR_DEG = 2.0
+
+# nibabel's notation for axes that run right, anterior, superior.
+RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +117,7 @@ class Canonical:
 
     def __init__(self, grid: Grid) -> None:
         self._ornt = io_orientation(grid.affine)
-        self._back = ornt_transform(axcodes2ornt("RAS"), self._ornt)
+        self._back = ornt_transform(RAS, self._ornt)
         ni, nj, nk = (grid.shape[axis] for axis in np.argsort(self._ornt[:, 0]))
         self.grid = Grid((ni, nj, nk), grid.affine @ inv_ornt_aff(self._ornt, grid.shape))
 
@@ -139,15 +142,19 @@ def affine_fault(affine: NDArray[np.float64]) -> str | None:
     """One sentence on why `affine` cannot place voxels in the world, or None."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         return "the affine holds non-finite numbers; expected a finite 4x4 matrix: mend the header"
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    if spacing.min() <= 0.0:
+    # Plain floats: this runs for every grid, and three columns are too few for array calls.
+    axes = affine[:3, :3].T.tolist()
+    sizes = [math.hypot(*axis) for axis in axes]
+    if min(sizes) <= 0.0:
         return (
-            f"the affine gives voxels of {np.round(spacing, 4).tolist()} mm; "
+            f"the affine gives voxels of {' x '.join(f'{size:.4g}' for size in sizes)} mm; "
             "expected three positive sizes: mend the header"
         )
-    axes = affine[:3, :3] / spacing
-    cosine = np.abs(np.triu(axes.T @ axes, 1)).max()
-    shear_deg = float(np.degrees(np.arcsin(min(cosine, 1.0))))
+    cosine = max(
+        abs(sum(x * y for x, y in zip(axes[a], axes[b], strict=True))) / (sizes[a] * sizes[b])
+        for a, b in ((0, 1), (0, 2), (1, 2))
+    )
+    shear_deg = math.degrees(math.asin(min(cosine, 1.0)))
     if shear_deg > MAX_SHEAR_DEG:
         return (
             f"the voxel axes are {shear_deg:.1f} degrees off right angles; expected at most "

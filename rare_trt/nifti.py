@@ -11,7 +11,8 @@ from typing import Any, Final
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from rare_trt.errors import OutputError, ScanError
@@ -19,6 +20,18 @@ from rare_trt.geometry import Grid, Volume
 
 SUFFIXES: Final = (".nii", ".nii.gz")
 MM_PER_UNIT: Final = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
+
+# All that nibabel raises on bytes that are not a NIfTI file.
+FAULTS: Final = (
+    *(ImageFileError, HeaderDataError, HeaderTypeError, WrapStructError),
+    *(ValueError, KeyError, OverflowError),
+)
+
+# The fields of a header that say where voxels lie.
+PLACE: Final = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
 
 # Labels are mostly runs of zeros: higher levels shrink the file by a few percent for 3x the time.
 GZIP_LEVEL: Final = 1
@@ -30,7 +43,6 @@ class Scan:
 
     volume: Volume
     header: nib.Nifti1Header
-    affine: NDArray[np.float64]
 
 
 def read_scan(path: Path, channels: int = 1) -> Scan:
@@ -61,7 +73,7 @@ def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
             f"{path}: the header has no affine (sform and qform codes are 0); expected one that "
             "places the voxels in the scanner: export the scan again with its orientation"
         )
-    shape = _volume_shape(image.shape, channels, path)
+    shape = _volume_shape(image.shape, path)
     try:
         voxels = np.asarray(image.dataobj).reshape(shape)
     except (OSError, ValueError, OverflowError, MemoryError) as error:
@@ -69,22 +81,33 @@ def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
             f"{path}: the voxels cannot be read ({error}); expected "
             f"{' x '.join(map(str, image.shape))} of {header.get_data_dtype()}: copy it again"
         ) from error
+    try:
+        check_voxels(voxels, channels)
+        grid = Grid((shape[0], shape[1], shape[2]), affine_mm(image))
+    except ScanError as error:
+        raise ScanError(f"{path}: {error}") from error
+    return Scan(Volume(voxels, grid), header)
+
+
+def check_voxels(voxels: NDArray[Any], channels: int) -> None:
+    """Raises ScanError unless `voxels` are finite real numbers in `channels` channels."""
+    found = voxels.shape[3] if voxels.ndim == 4 else 1
+    if found != channels:
+        raise ScanError(
+            f"the image has {found} channels or time points; this package takes {channels}: "
+            "extract the right volume(s)"
+        )
     if voxels.dtype.kind not in "iuf":
         raise ScanError(
-            f"{path}: the voxels are {header.get_data_dtype()}; expected real numbers "
-            "(integer or floating point): convert the scan to one grey value per voxel"
+            f"the voxels are {voxels.dtype}; expected real numbers (integer or floating point): "
+            "convert the scan to one grey value per voxel"
         )
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         bad = int(voxels.size - np.isfinite(voxels).sum())
         raise ScanError(
-            f"{path}: {bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers: "
+            f"{bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers: "
             "mend the reconstruction, or replace them on purpose"
         )
-    try:
-        grid = Grid((shape[0], shape[1], shape[2]), affine_mm(image))
-    except ScanError as error:
-        raise ScanError(f"{path}: {error}") from error
-    return Scan(Volume(voxels, grid), header, np.asarray(image.affine))
 
 
 def affine_mm(image: nib.Nifti1Image) -> NDArray[np.float64]:
@@ -95,32 +118,27 @@ def affine_mm(image: nib.Nifti1Image) -> NDArray[np.float64]:
 
 
 def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: bool) -> bytes:
-    """A NIfTI file of `labels` [i, j, k] on `grid`, which is the scan's own or a finer one.
+    """A NIfTI file of `labels` [i, j, k] on `grid`, which is the scan's own or another one.
 
-    On the scan's own grid the affine and its codes are the scan's, bit for bit. Scaling, intent,
-    display range, extensions and free text (which can hold a patient's name) do not come along.
+    On the scan's own grid the affine and its codes are the scan's, bit for bit. Nothing else comes
+    along: not scaling, intent or display range, nor text, which can hold a patient's name.
     """
-    header = scan.header.copy()
-    header.extensions.clear()
+    header = type(scan.header)()
     header.set_data_dtype(np.uint8)
     header.set_data_shape(labels.shape)
-    header.set_slope_inter(1.0, 0.0)
-    header.set_intent("none")
-    for field in ("descrip", "aux_file", "intent_name"):
-        header[field] = b""
-    for field in ("cal_min", "cal_max", "toffset", "slice_duration", "slice_start", "slice_end"):
-        header[field] = 0
-    header["slice_code"] = 0
-    header.set_dim_info()
-    image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     if grid is scan.volume.grid:
-        image = image_class(labels, None, header)
+        for field in PLACE:
+            header[field] = scan.header[field]
+        header["pixdim"][:4] = scan.header["pixdim"][:4]
     else:
+        code = int(scan.header["sform_code"]) or int(scan.header["qform_code"])
         header.set_xyzt_units("mm")
-        image = image_class(labels, grid.affine, header)
-        image.set_sform(grid.affine, int(scan.header["sform_code"]) or int(header["qform_code"]))
-        image.set_qform(grid.affine, int(header["qform_code"]))
-    data: bytes = image.to_bytes()
+        header.set_sform(grid.affine, code)
+        header.set_qform(grid.affine, code)
+    header["vox_offset"] = header.single_vox_offset
+    header["magic"] = header.single_magic
+    # Four zero bytes say that no extension follows.
+    data: bytes = header.binaryblock + bytes(4) + labels.tobytes(order="F")
     # mtime 0: the same labels give the same bytes.
     return gzip.compress(data, GZIP_LEVEL, mtime=0) if compressed else data
 
@@ -156,27 +174,21 @@ def _image_from_bytes(data: bytes, path: str) -> Any:
     image_class = nib.Nifti2Image if 540 in sizes else nib.Nifti1Image
     try:
         return image_class.from_bytes(data)
-    except (ImageFileError, HeaderDataError, ValueError, KeyError, OverflowError) as error:
+    except FAULTS as error:
         raise ScanError(
             f"{path}: not a NIfTI file that can be read ({str(error).splitlines()[0]}); "
             "expected .nii or .nii.gz in one file: convert the scan"
         ) from error
 
 
-def _volume_shape(shape: tuple[int, ...], channels: int, path: str) -> tuple[int, ...]:
+def _volume_shape(shape: tuple[int, ...], path: str) -> tuple[int, ...]:
     """[i, j, k] or [i, j, k, channel] of an image whose trailing axes may be single."""
     trimmed = list(shape)
     while len(trimmed) > 3 and trimmed[-1] == 1:
         trimmed.pop()
-    found = trimmed[3] if len(trimmed) == 4 else 1
     if not 3 <= len(trimmed) <= 4 or min(trimmed) < 1:
         raise ScanError(
-            f"{path}: the image has shape {' x '.join(map(str, shape))}; expected a 3D volume of "
-            f"{channels} channel(s): extract the volume to segment"
-        )
-    if found != channels:
-        raise ScanError(
-            f"{path}: the image has {found} channels or time points; this package takes "
-            f"{channels}: extract the right volume(s)"
+            f"{path}: the image has shape {' x '.join(map(str, shape))}; expected three axes, or "
+            "four with the channels last: extract the volume to segment"
         )
     return tuple(trimmed)

@@ -94,7 +94,7 @@ def _plane(
     index[..., across] = (middle[across] - offset / frame.spacing_mm[across])[None, :]
     index[..., up] = (middle[up] - offset / frame.spacing_mm[up])[:, None]
     index = grid.index(frame.world_mm(index)).round().astype(int)
-    inside = ((index >= 0) & (index < grid.shape)).all(axis=-1)
+    inside = np.asarray(((index >= 0) & (index < grid.shape)).all(axis=-1))
     i, j, k = np.where(inside[..., None], index, 0).transpose(2, 0, 1)
     return np.where(inside, volume[i, j, k], 0)
 

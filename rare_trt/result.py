@@ -75,7 +75,11 @@ class Result:
             },
             "backend": self.backend,
             "precision": self.precision,
-            "route": {**asdict(self.route), "explained": str(self.route)},
+            "route": {
+                **asdict(self.route),
+                "resampled": self.route.resampled,
+                "explained": str(self.route),
+            },
             "scan": {
                 "shape": self.scan.volume.grid.shape,
                 "spacing_mm": self.scan.volume.grid.spacing_mm,
@@ -119,7 +123,7 @@ class Result:
     def _picture(self) -> bytes:
         names = self.package.manifest.model.labels[1:]
         legend = [
-            f"{name} {volume:.0f} mm³" for name, volume in zip(names, self.volumes_mm3, strict=True)
+            f"{name} {volume:.0f} mm3" for name, volume in zip(names, self.volumes_mm3, strict=True)
         ]
         labels = Volume(self.labels, self.grid)
         return picture_png(self.scan.volume, labels, str(self.route), legend)

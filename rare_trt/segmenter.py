@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,7 @@ from rare_trt.field_of_view import box_at, box_grid, check_field_of_view
 from rare_trt.geometry import Canonical, Grid, Triple
 from rare_trt.intensity import normalised
 from rare_trt.manifest import GoldenEntry
-from rare_trt.nifti import Scan, read_scan, scan_from_bytes
+from rare_trt.nifti import Scan, check_voxels, read_scan, scan_from_bytes
 from rare_trt.package import Package, open_package
 from rare_trt.planning import (
     BUCKET,
@@ -47,6 +48,7 @@ class Segmenter:
         self._backend: Backend = backend
         self._cache = Cache()
         self._sessions: dict[int, Session] = {}
+        self._opening = Lock()
         self._routes = {entry.index: entry.route() for entry in package.manifest.routes}
 
     @classmethod
@@ -74,7 +76,9 @@ class Segmenter:
         model = self.package.manifest.model
         clock = Stopwatch()
         with clock("read"):
-            if not isinstance(scan, Scan):
+            if isinstance(scan, Scan):
+                check_voxels(scan.volume.voxels, len(model.channels))
+            else:
                 scan = read_scan(Path(scan), len(model.channels))
         with clock("prepare"):
             canonical = Canonical(scan.volume.grid)
@@ -93,8 +97,7 @@ class Segmenter:
             steps = plan(grid, self._routes[decision.route], target.subdivided(parts))
         with clock("load"):
             session = self._session(decision.route)
-        with clock("graph"):
-            answer = self._run(session, decision.route, image, steps)
+        answer = self._run(session, decision.route, image, steps, clock)
         with clock("labels"):
             labels = largest_share(answer, parts, len(model.labels))
             touches = _touches_edge(labels)
@@ -134,18 +137,29 @@ class Segmenter:
         self.close()
 
     def _session(self, route: int) -> Session:
-        if route not in self._sessions:
-            session = open_session(self.package, route, self._backend, self._cache)
-            self._prove(session, route)
-            self._sessions[route] = session
-        return self._sessions[route]
+        with self._opening:
+            if route not in self._sessions:
+                session = open_session(self.package, route, self._backend, self._cache)
+                self._prove(session, route)
+                self._sessions[route] = session
+            return self._sessions[route]
 
     def _run(
-        self, session: Session, route: int, image: NDArray[np.float32], steps: Plan
+        self,
+        session: Session,
+        route: int,
+        image: NDArray[np.float32],
+        steps: Plan,
+        clock: Stopwatch,
     ) -> NDArray[np.uint8]:
         answer = np.zeros(steps.output_shape, np.uint8)
         for tile in tiles(steps, self._routes[route].max_shape):
-            answer[tile.output] = run_tile(session, image, tile)
+            with clock("inputs"):
+                inputs = graph_inputs(image, tile)
+            with clock("graph"):
+                labels = session.run(inputs)
+            i, j, k = (len(matrix) for matrix in tile.out_matrices)
+            answer[tile.output] = labels[:i, :j, :k]
         return answer
 
     def _prove(self, session: Session, route: int) -> None:
@@ -167,7 +181,7 @@ class Segmenter:
         truth = scan_from_bytes(self.package.read(vector.labels), vector.labels).volume
         image = normalised(scan.voxels, model.intensity)
         steps = plan(scan.grid, self._routes[vector.route], truth.grid)
-        answer = self._run(session, vector.route, image, steps)
+        answer = self._run(session, vector.route, image, steps, Stopwatch())
         share = float((answer != truth.voxels).mean())
         bound = vector.max_disagreement[session.precision]
         if not share <= bound:
@@ -188,7 +202,8 @@ class Stopwatch:
     def __call__(self, stage: str) -> Iterator[None]:
         start = perf_counter()
         yield
-        self.timings_ms[stage] = (perf_counter() - start) * 1e3
+        spent = (perf_counter() - start) * 1e3
+        self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + spent
 
 
 def isotropic_grid(grid: Grid, spacing_mm: float) -> Grid:
@@ -199,15 +214,18 @@ def isotropic_grid(grid: Grid, spacing_mm: float) -> Grid:
     return grid.regridded((spacing_mm, spacing_mm, spacing_mm), (i, j, k))
 
 
-def run_tile(session: Session, image: NDArray[np.float32], tile: Tile) -> NDArray[np.uint8]:
-    """Labels of one tile of `image` [c, i, j, k]; axes are padded to buckets for the run."""
+def graph_inputs(image: NDArray[np.float32], tile: Tile) -> Inputs:
+    """What the graph takes for one tile of `image` [c, i, j, k]; axes are padded to buckets."""
     slab = image[(slice(None), *tile.image)]
     i, j, k = tile.in_matrices
     oi, oj, ok = tile.out_matrices
     inputs: Inputs = {"image": _padded(slab, (1, 2, 3))[None]}
     inputs |= {"in_i": _padded(i, (1,)), "in_j": _padded(j, (1,)), "in_k": _padded(k, (1,))}
-    inputs |= {"out_i": _padded(oi, (0,)), "out_j": _padded(oj, (0,)), "out_k": _padded(ok, (0,))}
-    return session.run(inputs)[: len(oi), : len(oj), : len(ok)]
+    return inputs | {
+        "out_i": _padded(oi, (0,)),
+        "out_j": _padded(oj, (0,)),
+        "out_k": _padded(ok, (0,)),
+    }
 
 
 def _padded(array: NDArray[np.float32], axes: Sequence[int]) -> NDArray[np.float32]:

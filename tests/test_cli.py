@@ -1,0 +1,302 @@
+"""The command line as its users meet it: outputs, exit codes, one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from rare_trt.cli import main
+
+DIRTY = b"SMITH^JOHN 1961"
+
+
+@pytest.fixture
+def scan(tmp_path: Path, examples: Path) -> Path:
+    """An example scan in a folder of its own."""
+    path = tmp_path / "in" / "scan.nii.gz"
+    path.parent.mkdir()
+    shutil.copy(examples / "hippocampus_2mm.nii.gz", path)
+    return path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Runs a command that must fail: exit 1 and one line on stderr, which is returned."""
+    assert main([str(argument) for argument in arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("rare-trt: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_one_scan_writes_beside_itself(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["infer", str(scan)]) == 0
+    assert files(scan.parent) == ["scan.nii.gz", "scan_labels.nii.gz", "scan_labels_dseg.tsv"]
+    source, labels = nib.load(scan), nib.load(scan.with_name("scan_labels.nii.gz"))
+    assert labels.shape == source.shape
+    assert labels.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(labels.affine, source.affine)
+    assert set(np.unique(labels.dataobj)) == {0, 1, 2}
+    names = scan.with_name("scan_labels_dseg.tsv").read_text().splitlines()
+    assert names == [
+        "index\tname",
+        "0\tbackground",
+        "1\tanterior hippocampus",
+        "2\tposterior hippocampus",
+    ]
+    assert "route 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "PIR", "oblique"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_labels_keep_shape_affine_and_order(scan: Path, orientation: str, suffix: str) -> None:
+    image = nib.load(scan)
+    if orientation == "oblique":
+        turn = np.eye(4)
+        turn[:3, :3] = nib.eulerangles.euler2mat(0.2, -0.3, 0.1)
+        image = nib.Nifti1Image(np.asarray(image.dataobj), turn @ image.affine, image.header)
+    else:
+        target = nib.orientations.axcodes2ornt(orientation)
+        image = image.as_reoriented(
+            nib.orientations.ornt_transform(nib.io_orientation(image.affine), target)
+        )
+    path = scan.with_name(f"turned{suffix}")
+    nib.save(image, path)
+    out = scan.with_name(f"out{suffix}")
+    assert main(["infer", str(path), "-o", str(out)]) == 0
+    labels = nib.load(out)
+    assert labels.shape == image.shape
+    np.testing.assert_array_equal(labels.affine, nib.load(path).affine)
+    for code in ("sform_code", "qform_code"):
+        assert labels.header[code] == nib.load(path).header[code]
+    # The same anatomy as straight on, whatever the order.
+    assert main(["infer", str(scan), "-o", str(scan.with_name("straight.nii.gz"))]) == 0
+    straight = np.asarray(nib.load(scan.with_name("straight.nii.gz")).dataobj)
+    found = np.asarray(nib.as_closest_canonical(labels).dataobj)
+    np.testing.assert_array_equal(found, straight)
+
+
+def test_nothing_that_could_name_a_patient_or_mislead_a_viewer_is_kept(scan: Path) -> None:
+    image = nib.load(scan)
+    header = image.header
+    for field in ("descrip", "aux_file", "intent_name", "db_name"):
+        header[field] = DIRTY
+    header["cal_max"], header["intent_code"] = 900.0, 3
+    header.extensions.append(nib.nifti1.Nifti1Extension("comment", DIRTY))
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, header), scan)
+    assert DIRTY in gzip.decompress(scan.read_bytes())
+    out = scan.with_name("out.nii.gz")
+    assert main(["infer", str(scan), "-o", str(out)]) == 0
+    assert DIRTY not in gzip.decompress(out.read_bytes())
+    labels = nib.load(out).header
+    assert (labels["cal_max"], labels["intent_code"]) == (0.0, 0)
+    assert labels.get_slope_inter() in ((1.0, 0.0), (None, None))
+
+
+def test_report_and_picture(scan: Path, tmp_path: Path) -> None:
+    report, picture = tmp_path / "out" / "r.json", tmp_path / "out" / "p.png"
+    arguments = ["infer", str(scan), "-o", str(tmp_path / "out/l.nii.gz"), "--spacing-out", "1"]
+    assert main([*arguments, "--report", str(report), "--picture", str(picture)]) == 0
+    values = json.loads(report.read_text())
+    assert values["backend"], values["precision"] == ("openvino", "fp32")
+    assert values["route"]["route"] == 1
+    assert values["route"]["resampled"] is False
+    assert values["flags"] == []
+    assert {"read", "prepare", "plan", "graph", "labels"} <= set(values["timings_ms"])
+    assert all(len(values["package"][key]) == 64 for key in values["package"] if "sha256" in key)
+    labels = np.asarray(nib.load(tmp_path / "out/l.nii.gz").dataobj)
+    for label, volume in enumerate(values["volumes_mm3"].values(), start=1):
+        assert volume == pytest.approx((labels == label).sum(), rel=1e-6)
+    with Image.open(picture) as image:
+        pixels = np.asarray(image)
+    orange, blue = (230, 159, 0), (86, 180, 233)
+    for colour in (orange, blue):
+        # The legend shows the pure colour; the planes show it over the scan.
+        assert (pixels == colour).all(axis=-1).any()
+    planes = pixels[:320].reshape(-1, 3).astype(int)
+    assert len(np.unique(planes)) > 100, "the scan is there"
+    assert (np.ptp(planes, axis=1) > 30).sum() > 3000, "the labels are there"
+
+
+def test_several_scans_go_into_a_folder_under_their_own_names(
+    scan: Path, tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(examples / "hippocampus_1mm.nii.gz", scan.with_name("other.nii.gz"))
+    scan.with_name("bad.nii").write_bytes(b"not a scan")
+    out = tmp_path / "out"
+    assert main(["infer", str(scan.parent), "-o", str(out)]) == 1
+    assert files(out) == ["other.nii.gz", "other_dseg.tsv", "scan.nii.gz", "scan_dseg.tsv"]
+    captured = capsys.readouterr()
+    assert "2 of 3 scans" in captured.out
+    assert "1 scans were not segmented" in captured.err
+    assert "bad.nii: not a NIfTI file" in captured.err
+    # Nothing is replaced unasked: each existing output is a failure of its own.
+    before = {name: (out / name).stat().st_mtime_ns for name in files(out)}
+    assert main(["infer", str(scan.parent), "-o", str(out)]) == 1
+    assert {name: (out / name).stat().st_mtime_ns for name in files(out)} == before
+
+
+def test_spacing_out_and_forced_route(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = scan.with_name("fine.nii.gz")
+    assert main(["infer", str(scan), "-o", str(out), "--spacing-out", "1", "--route", "0"]) == 0
+    labels = nib.load(out)
+    assert labels.shape == tuple(2 * n for n in nib.load(scan).shape)
+    assert nib.affines.voxel_sizes(labels.affine) == pytest.approx((1, 1, 1))
+    printed = capsys.readouterr().out
+    assert "route 0 (as asked)" in printed
+    assert "the route was forced" in printed
+
+
+def test_an_existing_output_stays_unless_told_otherwise(
+    scan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = scan.with_name("labels.nii.gz")
+    out.write_text("precious")
+    assert "exists already" in refused(capsys, "infer", scan, "-o", out)
+    assert out.read_text() == "precious"
+    assert main(["infer", str(scan), "-o", str(out), "--overwrite"]) == 0
+    assert nib.load(out).shape == nib.load(scan).shape
+
+
+def test_the_scan_itself_is_never_an_output(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = scan.read_bytes()
+    assert "is an input" in refused(capsys, "infer", scan, "-o", scan, "--overwrite")
+    assert scan.read_bytes() == before
+
+
+def changed(scan: Path, kind: str) -> tuple[str, ...]:
+    """The arguments of an infer that must be refused."""
+    image = nib.load(scan)
+    voxels = np.asarray(image.dataobj).copy()
+    bad = scan.with_name(f"{kind}.nii.gz")
+    if kind == "absent":
+        return (str(bad),)
+    if kind == "text":
+        bad.write_text("hello")
+    elif kind == "truncated":
+        bad.write_bytes(scan.read_bytes()[:-500])
+    elif kind == "checksum":
+        data = bytearray(scan.read_bytes())
+        data[-8] ^= 1
+        bad.write_bytes(data)
+    elif kind == "folder":
+        bad.mkdir()
+    elif kind == "4d":
+        nib.save(nib.Nifti1Image(np.stack([voxels] * 3, -1), image.affine), bad)
+    elif kind == "nan":
+        voxels[2, 3, 4] = np.nan
+        nib.save(nib.Nifti1Image(voxels, image.affine), bad)
+    elif kind == "constant":
+        nib.save(nib.Nifti1Image(np.full_like(voxels, 7), image.affine), bad)
+    elif kind == "no affine":
+        header = nib.Nifti1Header()
+        header.set_data_shape(voxels.shape)
+        header.set_data_dtype(np.float32)
+        nib.save(nib.Nifti1Image(voxels, None, header), bad)
+        raw = bytearray(gzip.decompress(bad.read_bytes()))
+        raw[252:256] = bytes(4)
+        bad.write_bytes(gzip.compress(raw))
+    elif kind == "whole head":
+        nib.save(nib.Nifti1Image(np.tile(voxels, (4, 4, 4)), image.affine), bad)
+    elif kind == "coarse":
+        nib.save(nib.Nifti1Image(voxels[:3, :3, :3], np.diag([15.0, 15, 15, 1])), bad)
+    elif kind == "sheared":
+        affine = image.affine.copy()
+        affine[0, 1] = 0.5
+        nib.save(nib.Nifti1Image(voxels, affine), bad)
+    return (str(bad),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("absent", "no such file"),
+        ("text", "not a NIfTI file"),
+        ("truncated", "gzip stream is damaged"),
+        ("checksum", "gzip stream is damaged"),
+        ("folder", "a folder without .nii"),
+        ("4d", "3 channels or time points"),
+        ("nan", "1 of "),
+        ("constant", "no contrast"),
+        ("no affine", "no affine"),
+        ("whole head", "field of view"),
+        ("coarse", "voxel spacing is 15 x 15 x 15"),
+        ("sheared", "off right angles"),
+    ],
+)
+def test_what_cannot_be_segmented_gets_one_sentence_and_writes_nothing(
+    scan: Path, capsys: pytest.CaptureFixture[str], kind: str, words: str
+) -> None:
+    arguments = changed(scan, kind)
+    before = files(scan.parent)
+    sentence = refused(capsys, "infer", *arguments)
+    assert words in sentence
+    assert kind in sentence, "the sentence names the file"
+    assert files(scan.parent) == before
+
+
+def test_a_whole_head_is_refused_and_the_way_out_works(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real head: refused whole, and answered in a box around the right hippocampus."""
+    head = next((shared_data / "ixi_t1_2mm").glob("*_T1.nii.gz"))
+    structures = nib.load(head.with_name(head.name.replace("_T1", "_T1_DLMUSE")))
+    assert "--at X,Y,Z" in refused(capsys, "infer", head, "-o", tmp_path / "l.nii.gz")
+    assert files(tmp_path) == []
+    here = np.argwhere(np.asarray(structures.dataobj) == 47).mean(axis=0)
+    x, y, z = nib.affines.apply_affine(structures.affine, here).tolist()
+    out = tmp_path / "l.nii.gz"
+    assert main(["infer", str(head), "-o", str(out), f"--at={x},{y},{z}"]) == 0
+    labels = nib.load(out)
+    assert labels.shape == nib.load(head).shape
+    found = np.asarray(labels.dataobj) > 0
+    assert nib.affines.apply_affine(labels.affine, np.argwhere(found)).mean(
+        axis=0
+    ) == pytest.approx((x, y, z), abs=6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--package", "nowhere"], "no such package"),
+        (["--route", "7"], "route 7"),
+        (["--at=900,0,0"], "outside the scan"),
+        (["--spacing-out", "-1"], "output spacing"),
+        (["-o", "labels.txt"], "ends in .nii"),
+    ],
+)
+def test_wrong_options_get_one_sentence(
+    scan: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(scan.parent)
+    assert words in refused(capsys, "infer", scan, *arguments)
+    assert files(scan.parent) == ["scan.nii.gz"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["infer"], ["infer", "x", "--at", "1,2"], ["fly"]])
+def test_wrong_usage_exits_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+
+
+def test_info_says_what_the_package_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("anterior hippocampus", "0.5 to 10 mm", "CC BY-SA 4.0", "fp32"):
+        assert words in printed

@@ -1,0 +1,187 @@
+"""The exported graphs: what is in them, and that torch, OpenVINO and TensorRT take them alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from rare_trt import Segmenter
+from rare_trt.cache import Cache
+from rare_trt.engines.build import MAX_PROOF_CASES, prove
+from rare_trt.engines.tensorrt import engine_from_onnx, profile_shapes
+from rare_trt.errors import BackendError
+from rare_trt.export.agreement import Agreement
+from rare_trt.export.lint import lint
+from rare_trt.package import Package, open_package
+from rare_trt.planning import plan, tiles
+from rare_trt.segmenter import graph_inputs
+from rare_trt.sessions import INPUT_NAMES, open_session
+from rare_trt.training.cases import CaseFiles, load_cases
+from rare_trt.training.checkpoint import Checkpoint, load_checkpoint
+
+CHECKPOINT = Path(__file__).parents[1] / "models" / "hippocampus"
+ROUTES = range(4)
+
+
+@pytest.fixture(scope="module")
+def package() -> Package:
+    return open_package("hippocampus")
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return load_checkpoint(CHECKPOINT)
+
+
+def graph_path(package: Package, route: int) -> Path:
+    return package.folder / package.graph(route, "fp32").file
+
+
+def test_the_graphs_answer_as_torch_does_on_real_scans(
+    package: Package, checkpoint: Checkpoint, shared_data: Path, tmp_path: Path
+) -> None:
+    """At most 1 voxel in 100,000 differs, each where two classes were as good as equal."""
+    files = [
+        CaseFiles(
+            name,
+            *(
+                shared_data / "hippocampus" / part / f"{name}.nii.gz"
+                for part in ("images", "labels")
+            ),
+        )
+        for name in checkpoint.facts.validation[::4]
+    ]
+    assert len(files) <= MAX_PROOF_CASES
+    cases = load_cases(files, 1, 3)
+    results = prove(package, checkpoint, cases, Cache(tmp_path))
+    assert [result.route for result in results] == list(ROUTES)
+    for result in results:
+        assert result.voxels > 100_000
+        assert result.holds, str(result)
+
+
+def test_a_proof_does_not_hold_where_a_sure_voxel_or_too_many_differ() -> None:
+    assert Agreement(0, 1_000_000, 10, 9e-3).holds
+    assert not Agreement(0, 1_000_000, 11, 9e-3).holds
+    assert not Agreement(0, 1_000_000, 1, 2e-2).holds
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_graph_passes_the_checker_and_the_lint(package: Package, route: int) -> None:
+    path = graph_path(package, route)
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(str(path), load_external_data=False)
+    assert lint(model) == []
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 19}
+    shapes = {
+        value.name: tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        "image": (1, 1, "i", "j", "k"),
+        "in_i": ("I", "i"),
+        "in_j": ("J", "j"),
+        "in_k": ("K", "k"),
+        "out_i": ("oi", "I"),
+        "out_j": ("oj", "J"),
+        "out_k": ("ok", "K"),
+        "labels": (1, "oi", "oj", "ok"),
+    }
+    assert model.graph.output[0].type.tensor_type.elem_type == TensorProto.UINT8
+
+
+def test_graphs_name_no_file_of_the_machine_that_made_them(package: Package) -> None:
+    for route in ROUTES:
+        data = graph_path(package, route).read_bytes()
+        assert b"site-packages" not in data
+        assert b".py" not in data
+
+
+def test_routes_share_their_weights(package: Package, checkpoint: Checkpoint) -> None:
+    """The one file of weights holds each tensor once: it is as large as the network."""
+    weights = package.manifest.files["graphs/fp32/weights.bin"].bytes
+    network = 4 * sum(p.numel() for p in checkpoint.network.parameters())
+    assert 0.97 * network < weights < 1.01 * network
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        (helper.make_node("ArgMax", ["x"], ["y"], name="n"), "operator ArgMax"),
+        (helper.make_node("Identity", ["x"], ["y"], name="n"), "uint8 not made by a cast"),
+        (helper.make_node("Gelu", ["x"], ["y"], name="n"), "operator Gelu"),
+    ],
+)
+def test_the_lint_finds_what_it_is_for(node: onnx.NodeProto, words: str) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.UINT8, [1])
+    graph = helper.make_graph([node], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    faults = lint(model)
+    assert any(words in fault for fault in faults)
+    assert "opset is not 19" in faults
+    double = helper.make_tensor("w", TensorProto.DOUBLE, [1], [1.0])
+    graph.initializer.append(double)
+    assert any("DOUBLE" in fault for fault in lint(helper.make_model(graph)))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_tensorrt_parses_and_builds_every_route(package: Package, route: int) -> None:
+    """TensorRT for RTX, without a GPU; the profile's output grids are not the images' grids."""
+    pytest.importorskip("tensorrt_rtx")
+    entry = package.manifest.routes[route]
+    shapes = profile_shapes(entry, package.manifest.model)
+    assert set(shapes) == set(INPUT_NAMES)
+    if route:
+        # The answer is finer than the scan: what a tied output dimension would make impossible.
+        assert shapes["out_i"][1][0] > shapes["in_i"][1][1]
+    engine = engine_from_onnx(graph_path(package, route), shapes)
+    assert len(engine) > 10_000_000
+
+
+def test_tensorrt_refuses_in_one_sentence(package: Package, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not onnx")
+    with pytest.raises(BackendError, match="cannot parse"):
+        engine_from_onnx(broken, {})
+
+
+def test_one_graph_answers_on_grids_other_than_the_images(package: Package, examples: Path) -> None:
+    """The same scan answered on its own grid, a finer one and a part of it: one answer."""
+    with Segmenter(package) as segmenter:
+        own = segmenter.segment(examples / "hippocampus_1mm.nii.gz")
+        fine = segmenter.segment(examples / "hippocampus_1mm.nii.gz", spacing_out_mm=0.5)
+    i, j, k = fine.labels.shape
+    assert (i, j, k) == tuple(2 * n for n in own.labels.shape)
+    halves = fine.labels.reshape(i // 2, 2, j // 2, 2, k // 2, 2)
+    inside = halves.min(axis=(1, 3, 5)) == halves.max(axis=(1, 3, 5))
+    # A voxel whose eight parts agree is that label on the own grid too, but for edge cases.
+    agree = own.labels[inside] == halves[:, 0, :, 0, :, 0][inside]
+    assert agree.mean() > 0.999
+
+
+def test_padding_to_buckets_changes_no_label(
+    package: Package, examples: Path, tmp_path: Path
+) -> None:
+    """Zero columns and cropped rows: the padded run equals the exact one."""
+    from rare_trt import read_scan
+    from rare_trt.intensity import normalised
+
+    volume = read_scan(examples / "hippocampus_2mm.nii.gz").volume
+    route = package.manifest.routes[1].route()
+    image = normalised(volume.voxels, package.manifest.model.intensity)
+    steps = plan(volume.grid, route, volume.grid)
+    (tile,) = tiles(steps, route.max_shape)
+    session = open_session(package, 1, "openvino", Cache(tmp_path))
+    padded = graph_inputs(image, tile)
+    exact = dict(
+        zip(INPUT_NAMES, (image[None], *tile.in_matrices, *tile.out_matrices), strict=True)
+    )
+    assert padded["image"].shape != exact["image"].shape
+    i, j, k = steps.output_shape
+    assert np.array_equal(session.run(padded)[:i, :j, :k], session.run(exact))

@@ -1,0 +1,96 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rare_trt.errors import OutputError
+from rare_trt.files import refuse_existing, sha256, write_files
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """All there is below `folder`: files with their content, folders with None."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def test_sha256_is_the_published_digest() -> None:
+    assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_all_files_are_written_and_folders_made(tmp_path: Path) -> None:
+    write_files({tmp_path / "a.bin": b"1", tmp_path / "new" / "b.bin": b"2"}, overwrite=False)
+    assert tree(tmp_path) == {"a.bin": b"1", "new": None, "new/b.bin": b"2"}
+
+
+def test_nothing_to_write_is_no_error(tmp_path: Path) -> None:
+    write_files({}, overwrite=False)
+    assert tree(tmp_path) == {}
+
+
+def test_existing_file_stops_all_of_them(tmp_path: Path) -> None:
+    (tmp_path / "b.bin").write_bytes(b"old")
+    with pytest.raises(OutputError, match=r"b\.bin: exists already.*--overwrite"):
+        write_files({tmp_path / "a.bin": b"1", tmp_path / "b.bin": b"2"}, overwrite=False)
+    assert tree(tmp_path) == {"b.bin": b"old"}
+
+
+def test_overwrite_replaces_the_content(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"something longer than the new content")
+    write_files({tmp_path / "a.bin": b"new"}, overwrite=True)
+    assert tree(tmp_path) == {"a.bin": b"new"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_failing_second_file_leaves_nothing_behind(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "file").write_bytes(b"not a folder")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_files(
+            {tmp_path / "a.bin": b"1", tmp_path / "file" / "b.bin": b"2"}, overwrite=overwrite
+        )
+    assert tree(tmp_path) == before
+
+
+def test_failing_second_file_leaves_the_first_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"old")
+    (tmp_path / "file").write_bytes(b"not a folder")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError):
+        write_files({tmp_path / "a.bin": b"1", tmp_path / "file" / "b.bin": b"2"}, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_folder_under_the_second_name_leaves_the_first_as_it_was(tmp_path: Path) -> None:
+    """A folder of that name is found only when the temporary file takes its place."""
+    (tmp_path / "a.bin").write_bytes(b"old")
+    (tmp_path / "b.bin").mkdir()
+    before = tree(tmp_path)
+    with pytest.raises(OutputError):
+        write_files({tmp_path / "a.bin": b"1", tmp_path / "b.bin": b"2"}, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_refusal_is_one_sentence_with_the_path_and_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError) as error:
+        write_files({tmp_path / "file" / "b.bin": b"2"}, overwrite=False)
+    assert str(tmp_path / "file") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_name_too_long_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_files({tmp_path / "a.bin": b"1", tmp_path / ("b" * 300): b"2"}, overwrite=True)
+    assert tree(tmp_path) == {}
+
+
+def test_refuse_existing_names_the_first_that_exists(tmp_path: Path) -> None:
+    refuse_existing([tmp_path / "a", tmp_path / "b"])
+    (tmp_path / "b").touch()
+    with pytest.raises(OutputError, match="b: exists already"):
+        refuse_existing([tmp_path / "a", tmp_path / "b"])

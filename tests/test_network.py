@@ -1,0 +1,98 @@
+"""RARE-UNet against the facts of the paper's own network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rare_trt.training.losses import consistency_loss, segmentation_loss
+from rare_trt.training.network import NetworkConfig, RareUNet
+
+HIPPOCAMPUS = NetworkConfig(depth=5, filters=8, gate_blocks=4, channels=1, classes=3)
+BRAIN_TUMOUR = NetworkConfig(depth=5, filters=32, gate_blocks=4, channels=4, classes=4)
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "per_route"),
+    [
+        (HIPPOCAMPUS, 6_338_636, (5.90, 5.90, 5.89, 5.87)),
+        (BRAIN_TUMOUR, 37_421_520, (30.4, 30.4, 30.3, 29.9)),
+    ],
+)
+def test_parameter_counts_of_the_paper(
+    config: NetworkConfig, total: int, per_route: tuple[float, ...]
+) -> None:
+    with torch.device("meta"):
+        network = RareUNet(config)
+    assert sum(p.numel() for p in network.parameters()) == total
+    digits = 2 if config is HIPPOCAMPUS else 1
+    found = tuple(round(network.route_parameters(r) / 1e6, digits) for r in range(4))
+    assert found == per_route
+
+
+def test_a_route_touches_exactly_its_own_parameters() -> None:
+    """Counted by gradient: what takes part in a route and what does not."""
+    network = RareUNet(NetworkConfig(depth=3, filters=2, gate_blocks=1, routes=3))
+    for route in range(3):
+        network.zero_grad(set_to_none=True)
+        network(torch.randn(1, 1, 16, 16, 16), route).sum().backward()
+        used = sum(p.numel() for p in network.parameters() if p.grad is not None)
+        assert used == network.route_parameters(route)
+
+
+def test_the_lower_half_is_shared_and_each_route_has_its_own_gateway_and_head() -> None:
+    network = RareUNet(NetworkConfig(depth=3, filters=2, gate_blocks=1, routes=3))
+    touched = []
+    for route in range(3):
+        network.zero_grad(set_to_none=True)
+        network(torch.randn(1, 1, 16, 16, 16), route).sum().backward()
+        touched.append({n for n, p in network.named_parameters() if p.grad is not None})
+    assert touched[0] & touched[1] & touched[2] == {
+        n
+        for n, _ in network.named_parameters()
+        if n.startswith(("bottleneck", "up.2", "decoder.2"))
+    }
+    assert {n.split(".")[1] for n in touched[2] if n.startswith("gateways")} == {"2"}
+    assert {n.split(".")[1] for n in touched[2] if n.startswith("heads")} == {"2"}
+
+
+@pytest.mark.parametrize("route", range(4))
+def test_logits_lie_on_the_routes_own_grid(route: int) -> None:
+    network = RareUNet(NetworkConfig(depth=4, filters=2, channels=2, classes=5)).eval()
+    multiple = network.config.multiple(route)
+    shape = (multiple * 2, multiple, multiple * 3)
+    assert network(torch.randn(2, 2, *shape), route).shape == (2, 5, *shape)
+
+
+def test_more_routes_than_levels_are_refused() -> None:
+    with pytest.raises(ValueError, match="routes is 4"):
+        NetworkConfig(depth=3, routes=4)
+
+
+def test_the_loss_is_small_for_the_truth_and_large_for_its_opposite() -> None:
+    labels = torch.randint(0, 3, (1, 4, 4, 4))
+    sure = 20.0 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
+    assert segmentation_loss(sure, labels) < 1e-3
+    assert segmentation_loss(-sure, labels) > 1.0
+
+
+def test_the_background_has_no_part_in_dice() -> None:
+    """Swapping foreground labels costs Dice; the weights of both terms are the paper's."""
+    labels = torch.zeros(1, 4, 4, 4, dtype=torch.long)
+    labels[0, 0] = 1
+    flat = torch.zeros(1, 2, 4, 4, 4)
+    share, truth = 0.5 * 64, 16.0
+    expected = 0.35 * torch.log(torch.tensor(2.0)) + 0.65 * (
+        1 - (2 * 0.5 * truth + 1) / (share + truth + 1)
+    )
+    assert segmentation_loss(flat, labels) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_consistency_pulls_the_gateway_and_never_the_encoder() -> None:
+    gateway = torch.zeros(1, 2, 3, 3, 3, requires_grad=True)
+    encoder = torch.ones(1, 2, 3, 3, 3, requires_grad=True)
+    loss = consistency_loss([gateway], [encoder])
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(1.0)
+    assert gateway.grad is not None
+    assert encoder.grad is None

@@ -1,0 +1,214 @@
+"""The package: schema, hashes, versions, atomic writing, and an old package that stays readable."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import rare_trt
+from rare_trt import Segmenter
+from rare_trt.errors import BackendError, OutputError, PackageError
+from rare_trt.manifest import manifest_from_json
+from rare_trt.package import open_package, write_package
+
+SCHEMA = json.loads((Path(rare_trt.__file__).parent / "manifest.schema.json").read_text())
+V1 = Path(__file__).parent / "data" / "tiny_v1.rare"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A private copy of the small package."""
+    folder = tmp_path / "tiny.rare"
+    shutil.copytree(V1, folder)
+    return folder
+
+
+def shipped_values() -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(open_package("hippocampus").manifest.to_json())
+    return values
+
+
+def test_the_shipped_manifest_fits_the_published_schema_and_survives_a_round_trip() -> None:
+    package = open_package("hippocampus")
+    jsonschema.validate(shipped_values(), SCHEMA)
+    assert manifest_from_json(package.manifest.to_json()) == package.manifest
+
+
+def test_every_file_of_the_shipped_package_is_named_and_whole() -> None:
+    package = open_package("hippocampus")
+    found = {p.relative_to(package.folder).as_posix() for p in package.folder.rglob("*")}
+    folders = {p for p in found if (package.folder / p).is_dir()}
+    assert found - folders == {"manifest.json", *package.manifest.files}
+    for name in package.manifest.files:
+        package.read(name)
+
+
+def test_the_shipped_package_stays_small() -> None:
+    package = open_package("hippocampus")
+    assert sum(entry.bytes for entry in package.manifest.files.values()) < 45e6
+
+
+@pytest.mark.parametrize("name", sorted(open_package(V1).manifest.files))
+def test_one_flipped_bit_in_any_file_is_refused(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(PackageError, match=r"damaged or tampered"):
+        open_package(copy).read(name)
+
+
+def test_a_tampered_graph_never_answers_even_with_its_compiled_model_cached(
+    copy: Path, tiny_scan: Path
+) -> None:
+    with Segmenter.load(copy) as segmenter:
+        segmenter.segment(tiny_scan)
+    weights = copy / "graphs/fp32/weights.bin"
+    data = bytearray(weights.read_bytes())
+    data[0] ^= 1
+    weights.write_bytes(data)
+    with Segmenter.load(copy) as segmenter, pytest.raises(PackageError, match="tampered"):
+        segmenter.segment(tiny_scan)
+
+
+def test_a_longer_or_missing_file_is_refused(copy: Path) -> None:
+    graph = copy / "graphs/fp32/route0.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    with pytest.raises(PackageError, match="tampered"):
+        open_package(copy).read("graphs/fp32/route0.onnx")
+    graph.unlink()
+    with pytest.raises(PackageError, match="cannot be read"):
+        open_package(copy).read("graphs/fp32/route0.onnx")
+
+
+def test_a_link_out_of_the_package_is_refused(copy: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.onnx"
+    shutil.move(copy / "graphs/fp32/route0.onnx", outside)
+    (copy / "graphs/fp32/route0.onnx").symlink_to(outside)
+    with pytest.raises(PackageError, match="leads out of the package"):
+        open_package(copy).read("graphs/fp32/route0.onnx")
+
+
+def test_a_newer_format_is_refused_kindly(copy: Path) -> None:
+    values = json.loads((copy / "manifest.json").read_text()) | {"format_version": 2}
+    (copy / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(PackageError, match=r"format version 2.*install a newer rare-trt"):
+        open_package(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "null", "\xff", "{}"])
+def test_what_is_no_manifest_is_refused(copy: Path, text: str) -> None:
+    (copy / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(PackageError, match=r"manifest\.json"):
+        open_package(copy)
+
+
+def test_an_absent_package_names_the_shipped_ones() -> None:
+    with pytest.raises(PackageError, match=r"no such package.*hippocampus"):
+        open_package("hippocampos")
+
+
+def damaged(values: dict[str, Any], path: str, value: Any) -> bytes:
+    """`values` with the entry at `path` replaced (or, for ..., removed)."""
+    *parents, last = path.split("/")
+    place: Any = values
+    for key in parents:
+        place = place[int(key) if isinstance(place, list) else key]
+    key = int(last) if isinstance(place, list) else last
+    if value is ...:
+        del place[key]
+    else:
+        place[key] = value
+    return json.dumps(values).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model", ...),
+        ("unknown", 1),
+        ("name", "../evil"),
+        ("model/labels", ["background"]),
+        ("model/base_spacing_mm", 0),
+        ("model/field_of_view_mm/min", [1, 2]),
+        ("routes/0/profile/max", [48, 64, 0]),
+        ("routes/1/multiple", "8"),
+        ("graphs/0/file", "../../etc/passwd"),
+        ("graphs/0/file", "/etc/passwd"),
+        ("graphs/0/precision", "fp64"),
+        ("golden/0/max_disagreement/fp32", 2),
+    ],
+)
+def test_what_the_schema_forbids_is_refused_by_the_runtime_too(path: str, value: Any) -> None:
+    """The runtime's validator and the reference validator read the same schema alike."""
+    data = damaged(shipped_values(), path, value)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(json.loads(data), SCHEMA)
+    with pytest.raises(PackageError, match="does not fit its schema"):
+        manifest_from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("routes/1/index", 0, "name one twice"),
+        ("graphs/0/route", 9, "name a route"),
+        ("golden/0/route", 9, "name a route"),
+        ("files/graphs~fp32~route0.onnx", ..., "not among the files"),
+        ("model/volume_range_mm3", [[1, 2]], "volume ranges"),
+        ("model/spacing_limits_mm", [2, 1], "lower limit"),
+        ("routes/0/native_band", [1, 1], "lower limit"),
+        ("graphs/0/weights", "golden/route0_min.nii.gz", "different folders"),
+    ],
+)
+def test_entries_that_contradict_each_other_are_refused(path: str, value: Any, words: str) -> None:
+    values = shipped_values()
+    if "~" in path:
+        del values["files"][path.split("/", 1)[1].replace("~", "/")]
+        data = json.dumps(values).encode()
+    else:
+        data = damaged(values, path, value)
+    with pytest.raises(PackageError, match=words):
+        manifest_from_json(data)
+
+
+def test_writing_replaces_a_package_whole_or_not_at_all(copy: Path, tmp_path: Path) -> None:
+    package = open_package(copy)
+    contents = {name: package.read(name) for name in package.manifest.files}
+    with pytest.raises(OutputError, match="exists already"):
+        write_package(copy, package.manifest, contents, overwrite=False)
+    again = write_package(copy, package.manifest, contents, overwrite=True)
+    assert again.manifest == package.manifest
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_package(blocked / "new.rare", package.manifest, contents, overwrite=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "tiny.rare"]
+
+
+def test_a_package_of_format_1_still_segments(tiny_scan: Path) -> None:
+    """tests/data/tiny_v1.rare was written by the first release and never changes."""
+    with Segmenter.load(V1) as segmenter:
+        for route in (0, 1):
+            assert segmenter.segment(tiny_scan, route=route).labels.max() > 0
+
+
+def test_a_session_that_answers_otherwise_than_the_golden_vectors_is_refused(
+    copy: Path, tiny_scan: Path
+) -> None:
+    """Wrong expectations under right hashes: as if this machine computed other labels."""
+    package = open_package(copy)
+    contents = {name: package.read(name) for name in package.manifest.files}
+    vector = package.manifest.golden[0]
+    expected = bytearray(gzip.decompress(contents[vector.labels]))
+    # 352 bytes of header, then labels 0 to 2: each becomes another one.
+    expected[352:] = bytes(2 - label for label in expected[352:])
+    contents[vector.labels] = gzip.compress(bytes(expected))
+    write_package(copy, package.manifest, contents, overwrite=True)
+    with Segmenter.load(copy) as segmenter, pytest.raises(BackendError, match="golden vector"):
+        segmenter.segment(tiny_scan, route=vector.route)

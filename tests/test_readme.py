@@ -1,0 +1,68 @@
+"""README's commands do what README says, in a copy of the project alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+
+
+def command(heading: str) -> str:
+    """The first shell block under `heading`."""
+    section = README.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    found = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
+    assert found, heading
+    return found.group(1).strip()
+
+
+@pytest.mark.slow
+def test_the_first_command_installs_and_segments_an_example(tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv*", "build", "*.egg-info", "__pycache__", ".*_cache"
+    )
+    project = tmp_path / "project"
+    shutil.copytree(REPOSITORY, project, symlinks=True, ignore=ignored)
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["RARE_TRT_CACHE"] = str(tmp_path / "cache")
+    done = subprocess.run(
+        ["bash", "-ec", command("Segment a scan")],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    labels = nib.load(project / "labels.nii.gz")
+    assert labels.shape == nib.load(project / "examples/hippocampus_2mm.nii.gz").shape
+    assert set(np.unique(np.asarray(labels.dataobj))) == {0, 1, 2}
+    assert (project / "labels.png").stat().st_size > 10_000
+    listed = subprocess.run(
+        [project / ".venv/bin/python", "-m", "pip", "list"], capture_output=True, text=True
+    ).stdout.lower()
+    assert "rare-trt" in listed
+    for heavy in ("torch", "onnx", "scipy", "matplotlib"):
+        assert f"\n{heavy} " not in listed
+
+
+def test_the_second_command_is_what_continuous_integration_runs() -> None:
+    script = (REPOSITORY / ".ci" / "run").read_text()
+    assert "README.md" in script
+    assert "pytest" in command("Test it")
+
+
+def test_every_file_that_the_documents_name_is_there() -> None:
+    documents = [REPOSITORY / n for n in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
+    for document in [*documents, *(REPOSITORY / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+            if not target.startswith(("http:", "https:")):
+                assert (document.parent / target).exists(), f"{document.name} names {target}"

@@ -1,0 +1,145 @@
+"""Which route a spacing chooses, and how the choice explains itself."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from math import exp, log
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rare_trt.errors import ScanError
+from rare_trt.routing import Route, RouteDecision, choose_route
+
+LIMITS_MM = (0.5, 12.0)
+ROUTES = [Route(r, 2.0**r, (0.95, 1.05), 8 >> r, (64, 64, 64)) for r in range(4)]
+
+quick = settings(max_examples=100, deadline=None)
+spacings = st.tuples(*[st.floats(*LIMITS_MM)] * 3)
+
+
+def choose(spacing: tuple[float, float, float], forced: int | None = None) -> RouteDecision:
+    return choose_route(spacing, ROUTES, LIMITS_MM, forced)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.spacing_mm:g}mm")
+def test_each_routes_own_spacing_chooses_it(route: Route) -> None:
+    s = route.spacing_mm
+    decision = choose((s, s, s))
+    assert (decision.route, decision.forced) == (route.index, False)
+    assert decision.distance == pytest.approx(1.0)
+    assert decision.factors == (1.0, 1.0, 1.0)
+    assert decision.working_spacing_mm == (s, s, s)
+    assert not decision.resampled
+
+
+def test_nearest_route_is_nearest_as_a_ratio() -> None:
+    """The border between 2 mm and 4 mm is their geometric mean, 2.83 mm, not 3 mm."""
+    assert choose((2.9, 2.9, 2.9)).route == 2
+    assert choose((2.7, 2.7, 2.7)).route == 1
+
+
+def test_anisotropic_scan_goes_by_its_geometric_mean() -> None:
+    decision = choose((1.0, 1.0, 4.0))
+    assert decision.mean_spacing_mm == pytest.approx(4.0 ** (1 / 3))
+    assert decision.route == 1
+    assert decision.working_spacing_mm == (2.0, 2.0, 2.0)
+    assert decision.factors == (2.0, 2.0, 0.5)
+    assert decision.resampled
+
+
+@quick
+@given(spacings)
+def test_no_other_route_is_nearer(spacing: tuple[float, float, float]) -> None:
+    decision = choose(spacing)
+    mean = exp(sum(log(s) for s in spacing) / 3)
+    distances = sorted(max(mean / r.spacing_mm, r.spacing_mm / mean) for r in ROUTES)
+    assert decision.distance == pytest.approx(distances[0])
+    assert decision.next_distance == pytest.approx(distances[1])
+    assert decision.next_route not in (None, decision.route)
+
+
+@quick
+@given(spacings)
+def test_axis_order_does_not_matter(spacing: tuple[float, float, float]) -> None:
+    decision = choose(spacing)
+    for order in permutations(range(3)):
+        i, j, k = (spacing[axis] for axis in order)
+        other = choose((i, j, k))
+        assert other.mean_spacing_mm == pytest.approx(decision.mean_spacing_mm)
+        if decision.next_distance != pytest.approx(decision.distance):
+            assert other.route == decision.route
+            assert other.factors == tuple(decision.factors[axis] for axis in order)
+
+
+@quick
+@given(spacings)
+def test_factors_lead_from_the_scans_to_the_working_spacing(
+    spacing: tuple[float, float, float],
+) -> None:
+    decision = choose(spacing)
+    for own, factor, working in zip(
+        spacing, decision.factors, decision.working_spacing_mm, strict=True
+    ):
+        assert own * factor == pytest.approx(working)
+        native = 0.95 <= own / ROUTES[decision.route].spacing_mm <= 1.05
+        assert working == (own if native else ROUTES[decision.route].spacing_mm)
+        assert (factor == 1.0) == (native or own == working)
+    assert decision.resampled == (decision.factors != (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "working"),
+    [(0.95, 0.95), (1.05, 1.05), (0.949, 1.0), (1.051, 1.0)],
+)
+def test_native_band_includes_its_edges(spacing: float, working: float) -> None:
+    """Inside the band a scan's voxels are taken as they are, axis by axis."""
+    decision = choose((1.0, spacing, 1.0))
+    assert decision.working_spacing_mm == (1.0, working, 1.0)
+    assert decision.resampled == (spacing != working)
+
+
+def test_decision_explains_itself() -> None:
+    assert str(choose((1.0, 1.0, 1.0))) == (
+        "scan at 1 x 1 x 1 mm -> route 0 (mean spacing 1 mm), not resampled"
+    )
+    assert str(choose((1.5, 1.5, 1.5))) == (
+        "scan at 1.5 x 1.5 x 1.5 mm -> route 1 (mean spacing 1.5 mm), "
+        "resampled by 1.33 x 1.33 x 1.33"
+    )
+    assert "(as asked)" in str(choose((1.5, 1.5, 1.5), forced=0))
+
+
+@pytest.mark.parametrize("spacing", [(0.4, 1.0, 1.0), (1.0, 1.0, 12.5)])
+def test_spacing_beyond_the_limits_is_refused(spacing: tuple[float, float, float]) -> None:
+    with pytest.raises(ScanError) as error:
+        choose(spacing)
+    sentence = str(error.value)
+    assert " x ".join(f"{s:g}" for s in spacing) in sentence
+    assert "0.5 to 12 mm" in sentence
+    assert "\n" not in sentence
+
+
+def test_limits_themselves_are_accepted() -> None:
+    assert choose((0.5, 0.5, 0.5)).route == 0
+    assert choose((12.0, 12.0, 12.0)).route == 3
+
+
+def test_forced_route_is_taken_and_the_nearest_other_is_named() -> None:
+    decision = choose((1.0, 1.0, 1.0), forced=2)
+    assert (decision.route, decision.forced) == (2, True)
+    assert decision.distance == pytest.approx(4.0)
+    assert decision.next_route == 0
+    assert decision.next_distance == pytest.approx(1.0)
+    assert decision.factors == (4.0, 4.0, 4.0)
+
+
+def test_forced_route_that_the_package_lacks_is_refused() -> None:
+    with pytest.raises(ScanError, match=r"route 7 .* 0, 1, 2, 3"):
+        choose((1.0, 1.0, 1.0), forced=7)
+
+
+def test_a_package_of_one_route_has_no_next_one() -> None:
+    decision = choose_route((3.0, 3.0, 3.0), ROUTES[:1], LIMITS_MM)
+    assert (decision.route, decision.next_route, decision.next_distance) == (0, None, None)

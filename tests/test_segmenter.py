@@ -1,0 +1,260 @@
+"""From a scan to labels: geometry, routes, tiles, boxes, on real scans and the shipped package."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import permutations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nibabel.eulerangles import euler2mat
+from nibabel.orientations import apply_orientation, inv_ornt_aff
+from numpy.typing import NDArray
+
+from rare_trt import Grid, Scan, Segmenter, Volume, read_scan
+from rare_trt.errors import ScanError
+from rare_trt.manifest import Manifest
+from rare_trt.package import Package, write_package
+from rare_trt.planning import axis_matrix
+from rare_trt.segmenter import isotropic_grid
+
+
+def dice(a: NDArray[Any], b: NDArray[Any], label: int) -> float:
+    both = ((a == label) & (b == label)).sum()
+    return 2.0 * float(both) / float((a == label).sum() + (b == label).sum())
+
+
+def reframed(scan: Scan, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> Scan:
+    """`scan` with other voxels on another grid."""
+    i, j, k = voxels.shape
+    header = scan.header.copy()
+    header.set_data_shape(voxels.shape)
+    header.set_sform(affine, 1)
+    return Scan(Volume(voxels, Grid((i, j, k), affine)), header)
+
+
+def averaged(scan: Scan, factors: tuple[int, int, int]) -> Scan:
+    """`scan` as a scanner with voxels `factors` times as large would have made it."""
+    volume = scan.volume
+    shape = [n // f for n, f in zip(volume.grid.shape, factors, strict=True)]
+    kept = tuple(slice(0, n * f) for n, f in zip(shape, factors, strict=True))
+    blocks = volume.voxels[kept].reshape(
+        [size for pair in zip(shape, factors, strict=True) for size in pair]
+    )
+    affine = volume.grid.affine.copy()
+    affine[:3, :3] *= factors
+    affine[:3, 3] = volume.grid.world_mm((np.array(factors) - 1) / 2)
+    return reframed(scan, blocks.mean(axis=(1, 3, 5), dtype=np.float64).astype(np.float32), affine)
+
+
+def resliced(scan: Scan, spacing_mm: float) -> Scan:
+    """`scan` interpolated linearly to an isotropic spacing."""
+    grid = isotropic_grid(scan.volume.grid, spacing_mm)
+    i, j, k = (axis_matrix(scan.volume.grid, grid, axis) for axis in range(3))
+    voxels = np.einsum("ai,bj,ck,ijk->abc", i, j, k, scan.volume.voxels).astype(np.float32)
+    return reframed(scan, voxels, grid.affine.copy())
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter.load("hippocampus")
+
+
+@pytest.fixture(scope="module")
+def scan(examples: Path) -> Scan:
+    return read_scan(examples / "hippocampus_1mm.nii.gz")
+
+
+@pytest.mark.parametrize(("name", "route", "least"), [("1mm", 0, 0.85), ("2mm", 1, 0.82)])
+def test_the_examples_are_segmented_well(
+    segmenter: Segmenter, examples: Path, name: str, route: int, least: float
+) -> None:
+    result = segmenter.segment(examples / f"hippocampus_{name}.nii.gz", spacing_out_mm=1.0)
+    truth = read_scan(examples / "truth" / f"{name}.nii.gz").volume
+    assert result.route.route == route
+    np.testing.assert_allclose(result.grid.affine, truth.grid.affine, atol=1e-5)
+    for label in (1, 2):
+        assert dice(result.labels, truth.voxels, label) > least
+    assert result.flags() == []
+
+
+def test_unseen_scans_are_segmented_well_at_every_resolution(
+    segmenter: Segmenter, shared_data: Path
+) -> None:
+    """Mean over the kept-back cases; the figures of the package are in its manifest."""
+    names = segmenter.package.manifest.model.training.validation_cases[::3]
+    for route, least in enumerate((0.85, 0.83, 0.78, 0.6)):
+        scores = []
+        for name in names:
+            full = read_scan(shared_data / f"hippocampus/images/{name}.nii.gz")
+            truth = read_scan(shared_data / f"hippocampus/labels/{name}.nii.gz").volume.voxels
+            factor = 2**route
+            result = segmenter.segment(averaged(full, (factor,) * 3), spacing_out_mm=1.0)
+            assert result.route.route == route
+            i, j, k = result.labels.shape
+            scores += [dice(result.labels, truth[:i, :j, :k], label) for label in (1, 2)]
+        assert np.mean(scores) > least
+
+
+def test_one_scan_in_48_axis_orders_gives_48_equal_results(
+    segmenter: Segmenter, scan: Scan
+) -> None:
+    volume = averaged(scan, (2, 2, 2)).volume
+    reference = segmenter.segment(averaged(scan, (2, 2, 2)))
+    for order, flips in product(permutations(range(3)), product((1, -1), repeat=3)):
+        ornt = np.array(list(zip(order, flips, strict=True)))
+        voxels = apply_orientation(volume.voxels, ornt)
+        affine = volume.grid.affine @ inv_ornt_aff(ornt, volume.grid.shape)
+        result = segmenter.segment(reframed(scan, voxels, affine))
+        assert np.array_equal(result.labels, apply_orientation(reference.labels, ornt))
+        assert result.volumes_mm3 == reference.volumes_mm3
+        assert np.array_equal(result.grid.affine, affine)
+
+
+def test_all_48_orders_of_one_head_give_one_answer(segmenter: Segmenter, shared_data: Path) -> None:
+    """The files hold one anatomy; a box around one point of it must be one answer."""
+    answers = set()
+    for path in sorted((shared_data / "nifti_space48").glob("*.nii.gz"))[::6]:
+        head = read_scan(path)
+        centre = head.volume.grid.world_mm((np.array(head.volume.grid.shape) - 1) / 2).round(3)
+        x, y, z = centre.tolist()
+        answers.add(segmenter.segment(head, at=(x, y, z)).volumes_mm3)
+    assert len(answers) == 1
+
+
+def test_a_header_only_rotation_changes_nothing(segmenter: Segmenter, scan: Scan) -> None:
+    turn = np.eye(4)
+    turn[:3, :3] = euler2mat(0.3, 0.2, 0.25)
+    turned = reframed(scan, scan.volume.voxels, turn @ scan.volume.grid.affine)
+    straight, oblique = segmenter.segment(scan), segmenter.segment(turned)
+    assert turned.volume.grid.obliqueness_deg > 15
+    assert np.array_equal(straight.labels, oblique.labels)
+
+
+@pytest.mark.parametrize(
+    ("factors", "route"),
+    [((1, 1, 1), 0), ((2, 2, 2), 1), ((4, 4, 4), 2), ((8, 8, 8), 3), ((1, 1, 4), None)],
+)
+def test_labels_lie_on_the_scans_own_grid(
+    segmenter: Segmenter, scan: Scan, factors: tuple[int, int, int], route: int | None
+) -> None:
+    low = averaged(scan, factors)
+    result = segmenter.segment(low)
+    assert result.labels.dtype == np.uint8
+    assert result.labels.shape == low.volume.grid.shape
+    assert result.grid is low.volume.grid
+    if route is not None:
+        assert result.route.route == route
+        assert not result.route.resampled
+    else:
+        assert result.route.resampled
+    assert set(np.unique(result.labels)) == {0, 1, 2}
+
+
+def test_a_scan_between_routes_is_resampled_and_stays_in_place(
+    segmenter: Segmenter, scan: Scan
+) -> None:
+    result = segmenter.segment(resliced(scan, 1.5))
+    assert result.route.resampled
+    full = segmenter.segment(scan)
+    for label in (1, 2):
+        found, expected = (
+            r.grid.world_mm(np.argwhere(r.labels == label)).mean(axis=0) for r in (result, full)
+        )
+        # Half a voxel of the 1.5 mm scan: a shift of the whole structure would be more.
+        assert np.abs(found - expected).max() < 0.75
+
+
+def test_the_same_place_at_every_resolution(segmenter: Segmenter, scan: Scan) -> None:
+    """Centres of the whole hippocampus in the world, from 1 to 8 mm voxels."""
+    centres = []
+    for factor in (1, 2, 4, 8):
+        result = segmenter.segment(averaged(scan, (factor,) * 3), spacing_out_mm=1.0)
+        centres.append(result.grid.world_mm(np.argwhere(result.labels)).mean(axis=0))
+    assert np.abs(np.array(centres) - centres[0]).max() < 1.0
+
+
+def test_volumes_and_spacing_out_come_from_one_answer(segmenter: Segmenter, scan: Scan) -> None:
+    low = averaged(scan, (4, 4, 4))
+    own, fine = segmenter.segment(low), segmenter.segment(low, spacing_out_mm=1.0)
+    assert own.volumes_mm3 == fine.volumes_mm3
+    counted = [float((fine.labels == label).sum()) for label in (1, 2)]
+    np.testing.assert_allclose(fine.volumes_mm3, counted, rtol=1e-6)
+    assert fine.grid.spacing_mm == pytest.approx((1.0, 1.0, 1.0))
+    assert fine.grid.extent_mm == pytest.approx(low.volume.grid.extent_mm)
+
+
+def small_profile(package: Package, folder: Path, shape: tuple[int, int, int]) -> Package:
+    """`package` with a small largest shape on route 0, so that its scans must be tiled."""
+    manifest: Manifest = package.manifest
+    first = manifest.routes[0]
+    routes = (replace(first, profile=replace(first.profile, max=shape)), *manifest.routes[1:])
+    contents = {name: package.read(name) for name in manifest.files}
+    return write_package(
+        folder, replace(manifest, routes=routes, golden=()), contents, overwrite=False
+    )
+
+
+def test_a_tiled_scan_agrees_with_the_untiled_one(
+    segmenter: Segmenter, scan: Scan, tmp_path: Path
+) -> None:
+    tiled = Segmenter(small_profile(segmenter.package, tmp_path / "small.rare", (48, 48, 32)))
+    whole, parts = segmenter.segment(scan).labels, tiled.segment(scan).labels
+    assert whole.shape[1] > 48 or whole.shape[2] > 32
+    assert dice(whole > 0, parts > 0, 1) >= 0.98
+    for label in (1, 2):
+        assert dice(whole, parts, label) >= 0.97
+
+
+def test_a_box_around_a_point_is_the_crop_alone(segmenter: Segmenter, scan: Scan) -> None:
+    """A large scan with the crop inside it: --at must answer as for the crop."""
+    i, j, k = scan.volume.grid.shape
+    big = np.full((i + 60, j + 60, k + 60), scan.volume.voxels.min(), np.float32)
+    big[30 : 30 + i, 30 : 30 + j, 30 : 30 + k] = scan.volume.voxels
+    affine = scan.volume.grid.affine.copy()
+    affine[:3, 3] = scan.volume.grid.world_mm(np.array([-30, -30, -30]))
+    head = reframed(scan, big, affine)
+    with pytest.raises(ScanError, match="--at X,Y,Z"):
+        segmenter.segment(head)
+    x, y, z = scan.volume.grid.world_mm((np.array([i, j, k]) - 1) / 2).tolist()
+    result = segmenter.segment(head, at=(x, y, z))
+    assert result.labels.shape == big.shape
+    inside = result.labels[30 : 30 + i, 30 : 30 + j, 30 : 30 + k]
+    assert result.labels.sum() == inside.sum()
+    expected = segmenter.segment(scan).labels
+    assert dice(inside > 0, expected > 0, 1) > 0.9
+    with pytest.raises(ScanError, match="outside the scan"):
+        segmenter.segment(head, at=(1000.0, 0.0, 0.0))
+
+
+def test_what_a_physicist_should_look_at_is_flagged(segmenter: Segmenter, scan: Scan) -> None:
+    noise = np.random.default_rng(0).normal(100, 10, scan.volume.grid.shape).astype(np.float32)
+    flags = segmenter.segment(reframed(scan, noise, scan.volume.grid.affine)).flags()
+    assert any("empty label" in flag or "outside the training range" in flag for flag in flags)
+    cut = scan.volume.voxels[: scan.volume.grid.shape[0] // 2]
+    halved = segmenter.segment(reframed(scan, np.ascontiguousarray(cut), scan.volume.grid.affine))
+    assert any("touches the edge" in flag for flag in halved.flags())
+    forced = segmenter.segment(scan, route=1)
+    assert "the route was forced" in forced.flags()
+
+
+def test_threads_get_the_answers_of_one_thread(segmenter: Segmenter, scan: Scan) -> None:
+    scans = [averaged(scan, (factor,) * 3) for factor in (1, 2, 4, 8)] * 3
+    expected = [segmenter.segment(one).labels for one in scans]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: segmenter.segment(one).labels, scans))
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_another_number_of_channels_is_refused(segmenter: Segmenter, scan: Scan) -> None:
+    """A scan handed over in memory is held to what a file is."""
+    two = np.stack([scan.volume.voxels] * 2, axis=-1)
+    with pytest.raises(ScanError, match="2 channels"):
+        segmenter.segment(Scan(Volume(two, scan.volume.grid), scan.header))
+    holed = scan.volume.voxels.copy()
+    holed[3, 3, 3] = np.nan
+    with pytest.raises(ScanError, match="NaN"):
+        segmenter.segment(Scan(Volume(holed, scan.volume.grid), scan.header))

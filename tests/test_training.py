@@ -1,0 +1,224 @@
+"""Training on real scans: splitting, resuming, and one preprocessing for all three stages."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from rare_trt import Segmenter, read_scan
+from rare_trt.engines.build import build_package
+from rare_trt.errors import RareTrtError, ScanError
+from rare_trt.geometry import Canonical
+from rare_trt.training.augment import augmented, averaged
+from rare_trt.training.cases import CaseFiles, find_cases, load_case, split_by_subject
+from rare_trt.training.checkpoint import load_checkpoint
+from rare_trt.training.network import NetworkConfig
+from rare_trt.training.passes import route_inputs
+from rare_trt.training.recipe import Recipe, load_recipe
+from rare_trt.training.trainer import train
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Path:
+    """Five labelled crops of a real scan, of different shapes, in images/ and labels/."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for part, source in (("images", "hippocampus_1mm.nii.gz"), ("labels", "truth/1mm.nii.gz")):
+        (folder / part).mkdir()
+        image = nib.load(examples / source)
+        for number in range(1, 6):
+            cut = image.slicer[number - 1 :, : 47 - number, :]
+            nib.save(cut, folder / part / f"case_{number:03d}.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    """A network of two routes that trains in seconds."""
+    network = NetworkConfig(depth=2, filters=4, gate_blocks=1, routes=2)
+    return replace(
+        load_recipe("hippocampus"),
+        network=network,
+        epochs=2,
+        batch=2,
+        cases_per_subject=1,
+        validation_share=0.2,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, labelled: Path, recipe: Recipe) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(labelled, folder, recipe)
+    return folder
+
+
+def test_the_same_labels_from_torch_and_from_the_runtime(
+    trained: Path, labelled: Path, tmp_path: Path, examples: Path
+) -> None:
+    """One preprocessing: two epochs of training, export, and the same NIfTI file both ways."""
+    package, agreements = build_package(trained, labelled, tmp_path / "x.rare", overwrite=False)
+    assert all(result.holds for result in agreements)
+    checkpoint = load_checkpoint(trained)
+    for name, route in (("hippocampus_1mm", 0), ("hippocampus_2mm", 1)):
+        volume = read_scan(examples / f"{name}.nii.gz").volume
+        canonical = Canonical(volume.grid)
+        voxels = canonical.from_scan(volume.voxels)[None]
+        factor = 2**route
+        full = canonical.grid.subdivided((factor, factor, factor))
+        inputs = route_inputs(
+            voxels, canonical.grid, route, full, checkpoint.recipe, torch.device("cpu")
+        )
+        with torch.no_grad():
+            logits = inputs.answered(checkpoint.network(inputs.working(), route))
+        expected = logits[0].argmax(0).numpy()
+        with Segmenter(package) as segmenter:
+            result = segmenter.segment(examples / f"{name}.nii.gz", spacing_out_mm=1.0)
+        assert result.route.route == route
+        assert (result.labels != expected).mean() <= 1e-5
+
+
+def test_a_run_leaves_a_checkpoint_a_log_and_curves(trained: Path, recipe: Recipe) -> None:
+    found = sorted(path.name for path in trained.iterdir())
+    assert found == [
+        "config.json",
+        "curves.png",
+        "log.csv",
+        "model.safetensors",
+        "state.safetensors",
+    ]
+    rows = list(csv.DictReader((trained / "log.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["loss"]) < float(rows[0]["loss"])
+    assert 0.0 <= float(rows[1]["dice_route1"]) <= 1.0
+    with Image.open(trained / "curves.png") as curves:
+        assert curves.width > 500
+    facts = load_checkpoint(trained).facts
+    assert (facts.cases, facts.epochs, len(facts.validation)) == (5, 2, 1)
+    assert facts.smallest_fov_mm[1] < facts.largest_fov_mm[1]
+    assert len(facts.dice) == recipe.network.routes
+
+
+def test_a_run_cut_short_goes_on_where_it_stopped(
+    trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs in one go, and two with an interruption between them, end in equal weights."""
+    from rare_trt.training import trainer
+
+    once = trainer._Run._epoch
+
+    def interrupted(run: trainer._Run, epoch: int) -> float:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return once(run, epoch)
+
+    monkeypatch.setattr(trainer._Run, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(labelled, tmp_path, recipe)
+    monkeypatch.undo()
+    train(labelled, tmp_path, recipe)
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
+    for name, tensor in whole.items():
+        # Sums over threads may round differently from run to run.
+        torch.testing.assert_close(resumed[name], tensor, atol=1e-3, rtol=1e-2)
+
+
+def test_another_recipe_does_not_resume(trained: Path, labelled: Path, recipe: Recipe) -> None:
+    with pytest.raises(RareTrtError, match="another recipe"):
+        train(labelled, trained, replace(recipe, batch=1))
+
+
+def test_no_subject_is_on_both_sides() -> None:
+    names = [f"hippocampus_{number:03d}" for number in range(1, 209) if number % 7]
+    training, validation = split_by_subject(names, 2, 0.1, seed=0)
+    assert sorted(training + validation) == list(range(len(names)))
+    subjects = [(int(name[-3:]) + 1) // 2 for name in names]
+    assert {subjects[i] for i in training}.isdisjoint(subjects[i] for i in validation)
+    assert 10 <= len(validation) <= 30
+    assert split_by_subject(names, 2, 0.1, seed=0) == (training, validation)
+
+
+def test_the_shipped_package_kept_its_examples_back() -> None:
+    with Segmenter.load("hippocampus") as segmenter:
+        record = segmenter.package.manifest.model.training
+    assert {"hippocampus_292", "hippocampus_127"} <= set(record.validation_cases)
+
+
+def test_the_decathlons_layout_is_read(labelled: Path, tmp_path: Path) -> None:
+    for part, name in (("images", "imagesTr"), ("labels", "labelsTr")):
+        shutil.copytree(labelled / part, tmp_path / name)
+    listing = [
+        {"image": f"./imagesTr/{p.name}", "label": f"./labelsTr/{p.name}"}
+        for p in sorted((labelled / "images").iterdir())[:3]
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listing}))
+    assert [case.name for case in find_cases(tmp_path)] == ["case_001", "case_002", "case_003"]
+
+
+def test_what_does_not_fit_together_is_refused(labelled: Path, tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match="no labelled scans"):
+        find_cases(tmp_path)
+    shutil.copytree(labelled, tmp_path / "data")
+    (tmp_path / "data/labels/case_002.nii.gz").unlink()
+    with pytest.raises(ScanError, match="1 missing in all"):
+        find_cases(tmp_path / "data")
+    image, labels = (labelled / part / "case_001.nii.gz" for part in ("images", "labels"))
+    with pytest.raises(ScanError, match="another grid"):
+        load_case(CaseFiles("x", image, labelled / "labels/case_002.nii.gz"), 1, 3)
+    with pytest.raises(ScanError, match="expected 0 to 1"):
+        load_case(CaseFiles("x", image, labels), 1, 2)
+
+
+def test_augmented_cases_keep_image_and_labels_together(labelled: Path) -> None:
+    """An image made of its own labels must still be its labels after any variation of pose."""
+    files = find_cases(labelled)[0]
+    case = load_case(files, 1, 3)
+    painted = replace(case, voxels=(case.labels > 0)[None].astype(np.float32) * 100.0)
+    for seed in range(12):
+        voxels, labels = augmented(painted, np.random.default_rng(seed), 8)
+        assert voxels.shape[1:] == labels.shape
+        assert all(n % 8 == 0 for n in labels.shape)
+        assert set(np.unique(labels)) <= {0, 1, 2}
+        inside, outside = voxels[0][labels > 0], voxels[0][labels == 0]
+        assert np.median(inside) > np.percentile(outside, 95)
+
+
+def test_averaging_is_the_mean_of_blocks() -> None:
+    voxels = np.arange(64, dtype=np.float32).reshape(1, 4, 4, 4)
+    assert averaged(voxels, 4).tolist() == [[[[31.5]]]]
+    assert averaged(voxels, 2)[0, 0, 0, 0] == voxels[0, :2, :2, :2].mean()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": ["a"]}, "names 1 channels and 1 labels"),
+        ({"speed": 1}, "speed"),
+        ({"network": {"depth": 1}}, "routes is 4"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(load_recipe("hippocampus").as_json() | change))
+    with pytest.raises(RareTrtError, match=words):
+        load_recipe(str(path))
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, trained: Path) -> None:
+    with pytest.raises(RareTrtError, match="not a checkpoint"):
+        load_checkpoint(tmp_path)
+    shutil.copytree(trained, tmp_path / "x")
+    (tmp_path / "x/model.safetensors").write_bytes(b"junk")
+    with pytest.raises(RareTrtError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "x")
