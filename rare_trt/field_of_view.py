@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from rare_trt.errors import ScanError
@@ -34,10 +36,12 @@ def box_at(grid: Grid, point_mm: Triple, size_mm: Triple) -> Slices:
     """
     spacing = np.array(grid.spacing_mm)
     shape = np.array(grid.shape)
+    if not np.isfinite(point_mm).all():
+        raise ScanError(f"the point is {point_mm}; expected three finite numbers in mm: mend --at")
     # Rounded well below a voxel, so that the box does not hang on the last bit of an affine.
     centre = grid.index(np.array(point_mm)).round(6)
     if (centre < -0.5).any() or (centre > shape - 0.5).any():
-        corners = grid.world_mm(np.array([[0, 0, 0], shape - 1]))
+        corners = grid.world_mm(np.array(list(product(*([-0.5, n - 0.5] for n in grid.shape)))))
         low, high = corners.min(axis=0).round(1), corners.max(axis=0).round(1)
         raise ScanError(
             f"the point {_mm(np.array(point_mm))} lies outside the scan, which reaches from "

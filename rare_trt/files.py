@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from errno import EISDIR
 from pathlib import Path
 
 from rare_trt.errors import OutputError
@@ -34,6 +35,8 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
     temporary: dict[Path, Path] = {}
     try:
         for path, data in contents.items():
+            if path.is_dir():
+                raise IsADirectoryError(EISDIR, "it is a folder", str(path))
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary[path] = _write_temporary(path, data)
         for path, temp in temporary.items():

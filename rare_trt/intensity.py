@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
 
+# Of the range between the percentiles: a foreground of one value is not blown up to noise.
+MIN_DEVIATION = 1e-3
+
 
 @dataclass(frozen=True)
 class IntensityRule:
@@ -37,7 +40,7 @@ def normalised(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np.float32]
 
 
 def _normalised_channel(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np.float32]:
-    # float32 holds 24 bits: wider types are centred first, lest a large offset eat the contrast.
+    # float32 holds 24 bits: wider types are brought to 0..1 first, lest an offset eat the contrast.
     wide = voxels.dtype.itemsize > 4 or (voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 4)
     values: NDArray[Any] = voxels.astype(np.float64 if wide else np.float32)
     low, high = np.percentile(values, rule.clip_percentiles).tolist()
@@ -47,9 +50,11 @@ def _normalised_channel(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np
             f"{rule.clip_percentiles[1]:g} are both {low:g}); expected an image: check the file"
         )
     np.clip(values, low, high, out=values)
-    foreground = values[values >= low + rule.foreground_share * (high - low)]
+    values -= low
+    values /= high - low
+    foreground = values[values >= rule.foreground_share]
     mean = foreground.mean(dtype=np.float64)
     deviation = foreground.std(dtype=np.float64)
     values -= mean
-    values /= max(deviation, 1e-3 * (high - low))
+    values /= max(deviation, MIN_DEVIATION)
     return values.astype(np.float32, copy=False)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +22,10 @@ from rare_trt.errors import OutputError, ScanError
 from rare_trt.geometry import Grid, Volume
 
 SUFFIXES: Final = (".nii", ".nii.gz")
-MM_PER_UNIT: Final = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
+
+# xyzt_units holds the unit of length in its lowest three bits: not stated, m, mm, micron.
+UNIT_BITS: Final = 0b111
+MM_PER_UNIT: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 # All that nibabel raises on bytes that are not a NIfTI file.
 FAULTS: Final = (
@@ -78,7 +84,7 @@ def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
         voxels = np.asarray(image.dataobj).reshape(shape)
     except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise ScanError(
-            f"{path}: the voxels cannot be read ({error}); expected "
+            f"{path}: the voxels cannot be read ({_one_line(error)}); expected "
             f"{' x '.join(map(str, image.shape))} of {header.get_data_dtype()}: copy it again"
         ) from error
     try:
@@ -112,9 +118,15 @@ def check_voxels(voxels: NDArray[Any], channels: int) -> None:
 
 def affine_mm(image: nib.Nifti1Image) -> NDArray[np.float64]:
     """The image's affine in millimetres, whatever unit its header states."""
-    unit = image.header.get_xyzt_units()[0]
-    scale = MM_PER_UNIT[unit]
-    return np.diag([scale, scale, scale, 1.0]) @ np.asarray(image.affine, dtype=np.float64)
+    unit = int(image.header["xyzt_units"]) & UNIT_BITS
+    if unit not in MM_PER_UNIT:
+        raise ScanError(
+            f"the header's unit of length has code {unit}; expected 0 (not stated, read as mm), "
+            "1 (m), 2 (mm) or 3 (micron): mend the header"
+        )
+    affine = np.array(image.affine, dtype=np.float64)
+    affine[:3] *= MM_PER_UNIT[unit]
+    return affine
 
 
 def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: bool) -> bytes:
@@ -173,10 +185,11 @@ def _image_from_bytes(data: bytes, path: str) -> Any:
     sizes = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}
     image_class = nib.Nifti2Image if 540 in sizes else nib.Nifti1Image
     try:
-        return image_class.from_bytes(data)
+        with _quiet_nibabel():
+            return image_class.from_bytes(data)
     except FAULTS as error:
         raise ScanError(
-            f"{path}: not a NIfTI file that can be read ({str(error).splitlines()[0]}); "
+            f"{path}: not a NIfTI file that can be read ({_one_line(error)}); "
             "expected .nii or .nii.gz in one file: convert the scan"
         ) from error
 
@@ -192,3 +205,19 @@ def _volume_shape(shape: tuple[int, ...], path: str) -> tuple[int, ...]:
             "four with the channels last: extract the volume to segment"
         )
     return tuple(trimmed)
+
+
+@contextmanager
+def _quiet_nibabel() -> Iterator[None]:
+    """Keeps nibabel's remarks on damaged headers off stderr: the one sentence says it all."""
+    logger = nib.imageglobals.logger
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

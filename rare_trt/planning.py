@@ -143,8 +143,10 @@ def _axis_tiles(plan: Plan, axis: int, max_size: int) -> list[_AxisTile]:
     count = 1 + ceil((size - max_size) / (max_size / 2))
     starts = np.linspace(0, max(0, size - max_size), count).round().astype(int)
     # The output voxel's place on the working axis decides which tile's centre is nearest; voxels
-    # outside the scan have none and follow their neighbour.
-    place = np.maximum.accumulate((out * np.arange(out.shape[1])).sum(axis=1))
+    # outside the scan have none and follow their neighbours.
+    rows = np.arange(len(out))
+    placed = np.flatnonzero(out.any(axis=1))
+    place = np.interp(rows, placed, (out[placed] * np.arange(out.shape[1])).sum(axis=1))
     nearest = np.abs(place[:, None] - (starts + (max_size - 1) / 2)).argmin(axis=1)
     found = []
     for index, start in enumerate(starts):
