@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
-from math import exp, log
+from math import log
 
 import pytest
 from hypothesis import given, settings
@@ -34,15 +34,19 @@ def test_each_routes_own_spacing_chooses_it(route: Route) -> None:
     assert not decision.resampled
 
 
-def test_nearest_route_is_nearest_as_a_ratio() -> None:
-    """The border between 2 mm and 4 mm is their geometric mean, 2.83 mm, not 3 mm."""
-    assert choose((2.9, 2.9, 2.9)).route == 2
-    assert choose((2.7, 2.7, 2.7)).route == 1
+@pytest.mark.parametrize(
+    ("spacing", "route"),
+    [(0.5, 0), (1.5, 0), (1.59, 0), (1.61, 1), (3.0, 1), (3.3, 2), (6.0, 2), (6.5, 3), (12.0, 3)],
+)
+def test_between_two_routes_the_finer_one_answers_up_to_four_fifths(
+    spacing: float, route: int
+) -> None:
+    assert choose((spacing, spacing, spacing)).route == route
 
 
-def test_anisotropic_scan_goes_by_its_geometric_mean() -> None:
+def test_anisotropic_scan_goes_by_its_root_mean_square() -> None:
     decision = choose((1.0, 1.0, 4.0))
-    assert decision.mean_spacing_mm == pytest.approx(4.0 ** (1 / 3))
+    assert decision.effective_spacing_mm == pytest.approx(6.0**0.5)
     assert decision.route == 1
     assert decision.working_spacing_mm == (2.0, 2.0, 2.0)
     assert decision.factors == (2.0, 2.0, 0.5)
@@ -51,13 +55,17 @@ def test_anisotropic_scan_goes_by_its_geometric_mean() -> None:
 
 @quick
 @given(spacings)
-def test_no_other_route_is_nearer(spacing: tuple[float, float, float]) -> None:
+def test_the_coarsest_route_that_is_reached_is_taken(spacing: tuple[float, float, float]) -> None:
     decision = choose(spacing)
-    mean = exp(sum(log(s) for s in spacing) / 3)
-    distances = sorted(max(mean / r.spacing_mm, r.spacing_mm / mean) for r in ROUTES)
-    assert decision.distance == pytest.approx(distances[0])
-    assert decision.next_distance == pytest.approx(distances[1])
-    assert decision.next_route not in (None, decision.route)
+    chosen = ROUTES[decision.route]
+    assert decision.distance == pytest.approx(decision.effective_spacing_mm / chosen.spacing_mm)
+    assert decision.distance >= 0.8 or chosen.index == 0
+    assert decision.distance < 1.6 or chosen.index == 3
+    others = [r for r in ROUTES if r.index != chosen.index]
+    ratios = {r.index: decision.effective_spacing_mm / r.spacing_mm for r in others}
+    nearest = min(ratios, key=lambda index: abs(log(ratios[index])))
+    assert decision.next_distance == pytest.approx(ratios[nearest])
+    assert decision.next_route in ratios
 
 
 @quick
@@ -67,10 +75,9 @@ def test_axis_order_does_not_matter(spacing: tuple[float, float, float]) -> None
     for order in permutations(range(3)):
         i, j, k = (spacing[axis] for axis in order)
         other = choose((i, j, k))
-        assert other.mean_spacing_mm == pytest.approx(decision.mean_spacing_mm)
-        if decision.next_distance != pytest.approx(decision.distance):
-            assert other.route == decision.route
-            assert other.factors == tuple(decision.factors[axis] for axis in order)
+        assert other.effective_spacing_mm == decision.effective_spacing_mm
+        assert other.route == decision.route
+        assert other.factors == tuple(decision.factors[axis] for axis in order)
 
 
 @quick
@@ -102,13 +109,13 @@ def test_native_band_includes_its_edges(spacing: float, working: float) -> None:
 
 def test_decision_explains_itself() -> None:
     assert str(choose((1.0, 1.0, 1.0))) == (
-        "scan at 1 x 1 x 1 mm -> route 0 (mean spacing 1 mm), not resampled"
+        "scan at 1 x 1 x 1 mm -> route 0 (effective spacing 1 mm), not resampled"
     )
     assert str(choose((1.5, 1.5, 1.5))) == (
-        "scan at 1.5 x 1.5 x 1.5 mm -> route 1 (mean spacing 1.5 mm), "
-        "resampled by 1.33 x 1.33 x 1.33"
+        "scan at 1.5 x 1.5 x 1.5 mm -> route 0 (effective spacing 1.5 mm), "
+        "resampled by 0.667 x 0.667 x 0.667"
     )
-    assert "(as asked)" in str(choose((1.5, 1.5, 1.5), forced=0))
+    assert "(as asked)" in str(choose((1.5, 1.5, 1.5), forced=1))
 
 
 @pytest.mark.parametrize("spacing", [(0.4, 1.0, 1.0), (1.0, 1.0, 12.5)])
@@ -129,7 +136,7 @@ def test_limits_themselves_are_accepted() -> None:
 def test_forced_route_is_taken_and_the_nearest_other_is_named() -> None:
     decision = choose((1.0, 1.0, 1.0), forced=2)
     assert (decision.route, decision.forced) == (2, True)
-    assert decision.distance == pytest.approx(4.0)
+    assert decision.distance == pytest.approx(0.25)
     assert decision.next_route == 0
     assert decision.next_distance == pytest.approx(1.0)
     assert decision.factors == (4.0, 4.0, 4.0)
