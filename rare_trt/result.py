@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,10 @@ from rare_trt.nifti import Scan, label_bytes, stem
 from rare_trt.package import Package
 from rare_trt.picture import picture_png
 from rare_trt.routing import RouteDecision
+
+
+# The distributions whose versions a report names: all that touches voxels.
+REPORTED: Final = ("rare-trt", "openvino", "numpy", "nibabel")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +70,7 @@ class Result:
         manifest = self.package.manifest
         graph = self.package.graph(self.route.route, self.precision)
         return {
-            "rare_trt": version("rare-trt"),
+            "versions": {name: version(name) for name in REPORTED},
             "package": {
                 "name": manifest.name,
                 "manifest_sha256": self.package.manifest_sha256,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from functools import cache as once
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -47,7 +48,9 @@ class OpenVinoSession:
         model = self._imported(blob) if blob is not None else None
         if model is None:
             model = self._compiled(graph, weights, entry)
-            cache.store(model.export_model().getvalue(), "openvino", *key)
+            exported = BytesIO()
+            model.export_model(exported)
+            cache.store(exported.getvalue(), "openvino", *key)
         self._request = model.create_infer_request()
         self._lock = Lock()
 
@@ -67,7 +70,7 @@ class OpenVinoSession:
 
     def _imported(self, blob: bytes) -> Any | None:
         try:
-            return _core().import_model(blob, "CPU", CONFIG)
+            return _core().import_model(BytesIO(blob), "CPU", CONFIG)
         except RuntimeError:
             return None
 
