@@ -23,7 +23,7 @@ from rare_trt.planning import largest_share
 def main(data: Path) -> None:
     """Prints one row per resolution: means, the lowest case, and the mean signed volume error."""
     print(
-        "| scan | route | Dice, 1 mm grid | anterior | posterior | lowest case | own grid | volume |"
+        "| scan | route | Dice at 1 mm | anterior | posterior | lowest case | own grid | volume |"
     )
     print("|---|---|---|---|---|---|---|---|")
     with Segmenter.load() as segmenter:

@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from rare_trt.geometry import Grid, Shape
 from rare_trt.manifest import FieldOfView, GoldenEntry
-from rare_trt.training.augment import averaged
+from rare_trt.training.acquisition import averaged
 from rare_trt.training.cases import Case
 from rare_trt.training.checkpoint import Checkpoint
 from rare_trt.training.passes import route_inputs
 
-# float32 sums run in another order on another CPU; a fault moves far more voxels than this.
-MAX_DISAGREEMENT: Final[Mapping[str, float]] = {"fp32": 1e-3}
+# float32 sums run in another order on another CPU, which moves a voxel or two where two classes
+# are as good as equal; a fault moves far more than these.
+MAX_SHARE: Final = 1e-4
+MAX_VOXELS: Final = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ def golden_vectors(checkpoint: Checkpoint, cases: Sequence[Case], view: FieldOfV
                 kind=kind,
                 scan=f"golden/route{route}_{kind}.nii.gz",
                 labels=f"golden/route{route}_{kind}_labels.nii.gz",
-                max_disagreement=dict(MAX_DISAGREEMENT),
+                max_disagreement={"fp32": max(MAX_SHARE, MAX_VOXELS / labels.size)},
             )
             files[entry.scan] = _nifti(np.moveaxis(scan, 0, 3), grid)
             files[entry.labels] = _nifti(labels, label_grid)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rare_trt.cache import Cache
 from rare_trt.calibration.golden import Golden, golden_vectors
-from rare_trt.errors import BackendError, OutputError
+from rare_trt.errors import BackendError, RareTrtError
 from rare_trt.export.agreement import Agreement, agreement
 from rare_trt.export.onnx_from_route import GraphFiles, graph_files
 from rare_trt.geometry import Shape, Triple
@@ -28,12 +28,11 @@ from rare_trt.manifest import (
     RouteEntry,
     TrainingRecord,
 )
-from rare_trt.package import SUFFIX, Package, write_package
+from rare_trt.package import Package, refuse_folder, write_package
 from rare_trt.sessions import INPUT_NAMES, Inputs, open_session
-from rare_trt.training.augment import averaged, fitted
+from rare_trt.training.acquisition import averaged_inputs, fitted
 from rare_trt.training.cases import Case, find_cases, load_cases
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
-from rare_trt.training.passes import route_inputs
 from rare_trt.training.recipe import NATIVE_BAND, Recipe
 
 PRECISION: Final = "fp32"
@@ -57,11 +56,14 @@ def build_package(
     the golden vectors. Raises BackendError, with nothing written, where a graph's labels are not
     the network's.
     """
-    if out.suffix != SUFFIX:
-        raise OutputError(f"{out}: expected a name that ends in {SUFFIX}: rename it")
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out}: exists already: name another output or pass --overwrite")
+    refuse_folder(out, overwrite=overwrite)
     checkpoint = load_checkpoint(checkpoint_folder)
+    facts, epochs = checkpoint.facts, checkpoint.recipe.epochs
+    if facts.epochs < epochs or not facts.dice:
+        raise RareTrtError(
+            f"{checkpoint_folder}: the training stopped after {facts.epochs} of {epochs} epochs, "
+            "not validated; expected a finished run: run `rare-trt train` again to go on"
+        )
     cases = proof_cases(data, checkpoint)
     graphs = graph_files(checkpoint.network, WEIGHTS)
     view = field_of_view(checkpoint.facts)
@@ -95,21 +97,16 @@ def prove(
     found = []
     for route in tqdm(range(checkpoint.recipe.network.routes), "proving", unit="route"):
         session = open_session(package, route, "openvino", cache)
-        scans = [graph_inputs(case, route, checkpoint.recipe) for case in cases]
+        scans = [proof_inputs(case, route, checkpoint.recipe) for case in cases]
         found.append(agreement(checkpoint.network, route, session, scans))
     return found
 
 
-def graph_inputs(case: Case, route: int, recipe: Recipe) -> Inputs:
+def proof_inputs(case: Case, route: int, recipe: Recipe) -> Inputs:
     """What the graph of `route` takes for `case` averaged to the route's spacing, answered at
     base spacing."""
-    factor = 2**route
-    voxels, labels = fitted(case.voxels, case.labels, factor)
-    i, j, k = labels.shape
-    full = case.grid.box((0, 0, 0), (i, j, k))
-    si, sj, sk = (s * factor for s in case.grid.spacing_mm)
-    low = full.regridded((si, sj, sk), (i // factor, j // factor, k // factor))
-    inputs = route_inputs(averaged(voxels, factor), low, route, full, recipe, torch.device("cpu"))
+    voxels, _ = fitted(case.voxels, case.labels, 2**route)
+    inputs = averaged_inputs(voxels, case.grid.spacing_mm, route, recipe, torch.device("cpu"))
     return {
         name: tensor.numpy() for name, tensor in zip(INPUT_NAMES, inputs.tensors(), strict=True)
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from onnx import ModelProto, TensorProto
+from onnx.shape_inference import infer_shapes
 
 OPSET: Final = 19
 
@@ -20,10 +21,12 @@ ALLOWED: Final = frozenset(
     )
 )
 
+FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
+
 DTYPES: Final = frozenset(
     {
-        TensorProto.FLOAT,
-        TensorProto.FLOAT16,
+        FLOAT,
+        FLOAT16,
         TensorProto.INT64,
         TensorProto.INT32,
         TensorProto.BOOL,
@@ -45,14 +48,27 @@ def lint(model: ModelProto) -> list[str]:
     for node in model.graph.node:
         if node.op_type not in ALLOWED:
             faults.append(f"{node.name}: operator {node.op_type}")
-    for tensor in model.graph.initializer:
-        if tensor.data_type not in DTYPES:
-            faults.append(f"{tensor.name}: type {TensorProto.DataType.Name(tensor.data_type)}")
-        if tensor.data_type == TensorProto.UINT8:
-            faults.append(f"{tensor.name}: uint8 is for inputs and outputs only")
-    for value in model.graph.output:
-        node = made_by[value.name]
-        is_uint8 = value.type.tensor_type.elem_type == TensorProto.UINT8
-        if is_uint8 and node.op_type != "Cast":
-            faults.append(f"{value.name}: uint8 not made by a cast")
+    types = _types(model)
+    for name, kind in types.items():
+        if kind not in DTYPES:
+            faults.append(f"{name}: type {TensorProto.DataType.Name(kind)}")
+    edges = {value.name for value in (*model.graph.input, *model.graph.output)}
+    for name in sorted(n for n, kind in types.items() if kind == TensorProto.UINT8):
+        if name not in edges:
+            faults.append(f"{name}: uint8 is for inputs and outputs only")
+            continue
+        node = made_by.get(name)
+        if node is not None and (
+            node.op_type != "Cast" or types.get(node.input[0]) not in (FLOAT, FLOAT16)
+        ):
+            faults.append(f"{name}: uint8 not made by a cast from float")
     return faults
+
+
+def _types(model: ModelProto) -> dict[str, int]:
+    """The element type of every tensor of the graph."""
+    graph = infer_shapes(model, data_prop=True).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types

@@ -16,41 +16,66 @@ from platformdirs import user_cache_path
 from rare_trt.errors import OutputError
 from rare_trt.files import write_files
 
-# Four routes at two precisions, for a few packages; about 25 MB each.
-MAX_FILES = 32
+# About forty compiled routes; the files used longest ago make room.
+MAX_BYTES = 1 << 30
 DIGEST_BYTES = 32
+
+# Only files of this shape are the cache's own: the folder may hold others.
+OWN_FILES = "[0-9a-f]" * 64 + ".bin"
 
 
 class Cache:
-    """Bytes under a key. Each file starts with the SHA-256 of the rest and is held to it."""
+    """Bytes under a key. Each file starts with a SHA-256 over its key and content.
+
+    A folder that another user owns or may write to is not used: a compiled model is code.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         named = os.environ.get("RARE_TRT_CACHE")
         self.folder = folder or (Path(named) if named else user_cache_path("rare-trt"))
 
     def load(self, *key: str) -> bytes | None:
-        """What was stored under `key`, or None where it is absent or damaged."""
+        """What was stored under `key`, or None where it is absent, damaged or of another key."""
         path = self._path(key)
         try:
+            if not self._is_private():
+                return None
             data = path.read_bytes()
         except OSError:
             return None
         content = data[DIGEST_BYTES:]
-        if sha256(content).digest() != data[:DIGEST_BYTES]:
+        if _digest(key, content) != data[:DIGEST_BYTES]:
             return None
         with suppress(OSError):
             path.touch()
         return content
 
     def store(self, content: bytes, *key: str) -> None:
-        """Keeps `content` under `key`, where the folder can be written; drops the oldest files."""
-        data = sha256(content).digest() + content
+        """Keeps `content` under `key`, where the folder can be used; drops the oldest files."""
         with suppress(OutputError, OSError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_files({self._path(key): data}, overwrite=True)
-            files = sorted(self.folder.glob("*.bin"), key=lambda path: path.stat().st_mtime)
-            for path in files[:-MAX_FILES]:
-                path.unlink()
+            if self._is_private():
+                write_files({self._path(key): _digest(key, content) + content}, overwrite=True)
+                self._make_room()
+
+    def _make_room(self) -> None:
+        files = sorted(self.folder.glob(OWN_FILES), key=lambda path: path.stat().st_mtime)
+        held = sum(path.stat().st_size for path in files)
+        for path in files[:-1]:
+            if held <= MAX_BYTES:
+                return
+            held -= path.stat().st_size
+            path.unlink()
+
+    def _is_private(self) -> bool:
+        if os.name != "posix":
+            return True
+        state = self.folder.stat()
+        return state.st_uid == os.getuid() and not state.st_mode & 0o022
 
     def _path(self, key: tuple[str, ...]) -> Path:
-        return self.folder / f"{sha256(chr(0).join(key).encode()).hexdigest()}.bin"
+        return self.folder / f"{_digest(key, b'').hex()}.bin"
+
+
+def _digest(key: tuple[str, ...], content: bytes) -> bytes:
+    return sha256(chr(0).join(key).encode() + b"\0\0" + content).digest()

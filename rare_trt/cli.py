@@ -21,6 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RareTrtError as error:
         print(f"rare-trt: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        # What no module met on purpose: a folder that may not be entered, a full disk.
+        print(
+            f"rare-trt: {error.filename or 'the system'}: {error.strerror or error}: check the "
+            "path, its permissions and the free space",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("rare-trt: interrupted", file=sys.stderr)
         return 130

@@ -15,9 +15,9 @@ from rare_trt.planning import Slices
 TOLERANCE_MM = 1e-2
 
 
-def check_field_of_view(grid: Grid, accepted: FieldOfView) -> None:
+def check_field_of_view(grid: Grid, accepted: FieldOfView, *, is_box: bool) -> None:
     """Raises ScanError where a canonical `grid` covers more or less than the network was trained
-    on: it would label nonsense."""
+    on: it would label nonsense. `is_box` says that it is a box cut out by --at already."""
     low, high = np.array(accepted.min), np.array(accepted.max)
     extent = np.array(grid.extent_mm)
     if (extent >= low - TOLERANCE_MM).all() and (extent <= high + TOLERANCE_MM).all():
@@ -25,7 +25,11 @@ def check_field_of_view(grid: Grid, accepted: FieldOfView) -> None:
     raise ScanError(
         f"the field of view is {_mm(extent)} mm (right-left, anterior-posterior, "
         f"superior-inferior); this package takes {_mm(low)} to {_mm(high)} mm: "
-        "pass --at X,Y,Z (world mm) to segment a box of the trained size around a point"
+        + (
+            "the scan's border cuts the box: choose a point further inside for --at"
+            if is_box
+            else "pass --at X,Y,Z (world mm) to segment a box of the trained size around a point"
+        )
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from errno import EISDIR
 from pathlib import Path
@@ -27,29 +27,44 @@ def refuse_existing(paths: list[Path]) -> None:
 def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
     """Writes all of `contents`, each under a temporary name first, or none of them.
 
-    Folders are made as needed. Raises OutputError with one sentence; what was there before is
-    then still there, and no temporary file is.
+    Folders are made as needed. Raises OutputError with one sentence; no temporary file, no new
+    file and no new folder is then left. Replacing several files is as good as the file system
+    allows: it renames them one by one.
     """
     if not overwrite:
         refuse_existing(list(contents))
     temporary: dict[Path, Path] = {}
+    new_files: list[Path] = []
+    new_folders: list[Path] = []
+    path = Path()
     try:
         for path, data in contents.items():
             if path.is_dir():
-                raise IsADirectoryError(EISDIR, "it is a folder", str(path))
+                raise IsADirectoryError(EISDIR, "it is a folder")
+            if not path.exists():
+                new_files.append(path)
+            new_folders += [folder for folder in path.parents if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary[path] = _write_temporary(path, data)
         for path, temp in temporary.items():
             temp.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{error.filename or next(iter(contents))}: cannot be written ({error.strerror}): "
-            "check the folder's permissions and the free space"
-        ) from error
-    finally:
-        for temp in temporary.values():
-            with suppress(FileNotFoundError):
-                temp.unlink()
+    except BaseException as error:
+        _remove([*temporary.values(), *new_files], new_folders)
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"{path}: cannot be written ({error.strerror}): check the folder's permissions "
+                "and the free space"
+            ) from error
+        raise
+
+
+def _remove(files: Sequence[Path], folders: Sequence[Path]) -> None:
+    for path in files:
+        with suppress(OSError):
+            path.unlink()
+    for folder in sorted(set(folders), key=lambda folder: len(folder.parts), reverse=True):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _write_temporary(path: Path, data: bytes) -> Path:

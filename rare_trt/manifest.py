@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
+from math import isfinite
 from typing import Any, Final
 
 from rare_trt.errors import PackageError
@@ -131,8 +132,8 @@ class Manifest:
 def manifest_from_json(data: bytes) -> Manifest:
     """The manifest in `data`; raises PackageError that names what is wrong."""
     try:
-        values = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise PackageError(
             f"manifest.json is not JSON ({error}); build the package again"
         ) from error
@@ -201,15 +202,21 @@ def _manifest(values: dict[str, Any]) -> Manifest:
             RouteEntry(
                 **entry
                 | {
+                    # JSON's 8.0 is an integer to the schema, and must be one here.
+                    "index": int(entry["index"]),
+                    "multiple": int(entry["multiple"]),
                     "native_band": _pair(entry["native_band"]),
-                    "profile": Profile(**_triples(entry["profile"])),
+                    "profile": Profile(**_shapes(entry["profile"])),
                 }
             )
             for entry in values["routes"]
         ),
         graphs=tuple(GraphEntry(**entry) for entry in values["graphs"]),
         golden=tuple(GoldenEntry(**entry) for entry in values["golden"]),
-        files={name: FileEntry(**entry) for name, entry in values["files"].items()},
+        files={
+            name: FileEntry(entry["sha256"], int(entry["bytes"]))
+            for name, entry in values["files"].items()
+        },
     )
 
 
@@ -229,6 +236,11 @@ def _fault(manifest: Manifest) -> str | None:
         return f"graphs or golden vectors name a route that is not among {indices}"
     if missing:
         return f"{missing[0]} is named but not among the files"
+    unproven = sorted(
+        {graph.route for graph in manifest.graphs} - {g.route for g in manifest.golden}
+    )
+    if unproven:
+        return f"no golden vector for route {unproven[0]}"
     if len(model.volume_range_mm3) != len(model.labels) - 1:
         return f"{len(model.volume_range_mm3)} volume ranges for {len(model.labels) - 1} labels"
     if any(not low < high for low, high in pairs):
@@ -238,9 +250,24 @@ def _fault(manifest: Manifest) -> str | None:
     return None
 
 
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text} is too large")
+    return value
+
+
 def _pair(values: list[float]) -> tuple[float, float]:
     return values[0], values[1]
 
 
-def _triples(values: Mapping[str, list[Any]]) -> dict[str, tuple[Any, Any, Any]]:
+def _shapes(values: Mapping[str, list[Any]]) -> dict[str, Shape]:
+    return {key: (int(i), int(j), int(k)) for key, (i, j, k) in values.items()}
+
+
+def _triples(values: Mapping[str, list[Any]]) -> dict[str, Triple]:
     return {key: (triple[0], triple[1], triple[2]) for key, triple in values.items()}

@@ -7,7 +7,8 @@ import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +20,13 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from rare_trt.errors import OutputError, ScanError
+from rare_trt.files import sha256
 from rare_trt.geometry import Grid, Volume
 
 SUFFIXES: Final = (".nii", ".nii.gz")
+
+# NIfTI's code for coordinates aligned to some other scan, for scans without a code.
+ALIGNED: Final = 2
 
 # xyzt_units holds the unit of length in its lowest three bits: not stated, m, mm, micron.
 UNIT_BITS: Final = 0b111
@@ -45,10 +50,14 @@ GZIP_LEVEL: Final = 1
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A scan as it was read: its volume (grid in mm) and the header its labels inherit."""
+    """A scan as it was read: volume (grid in mm) and the header of its place in the world.
+
+    `sha256` is that of its file, None for a scan made in memory.
+    """
 
     volume: Volume
     header: nib.Nifti1Header
+    sha256: str | None = None
 
 
 def read_scan(path: Path, channels: int = 1) -> Scan:
@@ -67,7 +76,7 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
             f"{path}: cannot be read ({error.strerror}); expected a NIfTI file: check the path "
             "and its permissions"
         ) from error
-    return scan_from_bytes(data, str(path), channels)
+    return replace(scan_from_bytes(data, str(path), channels), sha256=sha256(data))
 
 
 def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
@@ -89,7 +98,7 @@ def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
         ) from error
     try:
         check_voxels(voxels, channels)
-        grid = Grid((shape[0], shape[1], shape[2]), affine_mm(image))
+        grid = Grid((shape[0], shape[1], shape[2]), affine_mm(header))
     except ScanError as error:
         raise ScanError(f"{path}: {error}") from error
     return Scan(Volume(voxels, grid), header)
@@ -116,15 +125,15 @@ def check_voxels(voxels: NDArray[Any], channels: int) -> None:
         )
 
 
-def affine_mm(image: nib.Nifti1Image) -> NDArray[np.float64]:
-    """The image's affine in millimetres, whatever unit its header states."""
-    unit = int(image.header["xyzt_units"]) & UNIT_BITS
+def affine_mm(header: nib.Nifti1Header) -> NDArray[np.float64]:
+    """The header's affine (sform before qform) in millimetres, whatever unit it states."""
+    unit = int(header["xyzt_units"]) & UNIT_BITS
     if unit not in MM_PER_UNIT:
         raise ScanError(
             f"the header's unit of length has code {unit}; expected 0 (not stated, read as mm), "
             "1 (m), 2 (mm) or 3 (micron): mend the header"
         )
-    affine = np.array(image.affine, dtype=np.float64)
+    affine = np.array(header.get_best_affine(), dtype=np.float64)
     affine[:3] *= MM_PER_UNIT[unit]
     return affine
 
@@ -132,18 +141,19 @@ def affine_mm(image: nib.Nifti1Image) -> NDArray[np.float64]:
 def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: bool) -> bytes:
     """A NIfTI file of `labels` [i, j, k] on `grid`, which is the scan's own or another one.
 
-    On the scan's own grid the affine and its codes are the scan's, bit for bit. Nothing else comes
-    along: not scaling, intent or display range, nor text, which can hold a patient's name.
+    Where `grid` is the one that the scan's header describes, affine and codes are the scan's, bit
+    for bit. Nothing else comes along: not scaling, intent or display range, nor text, which can
+    hold a patient's name.
     """
     header = type(scan.header)()
     header.set_data_dtype(np.uint8)
     header.set_data_shape(labels.shape)
-    if grid is scan.volume.grid:
+    if np.array_equal(affine_mm(scan.header), grid.affine):
         for field in PLACE:
             header[field] = scan.header[field]
         header["pixdim"][:4] = scan.header["pixdim"][:4]
     else:
-        code = int(scan.header["sform_code"]) or int(scan.header["qform_code"])
+        code = int(scan.header["sform_code"]) or int(scan.header["qform_code"]) or ALIGNED
         header.set_xyzt_units("mm")
         header.set_sform(grid.affine, code)
         header.set_qform(grid.affine, code)
@@ -156,8 +166,8 @@ def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: b
 
 
 def is_scan_name(path: Path) -> bool:
-    """Whether the name says NIfTI."""
-    return path.name.lower().endswith(SUFFIXES)
+    """Whether the name says NIfTI; hidden files, which some systems leave about, do not."""
+    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
 def stem(path: Path) -> str:
@@ -207,16 +217,25 @@ def _volume_shape(shape: tuple[int, ...], path: str) -> tuple[int, ...]:
     return tuple(trimmed)
 
 
+_reading: ContextVar[bool] = ContextVar("reading", default=False)
+
+
+def _is_not_about_our_reading(record: logging.LogRecord) -> bool:
+    return not _reading.get()
+
+
+# Nibabel's remarks on damaged headers stay off stderr while this thread reads a scan: the one
+# sentence of the ScanError says it all. Everybody else's nibabel logs as before.
+nib.imageglobals.logger.addFilter(_is_not_about_our_reading)
+
+
 @contextmanager
 def _quiet_nibabel() -> Iterator[None]:
-    """Keeps nibabel's remarks on damaged headers off stderr: the one sentence says it all."""
-    logger = nib.imageglobals.logger
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    token = _reading.set(True)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        _reading.reset(token)
 
 
 def _one_line(error: Exception) -> str:

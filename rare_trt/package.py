@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from rare_trt.manifest import FileEntry, GraphEntry, Manifest, manifest_from_jso
 
 SHIPPED = Path(__file__).parent / "packages"
 SUFFIX = ".rare"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.rare")
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ def write_package(
 
     Everything is written beside `folder` first and renamed, so that `folder` is never half there.
     """
-    if folder.exists() and not overwrite:
-        raise OutputError(f"{folder}: exists already: name another output or pass --overwrite")
+    refuse_folder(folder, overwrite=overwrite)
     files = {name: FileEntry(sha256(data), len(data)) for name, data in contents.items()}
     data = replace(manifest, files=files).to_json()
     manifest_from_json(data)
@@ -94,16 +95,29 @@ def write_package(
             folder.rename(old)
         new.rename(folder)
     except OSError as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise OutputError(
             f"{folder}: cannot be written ({error.strerror}): check the folder's permissions and "
             "the free space"
         ) from error
     finally:
+        # Whatever interrupted, an interrupt from the keyboard included, a package is there.
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return open_package(folder)
+
+
+def refuse_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raises OutputError where the package `folder` may not be written."""
+    if not NAME.fullmatch(folder.name):
+        raise OutputError(
+            f"{folder}: expected letters, digits, - and _, then {SUFFIX}: choose another name"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; expected a folder or nothing: name another output")
+    if folder.exists() and not overwrite:
+        raise OutputError(f"{folder}: exists already: name another output or pass --overwrite")
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -7,19 +7,18 @@ import math
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.files import refuse_existing, write_files
-from rare_trt.geometry import Grid, Volume
+from rare_trt.geometry import Grid, Triple, Volume
 from rare_trt.nifti import Scan, label_bytes, stem
 from rare_trt.package import Package
 from rare_trt.picture import picture_png
 from rare_trt.routing import RouteDecision
-
+from rare_trt.stopwatch import Stopwatch
 
 # The distributions whose versions a report names: all that touches voxels.
 REPORTED: Final = ("rare-trt", "openvino", "numpy", "nibabel")
@@ -30,7 +29,8 @@ class Result:
     """Labels uint8 [i, j, k] on `grid`, which is the scan's own unless another was asked for.
 
     `volumes_mm3` holds one volume per label from 1 up, counted where the answer is finest.
-    `timings_ms` gives the milliseconds of each stage.
+    `timings_ms` gives the milliseconds of each stage. `at_mm` is the point whose box was segmented,
+    or None for the whole scan.
     """
 
     labels: NDArray[np.uint8]
@@ -43,17 +43,24 @@ class Result:
     timings_ms: dict[str, float]
     volumes_mm3: tuple[float, ...]
     touches_edge: bool
+    at_mm: Triple | None
 
     def flags(self) -> list[str]:
         """What a physicist should look at before trusting the labels; empty where nothing is."""
         model = self.package.manifest.model
         found = []
         names = model.labels[1:]
-        for name, volume, (low, high) in zip(
-            names, self.volumes_mm3, model.volume_range_mm3, strict=True
+        present = np.bincount(self.labels.ravel(), minlength=len(model.labels))[1:] > 0
+        for name, volume, (low, high), is_there in zip(
+            names, self.volumes_mm3, model.volume_range_mm3, present, strict=True
         ):
             if volume == 0.0:
                 found.append(f"empty label: {name}")
+            elif not is_there:
+                found.append(
+                    f"label lost on this grid: {name} has {volume:.0f} mm3, but the largest share "
+                    "of no voxel; use --spacing-out"
+                )
             elif not low <= volume <= high:
                 found.append(
                     f"volume outside the training range: {name} {volume:.0f} mm3 "
@@ -85,10 +92,12 @@ class Result:
                 "explained": str(self.route),
             },
             "scan": {
+                "sha256": self.scan.sha256,
                 "shape": self.scan.volume.grid.shape,
                 "spacing_mm": self.scan.volume.grid.spacing_mm,
                 "obliqueness_deg": round(self.scan.volume.grid.obliqueness_deg, 3),
             },
+            "at_mm": self.at_mm,
             "labels": {"shape": self.grid.shape, "spacing_mm": self.grid.spacing_mm},
             "volumes_mm3": dict(zip(manifest.model.labels[1:], self.volumes_mm3, strict=True)),
             "largest_resampling_factor": max(
@@ -108,21 +117,21 @@ class Result:
     ) -> None:
         """Writes the labels (.nii or .nii.gz), their names (BIDS dseg.tsv beside them), and on
         request the report (JSON) and a picture (PNG): all of them or none."""
-        start = perf_counter()
+        clock = Stopwatch(self.timings_ms)
         target = Path(labels)
         paths = output_paths(target, report, picture)
         if not overwrite:
             refuse_existing(paths)
         compressed = target.name.lower().endswith(".gz")
-        contents = {target: label_bytes(self.labels, self.scan, self.grid, compressed)}
-        contents[names_path(target)] = self._names_tsv()
-        if picture is not None:
-            contents[Path(picture)] = self._picture()
+        with clock("encode"):
+            contents = {target: label_bytes(self.labels, self.scan, self.grid, compressed)}
+            contents[names_path(target)] = self._names_tsv()
+            if picture is not None:
+                contents[Path(picture)] = self._picture()
         if report is not None:
-            self.timings_ms["encode"] = (perf_counter() - start) * 1e3
             contents[Path(report)] = (json.dumps(self.report(), indent=2) + "\n").encode()
-        write_files(contents, overwrite=overwrite)
-        self.timings_ms["write"] = (perf_counter() - start) * 1e3
+        with clock("write"):
+            write_files(contents, overwrite=overwrite)
 
     def _picture(self) -> bytes:
         names = self.package.manifest.model.labels[1:]

@@ -9,6 +9,9 @@ from math import fsum, log, sqrt
 from rare_trt.errors import ScanError
 from rare_trt.geometry import Shape, Triple
 
+# Affines are often stored as float32: a spacing this much beyond a limit is the limit.
+TOLERANCE = 1e-3
+
 # A scan goes to a coarser route once its effective spacing reaches this share of the route's.
 # Between two routes the finer one was better, by up to .06 Dice, for spacings up to 3/4.
 COARSER_FROM = 0.8
@@ -84,7 +87,7 @@ def choose_route(
     route that `routes` lacks.
     """
     low, high = limits_mm
-    if not all(low <= s <= high for s in spacing_mm):
+    if not all(low * (1 - TOLERANCE) <= s <= high * (1 + TOLERANCE) for s in spacing_mm):
         spacing = " x ".join(f"{s:.4g}" for s in spacing_mm)
         raise ScanError(
             f"the voxel spacing is {spacing} mm; this package takes {low:g} to {high:g} mm "

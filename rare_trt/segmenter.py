@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from threading import Lock
-from time import perf_counter
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rare_trt._version import VERSION
 from rare_trt.cache import Cache
 from rare_trt.errors import BackendError, ScanError
 from rare_trt.field_of_view import box_at, box_grid, check_field_of_view
@@ -24,6 +24,7 @@ from rare_trt.nifti import Scan, check_voxels, read_scan, scan_from_bytes
 from rare_trt.package import Package, open_package
 from rare_trt.planning import (
     BUCKET,
+    TOLERANCE,
     Plan,
     Tile,
     answer_parts,
@@ -34,6 +35,7 @@ from rare_trt.planning import (
 from rare_trt.result import Result
 from rare_trt.routing import choose_route
 from rare_trt.sessions import Backend, Inputs, Session, open_session
+from rare_trt.stopwatch import Stopwatch
 
 
 class Segmenter:
@@ -89,10 +91,12 @@ class Segmenter:
             decision = choose_route(
                 grid.spacing_mm, list(self._routes.values()), model.spacing_limits_mm, route
             )
-            check_field_of_view(grid, model.field_of_view_mm)
+            check_field_of_view(grid, model.field_of_view_mm, is_box=at is not None)
             image = normalised(voxels, model.intensity)
         with clock("plan"):
-            target = grid if spacing_out_mm is None else isotropic_grid(grid, spacing_out_mm)
+            target = grid
+            if spacing_out_mm is not None:
+                target = isotropic_grid(grid, spacing_out_mm, model.spacing_limits_mm)
             parts = answer_parts(target, model.base_spacing_mm)
             steps = plan(grid, self._routes[decision.route], target.subdivided(parts))
         with clock("load"):
@@ -119,6 +123,7 @@ class Segmenter:
             timings_ms=clock.timings_ms,
             volumes_mm3=_volumes_mm3(answer, target, parts, len(model.labels)),
             touches_edge=touches,
+            at_mm=at,
         )
 
     def close(self) -> None:
@@ -165,8 +170,8 @@ class Segmenter:
     def _prove(self, session: Session, route: int) -> None:
         """Holds `session` to the golden vectors of `route`, once per machine."""
         vectors = [golden for golden in self.package.manifest.golden if golden.route == route]
-        files = self.package.manifest.files
-        key = [session.identity, *(files[name].sha256 for v in vectors for name in _names(v))]
+        # The manifest names everything else that the answer hangs on, the vectors included.
+        key = (session.identity, self.package.manifest_sha256, str(route), VERSION)
         if self._cache.load("proved", *key) is not None:
             return
         for vector in vectors:
@@ -192,25 +197,15 @@ class Segmenter:
             )
 
 
-class Stopwatch:
-    """Milliseconds spent in each named stage."""
-
-    def __init__(self) -> None:
-        self.timings_ms: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = perf_counter()
-        yield
-        spent = (perf_counter() - start) * 1e3
-        self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + spent
-
-
-def isotropic_grid(grid: Grid, spacing_mm: float) -> Grid:
-    """A grid of `spacing_mm` along the axes of `grid` over the same extent, to half a voxel."""
-    if not spacing_mm > 0.0:
-        raise ScanError(f"the output spacing is {spacing_mm} mm; expected more than 0: mend it")
-    i, j, k = (max(1, round(extent / spacing_mm)) for extent in grid.extent_mm)
+def isotropic_grid(grid: Grid, spacing_mm: float, limits_mm: tuple[float, float]) -> Grid:
+    """The smallest grid of `spacing_mm` along the axes of `grid` that covers its extent."""
+    low, high = limits_mm
+    if not low <= spacing_mm <= high:
+        raise ScanError(
+            f"the output spacing is {spacing_mm:g} mm; this package answers at {low:g} to "
+            f"{high:g} mm: mend --spacing-out"
+        )
+    i, j, k = (max(1, ceil(extent / spacing_mm - TOLERANCE)) for extent in grid.extent_mm)
     return grid.regridded((spacing_mm, spacing_mm, spacing_mm), (i, j, k))
 
 
@@ -249,7 +244,3 @@ def _volumes_mm3(
 def _touches_edge(labels: NDArray[np.uint8]) -> bool:
     faces: list[Any] = [labels.take((0, -1), axis) for axis in range(3)]
     return any(bool(face.any()) for face in faces)
-
-
-def _names(vector: GoldenEntry) -> tuple[str, str]:
-    return vector.scan, vector.labels

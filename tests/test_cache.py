@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rare_trt import Segmenter
-from rare_trt.cache import MAX_FILES, Cache
+from rare_trt.cache import Cache
 
 
 def test_what_was_stored_comes_back_and_only_under_its_key(tmp_path: Path) -> None:
@@ -31,16 +31,44 @@ def test_a_damaged_entry_counts_as_absent(tmp_path: Path, position: int) -> None
     assert cache.load("key") is None
 
 
-def test_the_oldest_entries_make_room(tmp_path: Path) -> None:
+def test_the_oldest_entries_make_room_and_other_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rare_trt.cache.MAX_BYTES", 400)
+    mine = tmp_path / "data_1.bin"
+    mine.write_bytes(bytes(1000))
     cache = Cache(tmp_path)
-    for index in range(MAX_FILES + 3):
-        cache.store(bytes([index]), str(index))
+    for index in range(6):
+        cache.store(bytes(68), str(index))
         for path in tmp_path.iterdir():
             stamp = path.stat().st_mtime - 1
             os.utime(path, (stamp, stamp))
-    assert cache.load("0") is None
-    assert cache.load(str(MAX_FILES + 2)) == bytes([MAX_FILES + 2])
-    assert len(list(tmp_path.iterdir())) == MAX_FILES
+    assert [index for index in range(6) if cache.load(str(index))] == [2, 3, 4, 5]
+    assert mine.exists()
+
+
+def test_an_entry_under_anothers_name_counts_as_absent(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.store(b"one", "1")
+    (first,) = tmp_path.iterdir()
+    content = first.read_bytes()
+    cache.store(b"two", "2")
+    (second,) = (path for path in tmp_path.iterdir() if path != first)
+    second.write_bytes(content)
+    assert cache.load("1") == b"one"
+    assert cache.load("2") is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_folder_that_others_may_write_is_not_used(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.store(b"content", "key")
+    tmp_path.chmod(0o777)
+    assert cache.load("key") is None
+    cache.store(b"other", "key 2")
+    tmp_path.chmod(0o700)
+    assert cache.load("key") == b"content"
+    assert cache.load("key 2") is None
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import nibabel as nib
@@ -109,7 +110,9 @@ def test_report_and_picture(scan: Path, tmp_path: Path) -> None:
     arguments = ["infer", str(scan), "-o", str(tmp_path / "out/l.nii.gz"), "--spacing-out", "1"]
     assert main([*arguments, "--report", str(report), "--picture", str(picture)]) == 0
     values = json.loads(report.read_text())
-    assert values["backend"], values["precision"] == ("openvino", "fp32")
+    assert (values["backend"], values["precision"]) == ("openvino", "fp32")
+    assert values["scan"]["sha256"] == sha256(scan.read_bytes()).hexdigest()
+    assert set(values["versions"]) == {"rare-trt", "openvino", "numpy", "nibabel"}
     assert values["route"]["route"] == 1
     assert values["route"]["resampled"] is False
     assert values["flags"] == []
@@ -139,12 +142,36 @@ def test_several_scans_go_into_a_folder_under_their_own_names(
     assert files(out) == ["other.nii.gz", "other_dseg.tsv", "scan.nii.gz", "scan_dseg.tsv"]
     captured = capsys.readouterr()
     assert "2 of 3 scans" in captured.out
-    assert "1 scans were not segmented" in captured.err
+    assert "not segmented (1)" in captured.err
     assert "bad.nii: not a NIfTI file" in captured.err
     # Nothing is replaced unasked: each existing output is a failure of its own.
     before = {name: (out / name).stat().st_mtime_ns for name in files(out)}
     assert main(["infer", str(scan.parent), "-o", str(out)]) == 1
     assert {name: (out / name).stat().st_mtime_ns for name in files(out)} == before
+
+
+def test_labels_beside_scans_are_no_scans(scan: Path, tmp_path: Path) -> None:
+    assert main(["infer", str(scan)]) == 0
+    scan.with_name("._scan.nii.gz").write_bytes(b"what some systems leave beside a file")
+    assert main(["infer", str(scan.parent), "-o", str(tmp_path / "out")]) == 0
+    assert files(tmp_path / "out") == ["scan.nii.gz", "scan_dseg.tsv"]
+
+
+def test_one_file_is_never_two_outputs(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = scan.with_name("x.nii.gz")
+    again = scan.parent / ".." / scan.parent.name / "x.nii.gz"
+    assert "written twice" in refused(capsys, "infer", scan, "-o", out, "--report", again)
+    assert "ends in .png" in refused(capsys, "infer", scan, "-o", out, "--picture", "p.jpg")
+    assert files(scan.parent) == ["scan.nii.gz"]
+
+
+def test_a_path_that_cannot_be_used_gets_one_sentence(
+    scan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = scan.with_name("x" * 300 + ".nii.gz")
+    assert "x" * 300 in refused(capsys, "infer", long)
+    assert "cannot be written" in refused(capsys, "infer", scan, "-o", scan / "sub" / "l.nii.gz")
+    assert files(scan.parent) == ["scan.nii.gz"]
 
 
 def test_spacing_out_and_forced_route(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +299,10 @@ def test_a_whole_head_is_refused_and_the_way_out_works(
         (["--package", "nowhere"], "no such package"),
         (["--route", "7"], "route 7"),
         (["--at=900,0,0"], "outside the scan"),
-        (["--spacing-out", "-1"], "output spacing"),
+        (["--spacing-out", "-1"], "output spacing is -1 mm"),
+        (["--spacing-out", "0.01"], "answers at 0.5 to 10 mm"),
+        (["--spacing-out", "inf"], "output spacing is inf mm"),
+        (["--spacing-out", "nan"], "output spacing is nan mm"),
         (["-o", "labels.txt"], "ends in .nii"),
     ],
 )
@@ -288,7 +318,10 @@ def test_wrong_options_get_one_sentence(
     assert files(scan.parent) == ["scan.nii.gz"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["infer"], ["infer", "x", "--at", "1,2"], ["fly"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["infer"], ["infer", "x", "--at", "1,2"], ["infer", "x", "--route", "y"], ["fly"]],
+)
 def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)

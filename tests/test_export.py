@@ -108,25 +108,61 @@ def test_routes_share_their_weights(package: Package, checkpoint: Checkpoint) ->
     assert 0.97 * network < weights < 1.01 * network
 
 
+def model_of(*nodes: onnx.NodeProto, source: int, target: int) -> onnx.ModelProto:
+    """A model from x to y through `nodes`."""
+    x = helper.make_tensor_value_info("x", source, [2])
+    y = helper.make_tensor_value_info("y", target, [2])
+    graph = helper.make_graph(list(nodes), "g", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
+
+
+FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
+DOUBLE = TensorProto.DOUBLE
+
+
 @pytest.mark.parametrize(
-    ("node", "words"),
+    ("model", "words"),
     [
-        (helper.make_node("ArgMax", ["x"], ["y"], name="n"), "operator ArgMax"),
-        (helper.make_node("Identity", ["x"], ["y"], name="n"), "uint8 not made by a cast"),
-        (helper.make_node("Gelu", ["x"], ["y"], name="n"), "operator Gelu"),
+        (model_of(helper.make_node("Elu", ["x"], ["y"]), source=FLOAT, target=FLOAT), "Elu"),
+        (
+            model_of(
+                helper.make_node("Cast", ["x"], ["d"], to=DOUBLE),
+                helper.make_node("Cast", ["d"], ["y"], to=FLOAT),
+                source=FLOAT,
+                target=FLOAT,
+            ),
+            "d: type DOUBLE",
+        ),
+        (
+            model_of(
+                helper.make_node("Cast", ["x"], ["b"], to=TensorProto.INT32),
+                helper.make_node("Cast", ["b"], ["y"], to=UINT8),
+                source=FLOAT,
+                target=UINT8,
+            ),
+            "y: uint8 not made by a cast from float",
+        ),
+        (
+            model_of(
+                helper.make_node("Cast", ["x"], ["u"], to=UINT8),
+                helper.make_node("Cast", ["u"], ["y"], to=FLOAT),
+                source=FLOAT,
+                target=FLOAT,
+            ),
+            "u: uint8 is for inputs and outputs only",
+        ),
     ],
 )
-def test_the_lint_finds_what_it_is_for(node: onnx.NodeProto, words: str) -> None:
-    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [1])
-    y = helper.make_tensor_value_info("y", TensorProto.UINT8, [1])
-    graph = helper.make_graph([node], "g", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
-    faults = lint(model)
-    assert any(words in fault for fault in faults)
-    assert "opset is not 19" in faults
-    double = helper.make_tensor("w", TensorProto.DOUBLE, [1], [1.0])
-    graph.initializer.append(double)
-    assert any("DOUBLE" in fault for fault in lint(helper.make_model(graph)))
+def test_the_lint_finds_what_it_is_for(model: onnx.ModelProto, words: str) -> None:
+    onnx.checker.check_model(model, full_check=True)
+    assert any(words in fault for fault in lint(model)), lint(model)
+
+
+def test_the_lint_wants_opset_19() -> None:
+    model = model_of(helper.make_node("Cast", ["x"], ["y"], to=UINT8), source=FLOAT, target=UINT8)
+    assert lint(model) == []
+    model.opset_import[0].version = 20
+    assert lint(model) == ["opset is not 19"]
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -148,13 +148,13 @@ def test_point_that_is_no_point_is_refused(value: float) -> None:
 
 @pytest.mark.parametrize("shape", [(20, 30, 20), (36, 50, 36), (60, 80, 60)])
 def test_fields_of_view_within_the_limits_are_accepted(shape: tuple[int, int, int]) -> None:
-    check_field_of_view(grid_of(shape, (1.0, 1.0, 1.0)), ACCEPTED)
+    check_field_of_view(grid_of(shape, (1.0, 1.0, 1.0)), ACCEPTED, is_box=False)
 
 
 @pytest.mark.parametrize("shape", [(19, 50, 36), (36, 81, 36), (181, 217, 181), (36, 50, 61)])
 def test_fields_of_view_beyond_the_limits_are_refused(shape: tuple[int, int, int]) -> None:
     with pytest.raises(ScanError) as error:
-        check_field_of_view(grid_of(shape, (1.0, 1.0, 1.0)), ACCEPTED)
+        check_field_of_view(grid_of(shape, (1.0, 1.0, 1.0)), ACCEPTED, is_box=False)
     sentence = str(error.value)
     for text in (" x ".join(map(str, shape)), "20 x 30 x 20", "60 x 80 x 60", "--at"):
         assert text in sentence
@@ -162,17 +162,17 @@ def test_fields_of_view_beyond_the_limits_are_refused(shape: tuple[int, int, int
 
 
 def test_extent_counts_in_mm_and_not_in_voxels() -> None:
-    check_field_of_view(grid_of((6, 8, 6), (10.0, 10.0, 10.0)), ACCEPTED)
+    check_field_of_view(grid_of((6, 8, 6), (10.0, 10.0, 10.0)), ACCEPTED, is_box=False)
     with pytest.raises(ScanError):
-        check_field_of_view(grid_of((40, 40, 40), (4.0, 4.0, 4.0)), ACCEPTED)
+        check_field_of_view(grid_of((40, 40, 40), (4.0, 4.0, 4.0)), ACCEPTED, is_box=False)
 
 
 def test_rounding_of_a_float32_spacing_does_not_refuse() -> None:
     """60 voxels of a spacing stored a little over 1 mm still are 60 mm."""
-    check_field_of_view(grid_of((60, 80, 60), (1.0001, 1.0001, 1.0001)), ACCEPTED)
-    check_field_of_view(grid_of((20, 30, 20), (0.9999, 0.9999, 0.9999)), ACCEPTED)
+    check_field_of_view(grid_of((60, 80, 60), (1.0001, 1.0001, 1.0001)), ACCEPTED, is_box=False)
+    check_field_of_view(grid_of((20, 30, 20), (0.9999, 0.9999, 0.9999)), ACCEPTED, is_box=False)
     with pytest.raises(ScanError):
-        check_field_of_view(grid_of((60, 80, 60), (1.001, 1.0, 1.0)), ACCEPTED)
+        check_field_of_view(grid_of((60, 80, 60), (1.001, 1.0, 1.0)), ACCEPTED, is_box=False)
 
 
 def numbers_in_brackets(text: str) -> list[NDArray[np.float64]]:

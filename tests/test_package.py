@@ -101,7 +101,9 @@ def test_a_newer_format_is_refused_kindly(copy: Path) -> None:
         open_package(copy)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "null", "\xff", "{}"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '"x"', "null", "\xff", "{}", "[" * 10**5, '{"x": NaN}', '{"x": 1e999}']
+)
 def test_what_is_no_manifest_is_refused(copy: Path, text: str) -> None:
     (copy / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(PackageError, match=r"manifest\.json"):
@@ -142,6 +144,8 @@ def damaged(values: dict[str, Any], path: str, value: Any) -> bytes:
         ("graphs/0/file", "/etc/passwd"),
         ("graphs/0/precision", "fp64"),
         ("golden/0/max_disagreement/fp32", 2),
+        ("golden", []),
+        ("files/manifest", {"sha256": "0" * 64, "bytes": 10**30}),
     ],
 )
 def test_what_the_schema_forbids_is_refused_by_the_runtime_too(path: str, value: Any) -> None:
@@ -157,6 +161,7 @@ def test_what_the_schema_forbids_is_refused_by_the_runtime_too(path: str, value:
     ("path", "value", "words"),
     [
         ("routes/1/index", 0, "name one twice"),
+        ("golden", [shipped_values()["golden"][0]], "no golden vector for route 1"),
         ("graphs/0/route", 9, "name a route"),
         ("golden/0/route", 9, "name a route"),
         ("files/graphs~fp32~route0.onnx", ..., "not among the files"),
@@ -189,6 +194,40 @@ def test_writing_replaces_a_package_whole_or_not_at_all(copy: Path, tmp_path: Pa
     with pytest.raises(OutputError, match="cannot be written"):
         write_package(blocked / "new.rare", package.manifest, contents, overwrite=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "tiny.rare"]
+
+
+def test_an_interrupt_between_the_renames_leaves_the_old_package(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = open_package(copy)
+    contents = {name: package.read(name) for name in package.manifest.files}
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name.endswith(".part"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_package(copy, package.manifest, contents, overwrite=True)
+    assert open_package(copy) == package
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+
+
+@pytest.mark.parametrize("name", ["x", "my package.rare", ".rare", "a.b.rare"])
+def test_a_package_needs_a_plain_name(copy: Path, name: str) -> None:
+    package = open_package(copy)
+    with pytest.raises(OutputError, match="choose another name"):
+        write_package(copy.with_name(name), package.manifest, {}, overwrite=False)
+
+
+def test_a_file_is_not_replaced_by_a_package(copy: Path) -> None:
+    path = copy.with_name("file.rare")
+    path.write_text("precious")
+    with pytest.raises(OutputError, match="is a file"):
+        write_package(path, open_package(copy).manifest, {}, overwrite=True)
+    assert path.read_text() == "precious"
 
 
 def test_a_package_of_format_1_still_segments(tiny_scan: Path) -> None:

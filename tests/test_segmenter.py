@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.eulerangles import euler2mat
@@ -52,7 +55,7 @@ def averaged(scan: Scan, factors: tuple[int, int, int]) -> Scan:
 
 def resliced(scan: Scan, spacing_mm: float) -> Scan:
     """`scan` interpolated linearly to an isotropic spacing."""
-    grid = isotropic_grid(scan.volume.grid, spacing_mm)
+    grid = isotropic_grid(scan.volume.grid, spacing_mm, (0.5, 10.0))
     i, j, k = (axis_matrix(scan.volume.grid, grid, axis) for axis in range(3))
     voxels = np.einsum("ai,bj,ck,ijk->abc", i, j, k, scan.volume.voxels).astype(np.float32)
     return reframed(scan, voxels, grid.affine.copy())
@@ -169,12 +172,16 @@ def test_a_scan_between_routes_is_resampled_and_stays_in_place(
 
 
 def test_the_same_place_at_every_resolution(segmenter: Segmenter, scan: Scan) -> None:
-    """Centres of the whole hippocampus in the world, from 1 to 8 mm voxels."""
+    """Centres of the whole hippocampus in the world, from 1 to 8 mm voxels.
+
+    Truth that was sampled at every k-th voxel would be (k - 1) / 2 voxels of 1 mm astray.
+    """
     centres = []
     for factor in (1, 2, 4, 8):
         result = segmenter.segment(averaged(scan, (factor,) * 3), spacing_out_mm=1.0)
         centres.append(result.grid.world_mm(np.argwhere(result.labels)).mean(axis=0))
-    assert np.abs(np.array(centres) - centres[0]).max() < 1.0
+    astray = np.abs(np.array(centres) - centres[0]).max(axis=1)
+    assert (astray[1:] < (0.4, 1.0, 2.0)).all()
 
 
 def test_volumes_and_spacing_out_come_from_one_answer(segmenter: Segmenter, scan: Scan) -> None:
@@ -192,21 +199,32 @@ def small_profile(package: Package, folder: Path, shape: tuple[int, int, int]) -
     manifest: Manifest = package.manifest
     first = manifest.routes[0]
     routes = (replace(first, profile=replace(first.profile, max=shape)), *manifest.routes[1:])
+    # The golden vectors were made in one piece: a tiled answer is not held to them to the voxel.
+    loose = tuple(replace(g, max_disagreement={"fp32": 0.05}) for g in manifest.golden)
     contents = {name: package.read(name) for name in manifest.files}
     return write_package(
-        folder, replace(manifest, routes=routes, golden=()), contents, overwrite=False
+        folder, replace(manifest, routes=routes, golden=loose), contents, overwrite=False
     )
 
 
+@pytest.mark.parametrize("shape", [(48, 48, 48), (32, 64, 48), (48, 64, 32)])
 def test_a_tiled_scan_agrees_with_the_untiled_one(
-    segmenter: Segmenter, scan: Scan, tmp_path: Path
+    segmenter: Segmenter, scan: Scan, tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
-    tiled = Segmenter(small_profile(segmenter.package, tmp_path / "small.rare", (48, 48, 32)))
+    tiled = Segmenter(small_profile(segmenter.package, tmp_path / "small.rare", shape))
     whole, parts = segmenter.segment(scan).labels, tiled.segment(scan).labels
-    assert whole.shape[1] > 48 or whole.shape[2] > 32
+    assert any(n > most for n, most in zip(whole.shape, shape, strict=True))
     assert dice(whole > 0, parts > 0, 1) >= 0.98
-    for label in (1, 2):
-        assert dice(whole, parts, label) >= 0.97
+
+
+def test_tiles_agree_on_unseen_scans(
+    segmenter: Segmenter, shared_data: Path, tmp_path: Path
+) -> None:
+    tiled = Segmenter(small_profile(segmenter.package, tmp_path / "small.rare", (32, 64, 48)))
+    for name in segmenter.package.manifest.model.training.validation_cases[::2]:
+        path = shared_data / f"hippocampus/images/{name}.nii.gz"
+        whole, parts = segmenter.segment(path).labels, tiled.segment(path).labels
+        assert dice(whole > 0, parts > 0, 1) >= 0.98, name
 
 
 def test_a_box_around_a_point_is_the_crop_alone(segmenter: Segmenter, scan: Scan) -> None:
@@ -239,6 +257,53 @@ def test_what_a_physicist_should_look_at_is_flagged(segmenter: Segmenter, scan: 
     assert any("touches the edge" in flag for flag in halved.flags())
     forced = segmenter.segment(scan, route=1)
     assert "the route was forced" in forced.flags()
+
+
+def test_a_label_lost_on_a_coarse_grid_is_flagged(segmenter: Segmenter, scan: Scan) -> None:
+    """At 10 mm the answer still holds both parts, but few voxels are mostly one of them."""
+    grid = scan.volume.grid
+    (i, j, k) = (n // 10 for n in grid.shape)
+    blocks = scan.volume.voxels[: i * 10, : j * 10, : k * 10].reshape(i, 10, j, 10, k, 10)
+    low = reframed(scan, blocks.mean(axis=(1, 3, 5)), np.diag([10.0, 10.0, 10.0, 1.0]))
+    result = segmenter.segment(low)
+    for label, (name, volume) in enumerate(
+        zip(("anterior", "posterior"), result.volumes_mm3, strict=True), start=1
+    ):
+        lost = any(f"lost on this grid: {name}" in flag for flag in result.flags())
+        assert lost == (volume > 0 and not (result.labels == label).any())
+    emptied = replace(result, labels=np.zeros_like(result.labels))
+    assert sum("lost on this grid" in flag for flag in emptied.flags()) == 2
+
+
+def test_labels_of_a_scan_made_in_memory_lie_where_its_grid_says(
+    segmenter: Segmenter, scan: Scan, tmp_path: Path
+) -> None:
+    """A header that does not describe the grid must not decide where labels go."""
+    volume = scan.volume
+    mirrored = volume.grid.affine.copy()
+    mirrored[0, 0], mirrored[0, 3] = -1.0, volume.grid.shape[0]
+    turned = Scan(Volume(volume.voxels, Grid(volume.grid.shape, mirrored)), scan.header)
+    segmenter.segment(turned).save(tmp_path / "labels.nii.gz")
+    np.testing.assert_allclose(nib.load(tmp_path / "labels.nii.gz").affine, mirrored)
+
+
+def test_segmenters_can_be_loaded_side_by_side(scan: Scan) -> None:
+    """In a fresh interpreter, so that the first import of OpenVINO happens in several threads."""
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+import sys
+from rare_trt import Segmenter
+def run(path):
+    with Segmenter.load() as segmenter:
+        return segmenter.segment(path).volumes_mm3
+with ThreadPoolExecutor(4) as pool:
+    print(len(set(pool.map(run, [sys.argv[1]] * 4))))
+"""
+    path = Path(__file__).parents[1] / "examples" / "hippocampus_2mm.nii.gz"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "1", done.stderr
 
 
 def test_threads_get_the_answers_of_one_thread(segmenter: Segmenter, scan: Scan) -> None:

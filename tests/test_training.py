@@ -19,7 +19,8 @@ from rare_trt import Segmenter, read_scan
 from rare_trt.engines.build import build_package
 from rare_trt.errors import RareTrtError, ScanError
 from rare_trt.geometry import Canonical
-from rare_trt.training.augment import augmented, averaged
+from rare_trt.training.acquisition import averaged
+from rare_trt.training.augment import augmented
 from rare_trt.training.cases import CaseFiles, find_cases, load_case, split_by_subject
 from rare_trt.training.checkpoint import load_checkpoint
 from rare_trt.training.network import NetworkConfig
@@ -137,6 +138,54 @@ def test_another_recipe_does_not_resume(trained: Path, labelled: Path, recipe: R
         train(labelled, trained, replace(recipe, batch=1))
 
 
+def test_other_data_do_not_resume(
+    trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """The split would change under a half-trained network."""
+    shutil.copytree(labelled, tmp_path / "data")
+    for part in ("images", "labels"):
+        (tmp_path / "data" / part / "case_005.nii.gz").unlink()
+    with pytest.raises(RareTrtError, match="other cases"):
+        train(tmp_path / "data", trained, recipe)
+
+
+def test_a_damaged_state_is_refused(
+    trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "x")
+    (tmp_path / "x/state.safetensors").write_bytes(b"junk")
+    with pytest.raises(RareTrtError, match="state of a run"):
+        train(labelled, tmp_path / "x", recipe)
+
+
+def test_an_unfinished_run_is_not_packed_and_carries_no_stale_dice(
+    labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rare_trt.training import trainer
+
+    once = trainer._Run._epoch
+
+    def interrupted(run: trainer._Run, epoch: int) -> float:
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return once(run, epoch)
+
+    monkeypatch.setattr(trainer._Run, "_epoch", interrupted)
+    # Validated after the second of six epochs, cut short in the fourth: the figures are stale.
+    monkeypatch.setattr(trainer, "VALIDATE_EVERY", 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(labelled, tmp_path / "run", replace(recipe, epochs=6))
+    assert load_checkpoint(tmp_path / "run").facts.dice == ()
+    with pytest.raises(RareTrtError, match="after 3 of 6 epochs"):
+        build_package(tmp_path / "run", labelled, tmp_path / "x.rare", overwrite=False)
+    assert not (tmp_path / "x.rare").exists()
+
+
+def test_one_subject_is_too_few(labelled: Path, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RareTrtError, match="of one subject"):
+        train(labelled, tmp_path, replace(recipe, cases_per_subject=10))
+
+
 def test_no_subject_is_on_both_sides() -> None:
     names = [f"hippocampus_{number:03d}" for number in range(1, 209) if number % 7]
     training, validation = split_by_subject(names, 2, 0.1, seed=0)
@@ -204,6 +253,9 @@ def test_averaging_is_the_mean_of_blocks() -> None:
         ({"labels": ["a"]}, "names 1 channels and 1 labels"),
         ({"speed": 1}, "speed"),
         ({"network": {"depth": 1}}, "routes is 4"),
+        ({"batch": 0}, "batch is 0"),
+        ({"epochs": "ten"}, "epochs is 'ten'"),
+        ({"learning_rate": -1}, "learning_rate is -1"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused(

@@ -12,6 +12,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from rare_trt.training.acquisition import fitted
 from rare_trt.training.cases import Case
 
 
@@ -23,23 +24,6 @@ def augmented(
     voxels, labels = _posed(case.voxels, case.labels, rng)
     voxels, labels = _framed(voxels, labels, rng, multiple)
     return np.stack([_scanned(channel, rng) for channel in voxels]), labels
-
-
-def fitted(
-    voxels: NDArray[np.float32], labels: NDArray[np.uint8], multiple: int
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Axes padded at the end to `multiple`: the image by its edge, labels with background."""
-    pad = [(0, -n % multiple) for n in labels.shape]
-    return np.pad(voxels, [(0, 0), *pad], mode="edge"), np.pad(labels, pad)
-
-
-def averaged(voxels: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    """[c, i, j, k] at `factor` times the spacing, each voxel the mean of factor³ of them."""
-    c, i, j, k = voxels.shape
-    f = factor
-    blocks = voxels.reshape(c, i // f, f, j // f, f, k // f, f)
-    mean: NDArray[np.float32] = blocks.mean(axis=(2, 4, 6), dtype=np.float32)
-    return mean
 
 
 def _posed(

@@ -1,6 +1,6 @@
 """One scan through one route in torch, with the matrices of the runtime's own plan.
 
-The exported graph, the loss and the validation all go through `route_logits`.
+The loss, the validation and the proof of an export all start from `route_inputs`.
 """
 
 from __future__ import annotations

@@ -45,6 +45,18 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "cases_per_subject"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise RareTrtError(
+                    f"the recipe's {name} is {value!r}; expected 1, 2, 3, ...: mend it"
+                )
+        for name in ("learning_rate", "base_spacing_mm", "validation_share"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise RareTrtError(
+                    f"the recipe's {name} is {value!r}; expected more than 0: mend it"
+                )
         found = (len(self.channels), len(self.labels))
         wanted = (self.network.channels, self.network.classes)
         if found != wanted:
@@ -69,8 +81,8 @@ class Recipe:
 
 def recipe_from_json(values: dict[str, Any]) -> Recipe:
     """A recipe from parsed JSON; raises RareTrtError that names a missing or unknown entry."""
-    values = dict(values)
     try:
+        values = dict(values)
         for key in ("labels", "channels"):
             values[key] = tuple(values[key])
         if "intensity" in values:
@@ -93,7 +105,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     try:
         text = shipped.read_text() if shipped.is_file() else Path(name_or_path).read_text()
         return recipe_from_json(json.loads(text))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RareTrtError(
             f"{name_or_path}: not a recipe ({error}); expected a shipped name or a JSON file"
         ) from error

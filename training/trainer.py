@@ -13,21 +13,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from rare_trt.errors import RareTrtError
 from rare_trt.files import write_files
-from rare_trt.geometry import Grid, Triple
-from rare_trt.training.augment import augmented, averaged
+from rare_trt.geometry import Triple
+from rare_trt.training.acquisition import averaged_inputs
+from rare_trt.training.augment import augmented
 from rare_trt.training.cases import Case, find_cases, load_cases, split_by_subject
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
 from rare_trt.training.curves import curves_png
 from rare_trt.training.losses import consistency_loss, segmentation_loss
 from rare_trt.training.network import RareUNet
-from rare_trt.training.passes import route_inputs
 from rare_trt.training.recipe import Recipe
 from rare_trt.training.validation import validate
 
@@ -51,6 +51,11 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
         recipe.validation_share,
         recipe.seed,
     )
+    if not kept_in:
+        raise RareTrtError(
+            f"{data}: the {len(cases)} case(s) are of one subject; expected at least two, one of "
+            "them for validation: add cases"
+        )
     run = _Run(
         recipe=recipe,
         training=[cases[index] for index in kept_in],
@@ -115,6 +120,9 @@ class _Run:
                 last = epoch + 1 == self.recipe.epochs
                 if last or (epoch + 1) % VALIDATE_EVERY == 0:
                     row |= self._validate()
+                else:
+                    # Dice belongs to the weights it was measured with.
+                    self.facts = replace(self.facts, dice=())
                 self.log.append(row)
                 self.done = epoch + 1
                 self._save()
@@ -152,18 +160,12 @@ class _Run:
     def _loss(
         self, voxels: NDArray[np.float32], labels: NDArray[np.uint8], spacing: Triple
     ) -> Tensor:
-        i, j, k = labels.shape
-        full = Grid((i, j, k), np.diag([*spacing, 1.0]))
         truth = torch.from_numpy(labels).long()[None].to(self.device)
         segmentation: list[Tensor] = []
         gateways: list[Tensor] = []
         encoder: list[Tensor] = []
         for route in range(self.recipe.network.routes):
-            f = 2**route
-            low = full.regridded(
-                (spacing[0] * f, spacing[1] * f, spacing[2] * f), (i // f, j // f, k // f)
-            )
-            inputs = route_inputs(averaged(voxels, f), low, route, full, self.recipe, self.device)
+            inputs = averaged_inputs(voxels, spacing, route, self.recipe, self.device)
             features = self.network.enter(inputs.working(), route)
             skips = self.network.encode(features, route)
             if route == 0:
@@ -199,6 +201,9 @@ class _Run:
         progress = (step - warm) / max(1.0, total - warm)
         return self.recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
+    def _case_names(self) -> list[list[str]]:
+        return [[case.name for case in side] for side in (self.training, self.validation)]
+
     def _validate(self) -> dict[str, float | str]:
         mean = validate(self.network, self.validation, self.recipe).mean(axis=0)
         self.facts = replace(self.facts, dice=tuple(tuple(row) for row in mean.round(4).tolist()))
@@ -216,6 +221,7 @@ class _Run:
             tensors |= {f"optimiser.{index}.{key}": t for key, t in state.items()}
         notes = {
             "recipe": json.dumps(self.recipe.as_json()),
+            "cases": json.dumps(self._case_names()),
             "log": json.dumps(self.log),
             "dice": json.dumps(self.facts.dice),
             "scaler": json.dumps(self.scaler.state_dict()),
@@ -232,14 +238,25 @@ class _Run:
         path = self.out / "state.safetensors"
         if not path.is_file():
             return
-        with safe_open(path, framework="pt") as file:
-            notes = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise RareTrtError(
+                f"{path}: cannot be read ({error}); expected the state of a run: remove it to "
+                "begin anew"
+            ) from error
         # Compared as JSON, because that is how the recipe was kept.
         if notes["recipe"] != json.dumps(self.recipe.as_json()):
             raise RareTrtError(
                 f"{path}: holds a run of another recipe; expected the same one to resume: "
                 "name an empty folder, or the old recipe"
+            )
+        if notes["cases"] != json.dumps(self._case_names()):
+            raise RareTrtError(
+                f"{path}: holds a run on other cases; expected the same data to resume, lest "
+                "training cases become validation cases: name an empty folder, or the old data"
             )
         prefix = "network."
         self.network.load_state_dict(

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rare_trt.training.augment import averaged, fitted
+from rare_trt.training.acquisition import averaged_inputs, fitted
 from rare_trt.training.cases import Case
 from rare_trt.training.network import RareUNet
-from rare_trt.training.passes import route_inputs
 from rare_trt.training.recipe import Recipe
 
 
@@ -48,15 +47,8 @@ def validate(network: RareUNet, cases: Sequence[Case], recipe: Recipe) -> NDArra
 def _route_dice(
     network: RareUNet, case: Case, route: int, recipe: Recipe, device: torch.device
 ) -> list[float]:
-    factor = 2**route
-    voxels, truth = fitted(case.voxels, case.labels, factor)
-    i, j, k = truth.shape
-    full = case.grid.box((0, 0, 0), (i, j, k))
-    spacing = tuple(s * factor for s in case.grid.spacing_mm)
-    low = full.regridded(
-        (spacing[0], spacing[1], spacing[2]), (i // factor, j // factor, k // factor)
-    )
-    inputs = route_inputs(averaged(voxels, factor), low, route, full, recipe, device)
+    voxels, truth = fitted(case.voxels, case.labels, 2**route)
+    inputs = averaged_inputs(voxels, case.grid.spacing_mm, route, recipe, device)
     logits = inputs.answered(network(inputs.working(), route))
     labels = logits[0].argmax(0).cpu().numpy().astype(np.uint8)
     return dice(labels, truth, recipe.network.classes)

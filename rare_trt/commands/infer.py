@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rare_trt.errors import OutputError, RareTrtError, ScanError
 from rare_trt.files import refuse_existing
-from rare_trt.nifti import is_scan_name, stem
-from rare_trt.result import Result, output_paths
+from rare_trt.nifti import SUFFIXES, is_scan_name, stem
+from rare_trt.result import Result, names_path, output_paths
 from rare_trt.segmenter import Segmenter
 from rare_trt.sessions import BACKENDS
 
@@ -80,13 +81,15 @@ def plan_jobs(options: argparse.Namespace) -> list[Job]:
         jobs = [Job(scans[0], labels, options.report, options.picture)]
     else:
         jobs = _folder_jobs(scans, options)
-    outputs = [path for job in jobs for path in _outputs(job)]
+    if options.picture and options.picture.suffix.lower() != ".png":
+        raise OutputError(f"{options.picture}: expected a name that ends in .png: rename it")
+    outputs = Counter(path.resolve() for job in jobs for path in _outputs(job))
     inputs = {scan.resolve() for scan in scans}
-    for path in outputs:
-        if path.resolve() in inputs or outputs.count(path) > 1:
-            raise OutputError(f"{path}: is an input, or the output of two scans: rename one")
-    if not options.overwrite and len(jobs) == 1:
-        refuse_existing(outputs)
+    for path, times in outputs.items():
+        if path in inputs or times > 1:
+            raise OutputError(
+                f"{path}: is an input, or is to be written twice: name another output"
+            )
     return jobs
 
 
@@ -97,7 +100,7 @@ def _folder_jobs(scans: list[Path], options: argparse.Namespace) -> list[Job]:
         raise OutputError(f"{options.output}: is a file; expected a folder for several scans")
     if options.report or options.picture:
         raise OutputError("--report and --picture go with one scan: segment scans one by one")
-    return [Job(scan, options.output / f"{stem(scan)}.nii.gz", None, None) for scan in scans]
+    return [Job(scan, options.output / f"{_stem(scan)}.nii.gz", None, None) for scan in scans]
 
 
 def _run_all(segmenter: Segmenter, jobs: list[Job], options: argparse.Namespace) -> int:
@@ -109,16 +112,18 @@ def _run_all(segmenter: Segmenter, jobs: list[Job], options: argparse.Namespace)
         for job in bar:
             try:
                 _run_job(segmenter, job, options)
-            except RareTrtError as error:
+            except (RareTrtError, OSError) as error:
                 failed.append(str(error))
     print(f"{len(jobs) - len(failed)} of {len(jobs)} scans segmented into {options.output}")
     if failed:
         lines = "\n".join(f"  {sentence}" for sentence in failed)
-        print(f"rare-trt: {len(failed)} scans were not segmented:\n{lines}", file=sys.stderr)
+        print(f"rare-trt: not segmented ({len(failed)}):\n{lines}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _run_job(segmenter: Segmenter, job: Job, options: argparse.Namespace) -> Result:
+    if not options.overwrite:
+        refuse_existing(_outputs(job))
     try:
         result = segmenter.segment(
             job.scan, route=options.route, at=options.at, spacing_out_mm=options.spacing_out
@@ -147,13 +152,15 @@ def _expanded(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     scans = sorted(child for child in path.iterdir() if is_scan_name(child))
+    # Labels that lie beside their scans from an earlier run are no scans.
+    scans = [scan for scan in scans if not names_path(scan).exists()]
     if not scans:
-        raise ScanError(f"{path}: a folder without .nii or .nii.gz files: check the path")
+        raise ScanError(f"{path}: a folder without .nii or .nii.gz scans: check the path")
     return scans
 
 
 def _stem(scan: Path) -> str:
-    return stem(scan) if is_scan_name(scan) else scan.name
+    return stem(scan) if scan.name.lower().endswith(SUFFIXES) else scan.name
 
 
 def _outputs(job: Job) -> list[Path]:
@@ -161,9 +168,15 @@ def _outputs(job: Job) -> list[Path]:
 
 
 def _route(text: str) -> int | None:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no route; expected auto or a number")
     return None if text == "auto" else int(text)
 
 
 def _point(text: str) -> tuple[float, float, float]:
-    x, y, z = (float(part) for part in text.split(","))
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError as error:
+        message = f"{text!r} is no point; expected three numbers X,Y,Z in mm"
+        raise argparse.ArgumentTypeError(message) from error
     return x, y, z

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.cache import Cache
+from rare_trt.errors import BackendError
 from rare_trt.package import Package
 
 Backend: TypeAlias = Literal["auto", "openvino"]
@@ -30,8 +31,13 @@ class Session(Protocol):
 
 
 def open_session(package: Package, route: int, backend: Backend, cache: Cache) -> Session:
-    """The best session for `route` that `backend` allows on this machine."""
-    # OpenVINO answers everywhere; other backends will stand before it in "auto".
+    """The best session for `route` that `backend` allows on this machine.
+
+    OpenVINO answers everywhere; other backends will stand before it in "auto".
+    """
+    if backend not in BACKENDS:
+        raise BackendError(f"no backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+    # Heavy, so loaded with the first session.
     from rare_trt.sessions.openvino import OpenVinoSession
 
     return OpenVinoSession(package, package.graph(route, "fp32"), cache)

@@ -62,8 +62,8 @@ class OpenVinoSession:
             except RuntimeError as error:
                 shapes = {name: array.shape for name, array in inputs.items()}
                 raise BackendError(
-                    f"OpenVINO failed on shapes {shapes} ({_first_line(error)}): report this, "
-                    "with the scan's size"
+                    f"OpenVINO failed on shapes {shapes} ({_last_line(error)}): free memory, or "
+                    "report this with the scan's size"
                 ) from error
             labels: NDArray[np.uint8] = result[0][0]
         return labels
@@ -85,7 +85,7 @@ class OpenVinoSession:
                 return _core().compile_model(_core().read_model(path), "CPU", CONFIG)
             except RuntimeError as error:
                 raise BackendError(
-                    f"OpenVINO cannot compile {entry.file} ({_first_line(error)}): install the "
+                    f"OpenVINO cannot compile {entry.file} ({_last_line(error)}): install the "
                     "OpenVINO version that pyproject.toml names"
                 ) from error
 
@@ -95,26 +95,31 @@ def _core() -> Any:
     return _openvino().Core()
 
 
-@once
+_importing = Lock()
+
+
 def _openvino() -> Any:
     # OpenVINO's telemetry module opens a connection and writes a file at import. A None entry
     # makes that import fail, which OpenVINO expects; what was there before is put back.
     name = "openvino_telemetry"
-    before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        import openvino
-    except ImportError as error:
-        raise BackendError(
-            f"OpenVINO cannot be loaded ({error}): install it again with `pip install openvino`"
-        ) from error
-    finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
-    return openvino
+    with _importing:
+        if "openvino" in sys.modules:
+            return sys.modules["openvino"]
+        before = sys.modules.get(name)
+        sys.modules[name] = None  # type: ignore[assignment]
+        try:
+            import openvino
+        except ImportError as error:
+            raise BackendError(
+                f"OpenVINO cannot be loaded ({error}): install it again with `pip install openvino`"
+            ) from error
+        finally:
+            del sys.modules[name]
+            if before is not None:
+                sys.modules[name] = before
+        return openvino
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
