@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rare_trt import Grid, Scan, Segmenter, Volume, read_scan
-from rare_trt.planning import axis_matrix
+from rare_trt.planning import axis_matrices
 
 Spacing = tuple[float, float, float]
 
@@ -57,7 +57,7 @@ def acquired(scan: Scan, spacing: Spacing) -> Scan:
 def _weights(source: Grid, target: Grid, axis: int) -> NDArray[np.float64]:
     factor = target.spacing_mm[axis] / source.spacing_mm[axis]
     if abs(factor - round(factor)) > 1e-6:
-        return axis_matrix(source, target, axis)
+        return axis_matrices(source, target)[axis]
     return np.kron(np.eye(target.shape[axis]), np.full(round(factor), 1 / round(factor)))
 
 

@@ -43,8 +43,9 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
                 raise IsADirectoryError(EISDIR, "it is a folder")
             if not path.exists():
                 new_files.append(path)
-            new_folders += [folder for folder in path.parents if not folder.exists()]
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.exists():
+                new_folders += [folder for folder in path.parents if not folder.exists()]
+                path.parent.mkdir(parents=True, exist_ok=True)
             temporary[path] = _write_temporary(path, data)
         for path, temp in temporary.items():
             temp.replace(path)

@@ -29,6 +29,9 @@ Array: TypeAlias = NDArray[Any]
 # resampling along those axes would segment with distorted anatomy.
 MAX_SHEAR_DEG = 2.0
 
+# Squared cosine to a world axis above which no other assignment of axes can be nearer.
+PLAIN = 0.6
+
 # nibabel's notation for axes that run right, anterior, superior.
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
@@ -116,7 +119,7 @@ class Canonical:
     """
 
     def __init__(self, grid: Grid) -> None:
-        self._ornt = io_orientation(grid.affine)
+        self._ornt = _orientation(grid)
         self._back = ornt_transform(RAS, self._ornt)
         ni, nj, nk = (grid.shape[axis] for axis in np.argsort(self._ornt[:, 0]))
         self.grid = Grid((ni, nj, nk), grid.affine @ inv_ornt_aff(self._ornt, grid.shape))
@@ -136,6 +139,21 @@ class Canonical:
     def to_scan(self, voxels: Array) -> Array:
         """Voxels in canonical order [i, j, k, ...] -> the scan's own order."""
         return np.ascontiguousarray(apply_orientation(voxels, self._back))
+
+
+def _orientation(grid: Grid) -> Array:
+    """Which canonical axis each voxel axis is nearest to and in which direction, as nibabel has it.
+
+    Where each voxel axis lies within 45 degrees of a world axis that answer is plain to see;
+    nibabel's search settles what is not.
+    """
+    axes = (grid.affine[:3, :3] / grid.spacing_mm).T.tolist()
+    nearest = [max(range(3), key=[abs(c) for c in axis].__getitem__) for axis in axes]
+    if all(axis[world] ** 2 > PLAIN for axis, world in zip(axes, nearest, strict=True)):
+        return np.array(
+            [[w, 1 if axis[w] > 0 else -1] for axis, w in zip(axes, nearest, strict=True)]
+        )
+    return np.asarray(io_orientation(grid.affine))
 
 
 def affine_fault(affine: NDArray[np.float64]) -> str | None:

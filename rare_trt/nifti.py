@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,20 +82,21 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
 
 def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
     """As `read_scan`, from a file's bytes; `path` is what errors call it."""
-    image = _image_from_bytes(_inflated(data, path), path)
-    header = image.header
+    file = BytesIO(_inflated(data, path))
+    header = _header_from_file(file, path)
     if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
         raise ScanError(
             f"{path}: the header has no affine (sform and qform codes are 0); expected one that "
             "places the voxels in the scanner: export the scan again with its orientation"
         )
-    shape = _volume_shape(image.shape, path)
+    found = header.get_data_shape()
+    shape = _volume_shape(found, path)
     try:
-        voxels = np.asarray(image.dataobj).reshape(shape)
+        voxels = np.asarray(header.data_from_fileobj(file)).reshape(shape)
     except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise ScanError(
             f"{path}: the voxels cannot be read ({_one_line(error)}); expected "
-            f"{' x '.join(map(str, image.shape))} of {header.get_data_dtype()}: copy it again"
+            f"{' x '.join(map(str, found))} of {header.get_data_dtype()}: copy it again"
         ) from error
     try:
         check_voxels(voxels, channels)
@@ -190,18 +192,26 @@ def _inflated(data: bytes, path: str) -> bytes:
         ) from error
 
 
-def _image_from_bytes(data: bytes, path: str) -> Any:
+def _header_from_file(file: BytesIO, path: str) -> nib.Nifti1Header:
     # The size of the header, in either byte order, tells the two versions apart.
-    sizes = {int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")}
-    image_class = nib.Nifti2Image if 540 in sizes else nib.Nifti1Image
+    start = file.getvalue()[:4]
+    sizes = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
+    header_class = nib.Nifti2Header if 540 in sizes else nib.Nifti1Header
     try:
         with _quiet_nibabel():
-            return image_class.from_bytes(data)
+            header: nib.Nifti1Header = header_class.from_fileobj(file)
+        # What the header says last of all: each refuses numbers that make no sense.
+        header.get_best_affine()
+        header.get_slope_inter()
+        header.get_data_offset()
+        if header["magic"].item() != header.single_magic:
+            raise HeaderDataError(f"its magic is {header['magic'].item()!r}")
     except FAULTS as error:
         raise ScanError(
             f"{path}: not a NIfTI file that can be read ({_one_line(error)}); "
             "expected .nii or .nii.gz in one file: convert the scan"
         ) from error
+    return header
 
 
 def _volume_shape(shape: tuple[int, ...], path: str) -> tuple[int, ...]:

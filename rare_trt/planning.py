@@ -26,6 +26,9 @@ Slices: TypeAlias = tuple[slice, slice, slice]
 # handful of compiled shapes. The working grid is not: instance norm feels padding.
 BUCKET = 16
 
+# Axes that drift apart by more than this over a volume are not parallel.
+MAX_STRAY_VOXELS = 0.1
+
 # Positions closer than this share of a voxel are the same: affines are often stored in float32.
 TOLERANCE = 1e-4
 
@@ -76,32 +79,52 @@ def plan(grid: Grid, route: Route, output_grid: Grid) -> Plan:
     core = _covering_shape(grid, spacing)
     working = grid.regridded(spacing, core)
     into, out = [], []
+    to_working, to_output = axis_matrices(grid, working), axis_matrices(working, output_grid)
     for axis in range(3):
         padded = core[axis] + -core[axis] % route.multiple
         matrix = np.zeros((padded, grid.shape[axis]), np.float32)
-        matrix[: core[axis]] = axis_matrix(grid, working, axis)
+        matrix[: core[axis]] = to_working[axis]
         into.append(matrix)
         matrix = np.zeros((output_grid.shape[axis], padded), np.float32)
-        matrix[:, : core[axis]] = axis_matrix(working, output_grid, axis)
+        matrix[:, : core[axis]] = to_output[axis]
         out.append(matrix)
     return Plan(core, (into[0], into[1], into[2]), (out[0], out[1], out[2]))
 
 
-def axis_matrix(source: Grid, target: Grid, axis: int) -> NDArray[np.float64]:
-    """Weights [target voxels, source voxels] that resample along `axis`.
+def axis_matrices(source: Grid, target: Grid) -> list[NDArray[np.float64]]:
+    """Weights [target voxels, source voxels] that resample along i, j and k.
 
     Linear interpolation between voxel centres; where the target is coarser, the triangle is
     widened to the target's spacing, which averages away what the target cannot hold. Rows sum to
     one, also within the outer half voxel, so a constant stays constant up to the border. Target
-    voxels centred outside the source's extent are zero.
+    voxels centred outside the source's extent are zero. Raises ValueError where the grids' axes
+    are not parallel.
     """
-    if source.shape[axis] == target.shape[axis] and np.array_equal(source.affine, target.affine):
-        return np.eye(source.shape[axis])
-    positions = _positions(source, target, axis)
-    voxels = np.arange(source.shape[axis])
-    radius = max(1.0, target.spacing_mm[axis] / source.spacing_mm[axis])
-    weights = np.maximum(0.0, 1.0 - np.abs(positions[:, None] - voxels) / radius)
-    outside = (positions < -0.5 - TOLERANCE) | (positions > len(voxels) - 0.5 + TOLERANCE)
+    if source.shape == target.shape and np.array_equal(source.affine, target.affine):
+        return [np.eye(n) for n in source.shape]
+    step = np.linalg.solve(source.affine[:3, :3], target.affine[:3, :3])
+    stray = np.abs(step - np.diag(np.diag(step))).max() * max(target.shape)
+    if stray > MAX_STRAY_VOXELS:
+        raise ValueError("the grids' axes are not parallel: reorient them first")
+    # Rounded far below a voxel: the last bits hang on the order in which a file stores its axes.
+    first = source.index(target.affine[:3, 3]).round(9).tolist()
+    steps = np.diag(step).round(12).tolist()
+    return [
+        _weights(source.shape[axis], first[axis], steps[axis], target.shape[axis])
+        for axis in range(3)
+    ]
+
+
+def _weights(size: int, first: float, step: float, samples: int) -> NDArray[np.float64]:
+    """Weights [samples, size] for samples at voxel `first`, first + step, ... of `size` voxels."""
+    positions = first + step * np.arange(samples)
+    # Exact where the grids share voxel centres, so that a native axis is an exact identity.
+    whole = positions.round()
+    positions = np.where(np.abs(positions - whole) < TOLERANCE, whole, positions)
+    radius = max(1.0, abs(step))
+    weights: NDArray[np.float64] = 1.0 - np.abs(positions[:, None] - np.arange(size)) / radius
+    np.maximum(weights, 0.0, out=weights)
+    outside = (positions < -0.5 - TOLERANCE) | (positions > size - 0.5 + TOLERANCE)
     weights[outside] = 0.0
     total = weights.sum(axis=1, keepdims=True)
     weights /= np.where(total > 0.0, total, 1.0)
@@ -178,28 +201,23 @@ def largest_share(answer: NDArray[np.uint8], parts: Shape, classes: int) -> NDAr
     i, j, k = parts
     ni, nj, nk = (n // p for n, p in zip(answer.shape, parts, strict=True))
     blocks = np.ascontiguousarray(answer).reshape(ni, i, nj, j, nk, k)
-    best = np.full((ni, nj, nk), -1, np.int64)
     labels = np.zeros((ni, nj, nk), np.uint8)
-    for label in range(classes):
-        # One axis after the other, in whole numbers: many times faster than all three at once.
-        share = (blocks == label).sum(axis=1, dtype=np.int32).sum(axis=2).sum(axis=3)
+    # What the labels after it leave is the background's share.
+    shares = [_shares(blocks == label) for label in range(1, classes)]
+    best = np.full((ni, nj, nk), i * j * k, np.int32)
+    for share in shares:
+        best -= share
+    for label, share in enumerate(shares, start=1):
         labels[share > best] = label
-        best = np.maximum(best, share)
+        np.maximum(best, share, out=best)
     return labels
 
 
-def _positions(source: Grid, target: Grid, axis: int) -> NDArray[np.float64]:
-    """Where the target's voxel centres lie on the source's `axis`, in source voxels."""
-    step = np.linalg.solve(source.affine[:3, :3], target.affine[:3, :3])
-    stray = np.abs(step - np.diag(np.diag(step))).max() * max(target.shape)
-    if stray > 0.1:
-        raise ValueError("the grids' axes are not parallel: reorient them first")
-    first = source.index(target.affine[:3, 3])[axis]
-    positions = first + step[axis, axis] * np.arange(target.shape[axis])
-    # Exact where the grids share voxel centres, so that a native axis is an exact identity.
-    whole = positions.round()
-    exact: NDArray[np.float64] = np.where(np.abs(positions - whole) < TOLERANCE, whole, positions)
-    return exact
+def _shares(blocks: NDArray[np.bool_]) -> NDArray[np.int32]:
+    # One axis after the other, in small whole numbers: many times faster than three at once.
+    first = blocks.sum(axis=1, dtype=np.uint16)
+    shares: NDArray[np.int32] = first.sum(axis=2, dtype=np.uint16).sum(axis=3, dtype=np.int32)
+    return shares
 
 
 def _covering_shape(grid: Grid, spacing_mm: Triple) -> Shape:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt.files import refuse_existing, write_files
+from rare_trt.files import write_files
 from rare_trt.geometry import Grid, Triple, Volume
 from rare_trt.nifti import Scan, label_bytes, stem
 from rare_trt.package import Package
@@ -119,9 +119,6 @@ class Result:
         request the report (JSON) and a picture (PNG): all of them or none."""
         clock = Stopwatch(self.timings_ms)
         target = Path(labels)
-        paths = output_paths(target, report, picture)
-        if not overwrite:
-            refuse_existing(paths)
         compressed = target.name.lower().endswith(".gz")
         with clock("encode"):
             contents = {target: label_bytes(self.labels, self.scan, self.grid, compressed)}

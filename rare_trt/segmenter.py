@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -236,9 +236,8 @@ def _volumes_mm3(
     answer: NDArray[np.uint8], target: Grid, parts: tuple[int, int, int], classes: int
 ) -> tuple[float, ...]:
     """Volume of each label from 1 up, counted on the answer's own grid."""
-    counts = np.bincount(answer.ravel(), minlength=classes)[1:]
-    voxel = np.prod(target.spacing_mm) / np.prod(parts)
-    return tuple((counts * voxel).tolist())
+    voxel = prod(target.spacing_mm) / prod(parts)
+    return tuple(np.count_nonzero(answer == label) * voxel for label in range(1, classes))
 
 
 def _touches_edge(labels: NDArray[np.uint8]) -> bool:

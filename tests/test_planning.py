@@ -16,7 +16,7 @@ from rare_trt.geometry import Canonical, Grid
 from rare_trt.planning import (
     Plan,
     answer_parts,
-    axis_matrix,
+    axis_matrices,
     largest_share,
     plan,
     tiles,
@@ -102,12 +102,12 @@ def line(n: int, spacing_mm: float, first_mm: float = 0.0) -> Grid:
 
 def test_same_grid_is_the_exact_identity() -> None:
     grid = line(7, 1.3, -20.7)
-    assert np.array_equal(axis_matrix(grid, line(7, 1.3, -20.7), 0), np.eye(7))
+    assert np.array_equal(axis_matrices(grid, line(7, 1.3, -20.7))[0], np.eye(7))
 
 
 def test_shared_voxel_centres_are_copied_exactly() -> None:
     """A crop of the same voxels must not blur them, however rounded the affine is."""
-    matrix = axis_matrix(line(9, 1.1, -20.7), line(4, 1.1, float(np.float32(-20.7 + 3 * 1.1))), 0)
+    matrix = axis_matrices(line(9, 1.1, -20.7), line(4, 1.1, float(np.float32(-20.7 + 3 * 1.1))))[0]
     assert np.array_equal(matrix, np.eye(9)[3:7])
 
 
@@ -124,7 +124,7 @@ def test_rows_sum_to_one_inside_the_extent_and_to_zero_beyond(
 ) -> None:
     """The outer half voxel is inside: a constant stays constant up to the border."""
     source, target = line(n, own_mm), line(m, other_mm, first_mm)
-    matrix = axis_matrix(source, target, 0)
+    matrix = axis_matrices(source, target)[0]
     position = (first_mm + other_mm * np.arange(m)) / own_mm
     inside = (position > -0.499) & (position < n - 0.501)
     beyond = (position < -0.501) | (position > n - 0.499)
@@ -144,7 +144,7 @@ def test_finer_grid_reproduces_a_ramp(n: int, own_mm: float, ratio: float, place
     ramp_mm = source.world_mm(np.arange(n)[:, None] * [1, 0, 0])[:, 0]
     expected_mm = target.world_mm(np.arange(target.shape[0])[:, None] * [1, 0, 0])[:, 0]
     assume(expected_mm.max() <= ramp_mm.max())
-    found_mm = axis_matrix(source, target, 0) @ ramp_mm
+    found_mm = axis_matrices(source, target)[0] @ ramp_mm
     np.testing.assert_allclose(found_mm, expected_mm, rtol=0.0, atol=1.01e-4 * own_mm)
 
 
@@ -152,7 +152,7 @@ def test_finer_grid_reproduces_a_ramp(n: int, own_mm: float, ratio: float, place
 @pytest.mark.parametrize("place", [0.0, 0.25, 0.37, 0.5])
 def test_whole_ratio_reproduces_a_ramp_exactly(ratio: int, place: float) -> None:
     source, target = line(60, 1.0), line(40 // ratio, ratio, ratio + place)
-    found_mm = axis_matrix(source, target, 0) @ np.arange(60.0)
+    found_mm = axis_matrices(source, target)[0] @ np.arange(60.0)
     np.testing.assert_allclose(found_mm, ratio + place + ratio * np.arange(40 // ratio), atol=1e-9)
 
 
@@ -162,7 +162,7 @@ def test_coarser_grid_reproduces_a_ramp_to_a_tenth_of_a_voxel(ratio: float, plac
     """A widened triangle that falls between voxels is a little lopsided: by .086 at the worst."""
     first = 2 * ratio + place
     target = line(int((59 - 2 * first) / ratio), ratio, first)
-    found_mm = axis_matrix(line(60, 1.0), target, 0) @ np.arange(60.0)
+    found_mm = axis_matrices(line(60, 1.0), target)[0] @ np.arange(60.0)
     np.testing.assert_allclose(found_mm, first + ratio * np.arange(target.shape[0]), atol=0.09)
 
 
@@ -172,14 +172,14 @@ def test_coarser_grid_averages_away_what_it_cannot_hold(ratio: float, left: floa
     checks = (-1.0) ** np.arange(100)
     for place in np.linspace(0.0, 1.0, 11):
         target = line(int(70 / ratio), ratio, 10 + place)
-        found = axis_matrix(line(100, 1.0), target, 0) @ checks
+        found = axis_matrices(line(100, 1.0), target)[0] @ checks
         assert np.abs(found).max() <= left
 
 
 def test_coarser_grid_keeps_the_mean_of_a_pattern() -> None:
     """Sampling every second voxel would see ones only."""
     pattern = np.array([1.0, 0.0] * 20)
-    found = axis_matrix(line(40, 1.0), line(20, 2.0, 0.5), 0) @ pattern
+    found = axis_matrices(line(40, 1.0), line(20, 2.0, 0.5))[0] @ pattern
     np.testing.assert_allclose(found[1:-1], 0.5, atol=1e-12)
 
 

@@ -21,7 +21,7 @@ from rare_trt import Grid, Scan, Segmenter, Volume, read_scan
 from rare_trt.errors import ScanError
 from rare_trt.manifest import Manifest
 from rare_trt.package import Package, write_package
-from rare_trt.planning import axis_matrix
+from rare_trt.planning import axis_matrices
 from rare_trt.segmenter import isotropic_grid
 
 
@@ -56,7 +56,7 @@ def averaged(scan: Scan, factors: tuple[int, int, int]) -> Scan:
 def resliced(scan: Scan, spacing_mm: float) -> Scan:
     """`scan` interpolated linearly to an isotropic spacing."""
     grid = isotropic_grid(scan.volume.grid, spacing_mm, (0.5, 10.0))
-    i, j, k = (axis_matrix(scan.volume.grid, grid, axis) for axis in range(3))
+    i, j, k = axis_matrices(scan.volume.grid, grid)
     voxels = np.einsum("ai,bj,ck,ijk->abc", i, j, k, scan.volume.voxels).astype(np.float32)
     return reframed(scan, voxels, grid.affine.copy())
 

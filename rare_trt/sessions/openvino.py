@@ -39,7 +39,8 @@ class OpenVinoSession:
         cpu = core.get_property("CPU", "FULL_DEVICE_NAME")
         features = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         key = (files[entry.file].sha256, files[entry.weights].sha256)
-        key += (_openvino().get_version(), cpu, *features, *CONFIG.values())
+        version = core.get_versions("CPU")["CPU"].build_number
+        key += (version, cpu, *features, *CONFIG.values())
         self.identity = "openvino " + " ".join(key)
         # Read, and so held to their hashes, on every start: a tampered package never answers,
         # even where its compiled model is cached.
@@ -90,34 +91,33 @@ class OpenVinoSession:
                 ) from error
 
 
-@once
+_loading = Lock()
+
+
 def _core() -> Any:
-    return _openvino().Core()
+    """OpenVINO's one Core of this process; threads wait for the first of them to make it."""
+    with _loading:
+        return _first_core()
 
 
-_importing = Lock()
-
-
-def _openvino() -> Any:
+@once
+def _first_core() -> Any:
     # OpenVINO's telemetry module opens a connection and writes a file at import. A None entry
     # makes that import fail, which OpenVINO expects; what was there before is put back.
     name = "openvino_telemetry"
-    with _importing:
-        if "openvino" in sys.modules:
-            return sys.modules["openvino"]
-        before = sys.modules.get(name)
-        sys.modules[name] = None  # type: ignore[assignment]
-        try:
-            import openvino
-        except ImportError as error:
-            raise BackendError(
-                f"OpenVINO cannot be loaded ({error}): install it again with `pip install openvino`"
-            ) from error
-        finally:
-            del sys.modules[name]
-            if before is not None:
-                sys.modules[name] = before
-        return openvino
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(
+            f"OpenVINO cannot be loaded ({error}): install it again with `pip install openvino`"
+        ) from error
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+    return openvino.Core()
 
 
 def _last_line(error: Exception) -> str:
