@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
-from rare_trt.geometry import Grid, Shape, Triple
+from rare_trt.geometry import Array, Canonical, Grid, Shape, Triple
 from rare_trt.manifest import FieldOfView
 from rare_trt.planning import Slices
 
 # An extent this much over a limit is the limit: spacings are stored as float32.
 TOLERANCE_MM = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """What of a scan is segmented, in canonical order.
+
+    `grid` is that of the region, `box` its place in the canonical scan (None: all of it).
+    """
+
+    canonical: Canonical
+    grid: Grid
+    box: Slices | None
+
+    def cut(self, voxels: Array) -> Array:
+        """The scan's voxels [i, j, k, ...] in its own order -> the region's, canonical."""
+        found = self.canonical.from_scan(voxels)
+        return found if self.box is None else found[self.box]
+
+    def placed(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Labels of the region -> of the whole scan, in its own order; 0 outside the region."""
+        if self.box is not None:
+            inside, labels = labels, np.zeros(self.canonical.grid.shape, np.uint8)
+            labels[self.box] = inside
+        return self.canonical.to_scan(labels)
+
+
+def region_of(grid: Grid, accepted: FieldOfView, at_mm: Triple | None) -> Region:
+    """All of a scan on `grid`, or the box of the typical size around the world point `at_mm`.
+
+    Raises ScanError where its field of view is not one that `accepted` allows.
+    """
+    canonical = Canonical(grid)
+    if at_mm is None:
+        check_field_of_view(canonical.grid, accepted, is_box=False)
+        return Region(canonical, canonical.grid, None)
+    box = box_at(canonical.grid, at_mm, accepted.typical)
+    part = box_grid(canonical.grid, box)
+    check_field_of_view(part, accepted, is_box=True)
+    return Region(canonical, part, box)
 
 
 def check_field_of_view(grid: Grid, accepted: FieldOfView, *, is_box: bool) -> None:

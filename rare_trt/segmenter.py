@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rare_trt._version import VERSION
 from rare_trt.cache import Cache
 from rare_trt.errors import BackendError, ScanError
-from rare_trt.field_of_view import box_at, box_grid, check_field_of_view
-from rare_trt.geometry import Canonical, Grid, Triple
+from rare_trt.field_of_view import region_of
+from rare_trt.geometry import Grid, Triple
 from rare_trt.intensity import normalised
 from rare_trt.manifest import GoldenEntry
 from rare_trt.nifti import Scan, check_voxels, read_scan, scan_from_bytes
@@ -83,35 +83,27 @@ class Segmenter:
             else:
                 scan = read_scan(Path(scan), len(model.channels))
         with clock("prepare"):
-            canonical = Canonical(scan.volume.grid)
-            voxels, grid, box = canonical.from_scan(scan.volume.voxels), canonical.grid, None
-            if at is not None:
-                box = box_at(grid, at, model.field_of_view_mm.typical)
-                voxels, grid = voxels[box], box_grid(grid, box)
+            region = region_of(scan.volume.grid, model.field_of_view_mm, at)
             decision = choose_route(
-                grid.spacing_mm, list(self._routes.values()), model.spacing_limits_mm, route
+                region.grid.spacing_mm, list(self._routes.values()), model.spacing_limits_mm, route
             )
-            check_field_of_view(grid, model.field_of_view_mm, is_box=at is not None)
-            image = normalised(voxels, model.intensity)
+            image = normalised(region.cut(scan.volume.voxels), model.intensity)
         with clock("plan"):
-            target = grid
+            target = region.grid
             if spacing_out_mm is not None:
-                target = isotropic_grid(grid, spacing_out_mm, model.spacing_limits_mm)
+                target = isotropic_grid(target, spacing_out_mm, model.spacing_limits_mm)
             parts = answer_parts(target, model.base_spacing_mm)
-            steps = plan(grid, self._routes[decision.route], target.subdivided(parts))
+            steps = plan(region.grid, self._routes[decision.route], target.subdivided(parts))
         with clock("load"):
             session = self._session(decision.route)
         answer = self._run(session, decision.route, image, steps, clock)
         with clock("labels"):
             labels = largest_share(answer, parts, len(model.labels))
-            touches = _touches_edge(labels)
-            own = scan.volume.grid
-            if spacing_out_mm is not None:
-                own = canonical.scan_grid(target)
-            elif box is not None:
-                inside, labels = labels, np.zeros(canonical.grid.shape, np.uint8)
-                labels[box] = inside
-            labels = canonical.to_scan(labels)
+            touches_edge = _touches_edge(labels)
+            if spacing_out_mm is None:
+                own, labels = scan.volume.grid, region.placed(labels)
+            else:
+                own, labels = region.canonical.scan_grid(target), region.canonical.to_scan(labels)
         return Result(
             labels=labels,
             grid=own,
@@ -122,7 +114,7 @@ class Segmenter:
             package=self.package,
             timings_ms=clock.timings_ms,
             volumes_mm3=_volumes_mm3(answer, target, parts, len(model.labels)),
-            touches_edge=touches,
+            touches_edge=touches_edge,
             at_mm=at,
         )
 

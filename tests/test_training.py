@@ -19,6 +19,7 @@ from rare_trt import Segmenter, read_scan
 from rare_trt.engines.build import build_package
 from rare_trt.errors import RareTrtError, ScanError
 from rare_trt.geometry import Canonical
+from rare_trt.training import trainer
 from rare_trt.training.acquisition import averaged
 from rare_trt.training.augment import augmented
 from rare_trt.training.cases import CaseFiles, find_cases, load_case, split_by_subject
@@ -109,20 +110,23 @@ def test_a_run_leaves_a_checkpoint_a_log_and_curves(trained: Path, recipe: Recip
     assert len(facts.dice) == recipe.network.routes
 
 
+def stop_before(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupts the next run when it reaches `epoch` (counted from 0)."""
+    once = trainer._Run._epoch
+
+    def interrupted(run: trainer._Run, at: int) -> float:
+        if at == epoch:
+            raise KeyboardInterrupt
+        return once(run, at)
+
+    monkeypatch.setattr(trainer._Run, "_epoch", interrupted)
+
+
 def test_a_run_cut_short_goes_on_where_it_stopped(
     trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two epochs in one go, and two with an interruption between them, end in equal weights."""
-    from rare_trt.training import trainer
-
-    once = trainer._Run._epoch
-
-    def interrupted(run: trainer._Run, epoch: int) -> float:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return once(run, epoch)
-
-    monkeypatch.setattr(trainer._Run, "_epoch", interrupted)
+    stop_before(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train(labelled, tmp_path, recipe)
     monkeypatch.undo()
@@ -161,16 +165,7 @@ def test_a_damaged_state_is_refused(
 def test_an_unfinished_run_is_not_packed_and_carries_no_stale_dice(
     labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rare_trt.training import trainer
-
-    once = trainer._Run._epoch
-
-    def interrupted(run: trainer._Run, epoch: int) -> float:
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return once(run, epoch)
-
-    monkeypatch.setattr(trainer._Run, "_epoch", interrupted)
+    stop_before(3, monkeypatch)
     # Validated after the second of six epochs, cut short in the fourth: the figures are stale.
     monkeypatch.setattr(trainer, "VALIDATE_EVERY", 2)
     with pytest.raises(KeyboardInterrupt):

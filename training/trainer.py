@@ -241,6 +241,7 @@ class _Run:
         try:
             with safe_open(path, framework="pt") as file:
                 notes = file.metadata()
+                # The file is no mapping: it has keys() but cannot be iterated.
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise RareTrtError(
