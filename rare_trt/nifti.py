@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
+from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.wrapstruct import WrapStructError
@@ -236,7 +237,7 @@ def _is_not_about_our_reading(record: logging.LogRecord) -> bool:
 
 # Nibabel's remarks on damaged headers stay off stderr while this thread reads a scan: the one
 # sentence of the ScanError says it all. Everybody else's nibabel logs as before.
-nib.imageglobals.logger.addFilter(_is_not_about_our_reading)
+imageglobals.logger.addFilter(_is_not_about_our_reading)
 
 
 @contextmanager
