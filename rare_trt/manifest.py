@@ -22,6 +22,9 @@ from rare_trt.routing import Route
 FORMAT: Final = "rare-trt package"
 FORMAT_VERSION: Final = 1
 
+# Every integer of the file stands for itself as a float too.
+MAX_INTEGER: Final = 1 << 53
+
 
 @dataclass(frozen=True)
 class FieldOfView:
@@ -132,7 +135,9 @@ class Manifest:
 def manifest_from_json(data: bytes) -> Manifest:
     """The manifest in `data`; raises PackageError that names what is wrong."""
     try:
-        values = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        values = json.loads(
+            data, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
+        )
     except (ValueError, RecursionError) as error:
         raise PackageError(
             f"manifest.json is not JSON ({error}); build the package again"
@@ -252,6 +257,13 @@ def _fault(manifest: Manifest) -> str | None:
 
 def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is no number")
+
+
+def _bounded(text: str) -> int:
+    value = int(text)
+    if abs(value) > MAX_INTEGER:
+        raise ValueError(f"an integer of {len(text)} digits is too large")
+    return value
 
 
 def _finite(text: str) -> float:

@@ -157,6 +157,19 @@ def test_labels_beside_scans_are_no_scans(scan: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "out") == ["scan.nii.gz", "scan_dseg.tsv"]
 
 
+def test_an_uncompressed_scan_is_not_taken_for_its_own_labels(scan: Path, tmp_path: Path) -> None:
+    """x.nii and its labels x.nii.gz in one folder: x.nii is the scan, every time."""
+    plain = scan.with_name("plain.nii")
+    nib.save(nib.load(scan), plain)
+    scan.unlink()
+    assert main(["infer", str(plain.parent), "-o", str(plain.parent)]) == 0
+    assert files(plain.parent) == ["plain.nii", "plain.nii.gz", "plain_dseg.tsv"]
+    assert main(["infer", str(plain.parent), "-o", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again/plain.nii.gz").read_bytes() == (
+        plain.with_name("plain.nii.gz").read_bytes()
+    )
+
+
 def test_one_file_is_never_two_outputs(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = scan.with_name("x.nii.gz")
     again = scan.parent / ".." / scan.parent.name / "x.nii.gz"

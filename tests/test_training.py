@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from rare_trt import Segmenter, read_scan
 from rare_trt.engines.build import build_package
@@ -157,9 +157,10 @@ def test_a_damaged_state_is_refused(
     trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     shutil.copytree(trained, tmp_path / "x")
-    (tmp_path / "x/state.safetensors").write_bytes(b"junk")
-    with pytest.raises(RareTrtError, match="state of a run"):
-        train(labelled, tmp_path / "x", recipe)
+    for content in (b"junk", save({"x": torch.zeros(1)}), save({}, {"recipe": "{}"})):
+        (tmp_path / "x/state.safetensors").write_bytes(content)
+        with pytest.raises(RareTrtError, match="state of a run"):
+            train(labelled, tmp_path / "x", recipe)
 
 
 def test_an_unfinished_run_is_not_packed_and_carries_no_stale_dice(

@@ -240,7 +240,7 @@ class _Run:
             return
         try:
             with safe_open(path, framework="pt") as file:
-                notes = file.metadata()
+                notes = file.metadata() or {}
                 # The file is no mapping: it has keys() but cannot be iterated.
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
@@ -248,6 +248,10 @@ class _Run:
                 f"{path}: cannot be read ({error}); expected the state of a run: remove it to "
                 "begin anew"
             ) from error
+        if not {"recipe", "cases", "log", "dice", "scaler"} <= notes.keys():
+            raise RareTrtError(
+                f"{path}: is not the state of a run of this version; remove it to begin anew"
+            )
         # Compared as JSON, because that is how the recipe was kept.
         if notes["recipe"] != json.dumps(self.recipe.as_json()):
             raise RareTrtError(
@@ -270,7 +274,10 @@ class _Run:
                 state.setdefault(int(index), {})[key] = tensor
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        self.scaler.load_state_dict(json.loads(notes["scaler"]))
+        scaler = json.loads(notes["scaler"])
+        if scaler:
+            # Empty where the run so far needed no scaling.
+            self.scaler.load_state_dict(scaler)
         self.log = json.loads(notes["log"])
         dice = tuple(tuple(row) for row in json.loads(notes["dice"]))
         self.facts = replace(self.facts, dice=dice)

@@ -152,11 +152,20 @@ def _expanded(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     scans = sorted(child for child in path.iterdir() if is_scan_name(child))
-    # Labels that lie beside their scans from an earlier run are no scans.
-    scans = [scan for scan in scans if not names_path(scan).exists()]
+    scans = [scan for scan in scans if not _is_earlier_output(scan)]
     if not scans:
         raise ScanError(f"{path}: a folder without .nii or .nii.gz scans: check the path")
     return scans
+
+
+def _is_earlier_output(path: Path) -> bool:
+    """Whether `path` holds labels of an earlier run, known by the label names beside it.
+
+    Where x.nii and x.nii.gz share one x_dseg.tsv, the compressed one is the output: that is how
+    scans of a folder are written.
+    """
+    compressed = path.with_name(f"{path.name}.gz")
+    return names_path(path).exists() and not compressed.exists()
 
 
 def _stem(scan: Path) -> str:
