@@ -161,16 +161,17 @@ def affine_fault(affine: NDArray[np.float64]) -> str | None:
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         return "the affine holds non-finite numbers; expected a finite 4x4 matrix: mend the header"
     # Plain floats: this runs for every grid, and three columns are too few for array calls.
-    axes = affine[:3, :3].T.tolist()
-    sizes = [math.hypot(*axis) for axis in axes]
-    if min(sizes) <= 0.0:
+    i, j, k = affine[:3, :3].T.tolist()
+    size_i, size_j, size_k = math.hypot(*i), math.hypot(*j), math.hypot(*k)
+    if min(size_i, size_j, size_k) <= 0.0:
         return (
-            f"the affine gives voxels of {' x '.join(f'{size:.4g}' for size in sizes)} mm; "
+            f"the affine gives voxels of {size_i:.4g} x {size_j:.4g} x {size_k:.4g} mm; "
             "expected three positive sizes: mend the header"
         )
     cosine = max(
-        abs(sum(x * y for x, y in zip(axes[a], axes[b], strict=True))) / (sizes[a] * sizes[b])
-        for a, b in ((0, 1), (0, 2), (1, 2))
+        abs(i[0] * j[0] + i[1] * j[1] + i[2] * j[2]) / (size_i * size_j),
+        abs(i[0] * k[0] + i[1] * k[1] + i[2] * k[2]) / (size_i * size_k),
+        abs(j[0] * k[0] + j[1] * k[1] + j[2] * k[2]) / (size_j * size_k),
     )
     shear_deg = math.degrees(math.asin(min(cosine, 1.0)))
     if shear_deg > MAX_SHEAR_DEG:

@@ -8,7 +8,6 @@ from math import ceil, prod
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,5 +232,5 @@ def _volumes_mm3(
 
 
 def _touches_edge(labels: NDArray[np.uint8]) -> bool:
-    faces: list[Any] = [labels.take((0, -1), axis) for axis in range(3)]
-    return any(bool(face.any()) for face in faces)
+    outer = (0, -1)
+    return bool(labels[outer, :, :].any() or labels[:, outer].any() or labels[:, :, outer].any())
