@@ -31,21 +31,22 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
     file and no new folder is then left. Replacing several files is as good as the file system
     allows: it renames them one by one.
     """
-    if not overwrite:
-        refuse_existing(list(contents))
     temporary: dict[Path, Path] = {}
     new_files: list[Path] = []
     new_folders: list[Path] = []
     path = Path()
     try:
         for path, data in contents.items():
-            if path.is_dir():
-                raise IsADirectoryError(EISDIR, "it is a folder")
-            if not path.exists():
+            if path.exists():
+                if not overwrite:
+                    refuse_existing([path])
+                if path.is_dir():
+                    raise IsADirectoryError(EISDIR, "it is a folder")
+            else:
                 new_files.append(path)
-            if not path.parent.exists():
-                new_folders += [folder for folder in path.parents if not folder.exists()]
-                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.parent.exists():
+                    new_folders += [folder for folder in path.parents if not folder.exists()]
+                    path.parent.mkdir(parents=True, exist_ok=True)
             temporary[path] = _write_temporary(path, data)
         for path, temp in temporary.items():
             temp.replace(path)
