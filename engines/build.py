@@ -37,6 +37,7 @@ from rare_trt.training.recipe import NATIVE_BAND, Recipe
 
 PRECISION: Final = "fp32"
 WEIGHTS: Final = "weights.bin"
+WEIGHTS_FILE: Final = f"graphs/{PRECISION}/{WEIGHTS}"
 
 # How far beyond the training data a field of view may be: training crops and pads as much.
 SMALLEST_VIEW, LARGEST_VIEW = 0.6, 1.5
@@ -114,10 +115,14 @@ def proof_inputs(case: Case, route: int, recipe: Recipe) -> Inputs:
 
 def graph_contents(graphs: GraphFiles) -> dict[str, bytes]:
     """The graphs' files under their names in the package."""
-    files = {f"graphs/{PRECISION}/{WEIGHTS}": graphs.weights}
+    files = {WEIGHTS_FILE: graphs.weights}
     for route, graph in enumerate(graphs.graphs):
-        files[f"graphs/{PRECISION}/route{route}.onnx"] = graph
+        files[_graph_file(route)] = graph
     return files
+
+
+def _graph_file(route: int) -> str:
+    return f"graphs/{PRECISION}/route{route}.onnx"
 
 
 def manifest_of(name: str, checkpoint: Checkpoint, view: FieldOfView, golden: Golden) -> Manifest:
@@ -148,12 +153,7 @@ def manifest_of(name: str, checkpoint: Checkpoint, view: FieldOfView, golden: Go
             ),
         ),
         routes=tuple(route_entry(recipe, route, view) for route in routes),
-        graphs=tuple(
-            GraphEntry(
-                PRECISION, r, f"graphs/{PRECISION}/route{r}.onnx", f"graphs/{PRECISION}/{WEIGHTS}"
-            )
-            for r in routes
-        ),
+        graphs=tuple(GraphEntry(PRECISION, r, _graph_file(r), WEIGHTS_FILE) for r in routes),
         golden=golden.entries,
         files={},
     )

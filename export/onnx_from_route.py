@@ -17,12 +17,10 @@ from torch.export import Dim
 
 from rare_trt.errors import RareTrtError
 from rare_trt.export.graph import RouteGraph
-from rare_trt.export.lint import lint
+from rare_trt.export.lint import OPSET, lint
 from rare_trt.sessions import INPUT_NAMES
 from rare_trt.training.network import RareUNet
 
-# 18 cannot hold fp16 quantisation, and TensorRT 10.3's parser knows 19 whole.
-OPSET: Final = 19
 MAX_AXIS: Final = 4096
 
 # Smaller tensors stay inside the graph: parsers want shapes and scalars at hand.

@@ -32,7 +32,8 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
     allows: it renames them one by one.
     """
     temporary: dict[Path, Path] = {}
-    new_files: list[Path] = []
+    absent: set[Path] = set()
+    written: list[Path] = []
     new_folders: list[Path] = []
     path = Path()
     try:
@@ -43,15 +44,17 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
                 if path.is_dir():
                     raise IsADirectoryError(EISDIR, "it is a folder")
             else:
-                new_files.append(path)
+                absent.add(path)
                 if not path.parent.exists():
                     new_folders += [folder for folder in path.parents if not folder.exists()]
                     path.parent.mkdir(parents=True, exist_ok=True)
             temporary[path] = _write_temporary(path, data)
         for path, temp in temporary.items():
             temp.replace(path)
+            if path in absent:
+                written.append(path)
     except BaseException as error:
-        _remove([*temporary.values(), *new_files], new_folders)
+        _remove([*temporary.values(), *written], new_folders)
         if isinstance(error, OSError):
             raise OutputError(
                 f"{path}: cannot be written ({error.strerror}): check the folder's permissions "

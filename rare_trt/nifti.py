@@ -16,7 +16,6 @@ from typing import Any, Final
 import nibabel as nib
 import numpy as np
 from nibabel import imageglobals
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from rare_trt.errors import OutputError, ScanError
 from rare_trt.files import sha256
 from rare_trt.geometry import Grid, Volume
 
-SUFFIXES: Final = (".nii", ".nii.gz")
+SUFFIXES: Final = (".nii.gz", ".nii")
 
 # NIfTI's code for coordinates aligned to some other scan, for scans without a code.
 ALIGNED: Final = 2
@@ -36,7 +35,7 @@ MM_PER_UNIT: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 # All that nibabel raises on bytes that are not a NIfTI file.
 FAULTS: Final = (
-    *(ImageFileError, HeaderDataError, HeaderTypeError, WrapStructError),
+    *(HeaderDataError, HeaderTypeError, WrapStructError),
     *(ValueError, KeyError, OverflowError),
 )
 
@@ -176,7 +175,7 @@ def is_scan_name(path: Path) -> bool:
 def stem(path: Path) -> str:
     """The file's name without .nii or .nii.gz."""
     name = path.name
-    for suffix in (".nii.gz", ".nii"):
+    for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     raise OutputError(f"{path}: expected a name that ends in .nii or .nii.gz: rename it")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rare_trt.errors import OutputError, PackageError
-from rare_trt.files import sha256
+from rare_trt.files import refuse_existing, sha256
 from rare_trt.manifest import FileEntry, GraphEntry, Manifest, manifest_from_json
 
 SHIPPED = Path(__file__).parent / "packages"
@@ -116,8 +116,8 @@ def refuse_folder(folder: Path, *, overwrite: bool) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; expected a folder or nothing: name another output")
-    if folder.exists() and not overwrite:
-        raise OutputError(f"{folder}: exists already: name another output or pass --overwrite")
+    if not overwrite:
+        refuse_existing([folder])
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -94,3 +94,19 @@ def test_refuse_existing_names_the_first_that_exists(tmp_path: Path) -> None:
     (tmp_path / "b").touch()
     with pytest.raises(OutputError, match="b: exists already"):
         refuse_existing([tmp_path / "a", tmp_path / "b"])
+
+
+def test_what_another_process_wrote_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing call takes back what it wrote itself, and nothing else."""
+    target = tmp_path / "a.bin"
+
+    def overtaken(path: Path, data: bytes) -> Path:
+        path.write_bytes(b"theirs")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rare_trt.files._write_temporary", overtaken)
+    with pytest.raises(OutputError, match="No space left"):
+        write_files({target: b"ours"}, overwrite=False)
+    assert target.read_bytes() == b"theirs"

@@ -244,7 +244,7 @@ def test_a_file_is_not_replaced_by_a_package(copy: Path) -> None:
 
 
 def test_a_package_of_format_1_still_segments(tiny_scan: Path) -> None:
-    """tests/data/tiny_v1.rare was written by the first release and never changes."""
+    """tests/data/tiny_v1.rare holds the format as first written, and never changes."""
     with Segmenter.load(V1) as segmenter:
         for route in (0, 1):
             assert segmenter.segment(tiny_scan, route=route).labels.max() > 0

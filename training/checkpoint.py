@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class TrainingFacts:
     largest_fov_mm: Triple
     volume_range_mm3: tuple[tuple[float, float], ...]
     epochs: int = 0
-    dice: tuple[tuple[float, ...], ...] = field(default=())
+    dice: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,9 @@ class Checkpoint:
 
     def save(self, folder: Path) -> None:
         """Writes model.safetensors and config.json into `folder`, replacing what was there."""
-        weights = {name: t.detach().cpu().contiguous() for name, t in self._state().items()}
+        weights = {
+            name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()
+        }
         config = {
             "format": FORMAT,
             "recipe": self.recipe.as_json(),
@@ -58,9 +60,6 @@ class Checkpoint:
             folder / "config.json": (json.dumps(config, indent=2) + "\n").encode(),
         }
         write_files(files, overwrite=True)
-
-    def _state(self) -> dict[str, Any]:
-        return self.network.state_dict()
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def plan_jobs(options: argparse.Namespace) -> list[Job]:
-    """One job per scan; raises before any work where outputs would collide or exist."""
+    """One job per scan; raises before any work where outputs would collide."""
     scans = [scan for path in options.scans for scan in _expanded(path)]
     if len(scans) == 1 and not options.scans[0].is_dir():
         labels = options.output or scans[0].with_name(f"{_stem(scans[0])}_labels.nii.gz")
