@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -14,30 +14,32 @@ import torch
 from tqdm import tqdm
 
 from rare_trt.cache import Cache
+from rare_trt.calibration.fp16 import fp16_model
 from rare_trt.calibration.golden import Golden, golden_vectors
 from rare_trt.errors import BackendError, RareTrtError
 from rare_trt.export.agreement import Agreement, agreement
-from rare_trt.export.onnx_from_route import GraphFiles, graph_files
+from rare_trt.export.onnx_from_route import GraphFiles, graph_files, onnx_from_route
 from rare_trt.geometry import Shape, Triple
 from rare_trt.manifest import (
+    PRECISIONS,
     FieldOfView,
     GraphEntry,
     Manifest,
     Model,
+    Precision,
     Profile,
     RouteEntry,
     TrainingRecord,
 )
 from rare_trt.package import Package, refuse_folder, write_package
-from rare_trt.sessions import INPUT_NAMES, Inputs, open_session
+from rare_trt.sessions import INPUT_NAMES, Inputs
+from rare_trt.sessions.openvino import OpenVinoSession
 from rare_trt.training.acquisition import averaged_inputs, fitted
 from rare_trt.training.cases import Case, find_cases, load_cases
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
 from rare_trt.training.recipe import NATIVE_BAND, Recipe
 
-PRECISION: Final = "fp32"
 WEIGHTS: Final = "weights.bin"
-WEIGHTS_FILE: Final = f"graphs/{PRECISION}/{WEIGHTS}"
 
 # How far beyond the training data a field of view may be: training crops and pads as much.
 SMALLEST_VIEW, LARGEST_VIEW = 0.6, 1.5
@@ -66,7 +68,7 @@ def build_package(
             "not validated; expected a finished run: run `rare-trt train` again to go on"
         )
     cases = proof_cases(data, checkpoint)
-    graphs = graph_files(checkpoint.network, WEIGHTS)
+    graphs = typed_graphs(checkpoint)
     view = field_of_view(checkpoint.facts)
     golden = golden_vectors(checkpoint, cases, view)
     manifest = manifest_of(out.stem, checkpoint, view, golden)
@@ -83,6 +85,14 @@ def build_package(
     return write_package(out, manifest, contents, overwrite=overwrite), agreements
 
 
+def typed_graphs(checkpoint: Checkpoint) -> dict[Precision, GraphFiles]:
+    """Every route's graph in every precision."""
+    network = checkpoint.network
+    fp32 = [onnx_from_route(network, route) for route in range(network.config.routes)]
+    fp16 = [fp16_model(model) for model in fp32]
+    return {"fp32": graph_files(fp32, WEIGHTS), "fp16": graph_files(fp16, WEIGHTS)}
+
+
 def proof_cases(data: Path, checkpoint: Checkpoint) -> list[Case]:
     """Kept-back cases of `data` where it has them, else its first ones."""
     files = find_cases(data)
@@ -97,7 +107,7 @@ def prove(
     """The agreement of every route's graph with the network on `cases`."""
     found = []
     for route in tqdm(range(checkpoint.recipe.network.routes), "proving", unit="route"):
-        session = open_session(package, route, "openvino", cache)
+        session = OpenVinoSession(package, package.graph(route, "fp32"), cache)
         scans = [proof_inputs(case, route, checkpoint.recipe) for case in cases]
         found.append(agreement(checkpoint.network, route, session, scans))
     return found
@@ -113,16 +123,18 @@ def proof_inputs(case: Case, route: int, recipe: Recipe) -> Inputs:
     }
 
 
-def graph_contents(graphs: GraphFiles) -> dict[str, bytes]:
+def graph_contents(graphs: Mapping[Precision, GraphFiles]) -> dict[str, bytes]:
     """The graphs' files under their names in the package."""
-    files = {WEIGHTS_FILE: graphs.weights}
-    for route, graph in enumerate(graphs.graphs):
-        files[_graph_file(route)] = graph
+    files = {}
+    for precision, typed in graphs.items():
+        files[_graph_file(precision, WEIGHTS)] = typed.weights
+        for route, graph in enumerate(typed.graphs):
+            files[_graph_file(precision, f"route{route}.onnx")] = graph
     return files
 
 
-def _graph_file(route: int) -> str:
-    return f"graphs/{PRECISION}/route{route}.onnx"
+def _graph_file(precision: Precision, name: str) -> str:
+    return f"graphs/{precision}/{name}"
 
 
 def manifest_of(name: str, checkpoint: Checkpoint, view: FieldOfView, golden: Golden) -> Manifest:
@@ -153,7 +165,17 @@ def manifest_of(name: str, checkpoint: Checkpoint, view: FieldOfView, golden: Go
             ),
         ),
         routes=tuple(route_entry(recipe, route, view) for route in routes),
-        graphs=tuple(GraphEntry(PRECISION, r, _graph_file(r), WEIGHTS_FILE) for r in routes),
+        graphs=tuple(
+            GraphEntry(
+                precision,
+                route,
+                _graph_file(precision, f"route{route}.onnx"),
+                _graph_file(precision, WEIGHTS),
+            )
+            for precision in PRECISIONS
+            for route in routes
+        ),
+        engines=(),
         golden=golden.entries,
         files={},
     )
@@ -162,14 +184,14 @@ def manifest_of(name: str, checkpoint: Checkpoint, view: FieldOfView, golden: Go
 def route_entry(recipe: Recipe, index: int, view: FieldOfView) -> RouteEntry:
     """Route `index` with the working shapes that `view` leads to."""
     route = recipe.route(index)
-    low = NATIVE_BAND[0]
+    low, high = NATIVE_BAND
     return RouteEntry(
         index=index,
         spacing_mm=route.spacing_mm,
         native_band=route.native_band,
         multiple=route.multiple,
         profile=Profile(
-            min=_working_shape(view.min, route.spacing_mm, route.multiple),
+            min=_working_shape(view.min, route.spacing_mm * high, route.multiple),
             typical=_working_shape(view.typical, route.spacing_mm, route.multiple),
             max=_working_shape(view.max, route.spacing_mm * low, route.multiple),
         ),

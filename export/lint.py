@@ -49,7 +49,7 @@ def lint(model: ModelProto) -> list[str]:
     for node in model.graph.node:
         if node.op_type not in ALLOWED:
             faults.append(f"{node.name}: operator {node.op_type}")
-    types = _types(model)
+    types = tensor_types(model)
     for name, kind in types.items():
         if kind not in DTYPES:
             faults.append(f"{name}: type {TensorProto.DataType.Name(kind)}")
@@ -66,7 +66,7 @@ def lint(model: ModelProto) -> list[str]:
     return faults
 
 
-def _types(model: ModelProto) -> dict[str, int]:
+def tensor_types(model: ModelProto) -> dict[str, int]:
     """The element type of every tensor of the graph."""
     graph = infer_shapes(model, data_prop=True).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}

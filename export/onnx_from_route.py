@@ -18,7 +18,7 @@ from torch.export import Dim
 from rare_trt.errors import RareTrtError
 from rare_trt.export.graph import RouteGraph
 from rare_trt.export.lint import OPSET, lint
-from rare_trt.sessions import INPUT_NAMES
+from rare_trt.sessions import INPUT_NAMES, LOGITS
 from rare_trt.training.network import RareUNet
 
 MAX_AXIS: Final = 4096
@@ -48,9 +48,8 @@ class GraphFiles:
     weights: bytes
 
 
-def graph_files(network: RareUNet, weights_name: str) -> GraphFiles:
-    """Every route of `network` as ONNX; tensors that routes share are stored once."""
-    models = [onnx_from_route(network, route) for route in range(network.config.routes)]
+def graph_files(models: Sequence[ModelProto], weights_name: str) -> GraphFiles:
+    """`models`, one per route, with their weights moved out; what routes share is stored once."""
     weights = externalise(models, weights_name)
     return GraphFiles(tuple(model.SerializeToString() for model in models), weights)
 
@@ -60,6 +59,7 @@ def onnx_from_route(network: RareUNet, route: int) -> ModelProto:
     model: ModelProto
     model, _ = onnxsim.simplify(_exported(RouteGraph(network, route).eval(), network, route))
     _name_dimensions(model, network.config.channels)
+    _name_logits(model)
     onnx.checker.check_model(model, full_check=True)
     faults = lint(model)
     if faults:
@@ -129,6 +129,16 @@ def _exported(graph: RouteGraph, network: RareUNet, route: int) -> ModelProto:
     assert program is not None
     model: ModelProto = program.model_proto
     return model
+
+
+def _name_logits(model: ModelProto) -> None:
+    """Calls what the arg-max takes `logits`, so that checks can ask for it by name."""
+    (old,) = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = LOGITS
 
 
 def _name_dimensions(model: ModelProto, channels: int) -> None:

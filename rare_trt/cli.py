@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TextIO
 
 from rare_trt.commands import build, infer, info, train
 from rare_trt.errors import RareTrtError
@@ -16,6 +18,7 @@ COMMANDS = (infer, info, train, build)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command: 0 done, 1 a user's error in one sentence on stderr, 2 wrong usage."""
     options = parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
     try:
         status: int = options.run(options)
     except RareTrtError as error:
@@ -33,6 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("rare-trt: interrupted", file=sys.stderr)
         return 130
     return status
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"rare-trt: warning: {message}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:

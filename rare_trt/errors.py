@@ -19,5 +19,13 @@ class BackendError(RareTrtError):
     """The backend asked for cannot run here, or gave answers that cannot be trusted."""
 
 
+class ShapeError(BackendError):
+    """An engine was not built for the shapes a scan needs."""
+
+
 class OutputError(RareTrtError):
     """An output cannot be written."""
+
+
+class EngineWarning(UserWarning):
+    """An engine failed or does not fit; another backend gave the answer."""

@@ -7,20 +7,32 @@ types below are built from values of the right kind.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from rare_trt.errors import PackageError
+from rare_trt.files import sha256
 from rare_trt.geometry import Shape, Triple
 from rare_trt.intensity import IntensityRule
 from rare_trt.routing import Route
 
 FORMAT: Final = "rare-trt package"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+
+Precision: TypeAlias = Literal["fp32", "fp16"]
+PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
+
+EngineBackend: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
+ENGINE_BACKENDS: Final[tuple[EngineBackend, ...]] = ("tensorrt", "tensorrt-rtx")
+
+HardwareCompatibility: TypeAlias = Literal["none", "ampere_plus", "same_compute_capability"]
+
+# Smallest, typical and largest shape of an input.
+Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 # Every integer of the file stands for itself as a float too.
 MAX_INTEGER: Final = 1 << 53
@@ -90,10 +102,50 @@ class RouteEntry:
 class GraphEntry:
     """One route's graph at one precision; `weights` is its external data."""
 
-    precision: str
+    precision: Precision
     route: int
     file: str
     weights: str
+
+
+@dataclass(frozen=True)
+class BuilderOptions:
+    """How an engine is built. The precision is none of these: it is in the graph.
+
+    `workspace_mib` caps the scratch memory of any one layer, `optimization_level` is the library's
+    0 (quick build) to 5, None is its own default. `version_compatible` engines run on later
+    TensorRT releases of the same major version; they carry no host code. `static_shapes` builds
+    for the typical shapes alone.
+    """
+
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    hardware_compatibility: HardwareCompatibility = "none"
+    version_compatible: bool = False
+    tf32: bool = False
+    static_shapes: bool = False
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """One route's engine: what it was made from, with what, and what it runs on.
+
+    `graph_sha256` stands for graph and weights (Manifest.graph_sha256). `gpu` is the GPU it was
+    built on, None where it was built without one. `compute_capabilities` lists those it is for.
+    `profile` holds the smallest, typical and largest shape of each input.
+    """
+
+    backend: EngineBackend
+    precision: Precision
+    route: int
+    file: str
+    graph_sha256: str
+    library: str
+    platform: str
+    gpu: str | None
+    compute_capabilities: tuple[str, ...]
+    options: BuilderOptions
+    profile: Mapping[str, Shapes]
 
 
 @dataclass(frozen=True)
@@ -124,8 +176,14 @@ class Manifest:
     model: Model
     routes: tuple[RouteEntry, ...]
     graphs: tuple[GraphEntry, ...]
+    engines: tuple[EngineEntry, ...]
     golden: tuple[GoldenEntry, ...]
     files: Mapping[str, FileEntry]
+
+    def graph_sha256(self, graph: GraphEntry) -> str:
+        """One hash for a graph together with its weights."""
+        digests = self.files[graph.file].sha256 + self.files[graph.weights].sha256
+        return sha256(digests.encode())
 
     def to_json(self) -> bytes:
         values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
@@ -148,6 +206,9 @@ def manifest_from_json(data: bytes) -> Manifest:
             f"the package has format version {version}; this rare-trt reads up to "
             f"{FORMAT_VERSION}: install a newer rare-trt"
         )
+    if version == 1:
+        # Version 2 added engines, and changed nothing else.
+        values = {**values, "format_version": 2, "engines": []}
     _check_schema(values)
     manifest = _manifest(values)
     fault = _fault(manifest)
@@ -217,6 +278,7 @@ def _manifest(values: dict[str, Any]) -> Manifest:
             for entry in values["routes"]
         ),
         graphs=tuple(GraphEntry(**entry) for entry in values["graphs"]),
+        engines=tuple(_engine(entry) for entry in values["engines"]),
         golden=tuple(GoldenEntry(**entry) for entry in values["golden"]),
         files={
             name: FileEntry(entry["sha256"], int(entry["bytes"]))
@@ -225,12 +287,32 @@ def _manifest(values: dict[str, Any]) -> Manifest:
     )
 
 
+def _engine(entry: dict[str, Any]) -> EngineEntry:
+    return EngineEntry(
+        **entry
+        | {
+            "compute_capabilities": tuple(entry["compute_capabilities"]),
+            "options": BuilderOptions(**entry["options"]),
+            "profile": {
+                name: (_ints(low), _ints(typical), _ints(high))
+                for name, (low, typical, high) in entry["profile"].items()
+            },
+        }
+    )
+
+
+def _ints(values: list[Any]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
 def _fault(manifest: Manifest) -> str | None:
     """What the schema cannot say: entries that must agree with each other."""
     model = manifest.model
     indices = [entry.index for entry in manifest.routes]
-    used = [graph.route for graph in manifest.graphs] + [g.route for g in manifest.golden]
+    typed: list[GraphEntry | EngineEntry] = [*manifest.graphs, *manifest.engines]
+    used = [entry.route for entry in typed] + [g.route for g in manifest.golden]
     named = [name for graph in manifest.graphs for name in (graph.file, graph.weights)]
+    named += [engine.file for engine in manifest.engines]
     named += [name for golden in manifest.golden for name in (golden.scan, golden.labels)]
     missing = sorted(set(named) - set(manifest.files))
     pairs = [model.spacing_limits_mm, model.intensity.clip_percentiles]
@@ -238,14 +320,17 @@ def _fault(manifest: Manifest) -> str | None:
     if len(set(indices)) != len(indices):
         return f"routes {indices} name one twice"
     if not set(used) <= set(indices):
-        return f"graphs or golden vectors name a route that is not among {indices}"
+        return f"graphs, engines or golden vectors name a route that is not among {indices}"
     if missing:
         return f"{missing[0]} is named but not among the files"
-    unproven = sorted(
-        {graph.route for graph in manifest.graphs} - {g.route for g in manifest.golden}
-    )
+    bounded = {(g.route, precision) for g in manifest.golden for precision in g.max_disagreement}
+    unproven = sorted({(entry.route, entry.precision) for entry in typed} - bounded)
     if unproven:
-        return f"no golden vector for route {unproven[0]}"
+        route, precision = unproven[0]
+        return f"no golden vector for route {route} in {precision}"
+    unbounded = [g.scan for g in manifest.golden if not _bounds_all(g, typed)]
+    if unbounded:
+        return f"golden vector {unbounded[0]} has no bound for a precision of its route"
     if len(model.volume_range_mm3) != len(model.labels) - 1:
         return f"{len(model.volume_range_mm3)} volume ranges for {len(model.labels) - 1} labels"
     if any(not low < high for low, high in pairs):
@@ -253,6 +338,11 @@ def _fault(manifest: Manifest) -> str | None:
     if any(g.file.rpartition("/")[0] != g.weights.rpartition("/")[0] for g in manifest.graphs):
         return "a graph and its weights lie in different folders"
     return None
+
+
+def _bounds_all(golden: GoldenEntry, typed: Sequence[GraphEntry | EngineEntry]) -> bool:
+    needed = {entry.precision for entry in typed if entry.route == golden.route}
+    return needed <= set(golden.max_disagreement)
 
 
 def _refuse_constant(text: str) -> float:

@@ -6,13 +6,20 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rare_trt.errors import OutputError, PackageError
-from rare_trt.files import refuse_existing, sha256
-from rare_trt.manifest import FileEntry, GraphEntry, Manifest, manifest_from_json
+from rare_trt.files import refuse_existing, sha256, write_files
+from rare_trt.manifest import (
+    EngineEntry,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    Precision,
+    manifest_from_json,
+)
 
 SHIPPED = Path(__file__).parent / "packages"
 SUFFIX = ".rare"
@@ -44,7 +51,7 @@ class Package:
             )
         return data
 
-    def graph(self, route: int, precision: str) -> GraphEntry:
+    def graph(self, route: int, precision: Precision) -> GraphEntry:
         """The graph of `route` at `precision`."""
         for entry in self.manifest.graphs:
             if (entry.route, entry.precision) == (route, precision):
@@ -106,6 +113,40 @@ def write_package(
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return open_package(folder)
+
+
+def store_engines(
+    package: Package, engines: Sequence[EngineEntry], contents: Mapping[str, bytes]
+) -> Package:
+    """Makes `engines` those of the package in its folder; `contents` are the new ones' files.
+
+    The files come first and the manifest last, each renamed into place, so that the package is
+    whole at every moment. Raises OutputError, with the package as it was.
+    """
+    manifest = with_engines(package.manifest, engines, contents)
+    data = manifest.to_json()
+    manifest_from_json(data)
+    folder = package.folder
+    write_files({folder / name: content for name, content in contents.items()}, overwrite=True)
+    try:
+        write_files({folder / "manifest.json": data}, overwrite=True)
+    except OutputError:
+        for name in set(contents) - set(package.manifest.files):
+            (folder / name).unlink(missing_ok=True)
+        raise
+    for name in set(package.manifest.files) - set(manifest.files):
+        (folder / name).unlink(missing_ok=True)
+    return open_package(folder)
+
+
+def with_engines(
+    manifest: Manifest, engines: Sequence[EngineEntry], contents: Mapping[str, bytes]
+) -> Manifest:
+    """`manifest` with `engines` and no others; `contents` are the files that are new."""
+    gone = {engine.file for engine in manifest.engines} - {engine.file for engine in engines}
+    files = {name: entry for name, entry in manifest.files.items() if name not in gone}
+    files |= {name: FileEntry(sha256(data), len(data)) for name, data in contents.items()}
+    return replace(manifest, engines=tuple(engines), files=files)
 
 
 def refuse_folder(folder: Path, *, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rare_trt.files import write_files
 from rare_trt.geometry import Grid, Triple, Volume
+from rare_trt.manifest import Precision
 from rare_trt.nifti import Scan, label_bytes, stem
 from rare_trt.package import Package
 from rare_trt.picture import picture_png
@@ -38,7 +39,7 @@ class Result:
     scan: Scan
     route: RouteDecision
     backend: str
-    precision: str
+    precision: Precision
     package: Package
     timings_ms: dict[str, float]
     volumes_mm3: tuple[float, ...]

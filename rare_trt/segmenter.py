@@ -3,61 +3,78 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable
 from math import ceil, prod
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt._version import VERSION
 from rare_trt.cache import Cache
-from rare_trt.errors import BackendError, ScanError
+from rare_trt.errors import BackendError, EngineWarning, ScanError, ShapeError
 from rare_trt.field_of_view import region_of
 from rare_trt.geometry import Grid, Triple
 from rare_trt.intensity import normalised
-from rare_trt.manifest import GoldenEntry
-from rare_trt.nifti import Scan, check_voxels, read_scan, scan_from_bytes
+from rare_trt.nifti import Scan, check_voxels, read_scan
 from rare_trt.package import Package, open_package
-from rare_trt.planning import (
-    BUCKET,
-    TOLERANCE,
-    Plan,
-    Tile,
-    answer_parts,
-    largest_share,
-    plan,
-    tiles,
-)
+from rare_trt.planning import TOLERANCE, answer_parts, largest_share, plan
+from rare_trt.proof import prove_once
 from rare_trt.result import Result
 from rare_trt.routing import choose_route
-from rare_trt.sessions import Backend, Inputs, Session, open_session
+from rare_trt.running import answered
+from rare_trt.sessions import Backend, Session
+from rare_trt.sessions.choice import Candidate, Choice
 from rare_trt.stopwatch import Stopwatch
+
+Answer = TypeVar("Answer")
 
 
 class Segmenter:
     """A package on a backend, ready to segment scans. Safe to use from several threads.
 
-    Each route's graph is loaded when the first scan needs it. Before its first answer on a
-    machine it must reproduce the package's golden vectors, or it is refused.
+    Each route's graph or engine is loaded when the first scan needs it, or at once with
+    `preload`. Before its first answer on a machine it must reproduce the package's golden vectors,
+    or it is refused. With the backend "auto" the next best one then answers, with an
+    EngineWarning; a backend asked for by name answers or raises BackendError.
+
+    `gpu_memory_limit` bounds the bytes that loaded engines and their working memory take.
     """
 
-    def __init__(self, package: Package, backend: Backend = "auto") -> None:
+    def __init__(
+        self,
+        package: Package,
+        backend: Backend = "auto",
+        *,
+        preload: bool = False,
+        gpu_memory_limit: int | None = None,
+    ) -> None:
         self.package = package
-        self._backend: Backend = backend
         self._cache = Cache()
-        self._sessions: dict[int, Session] = {}
+        self._choice = Choice(package, backend, self._cache, gpu_memory_limit)
+        self._candidates: dict[int, list[Candidate]] = {}
+        self._sessions: dict[Candidate, Session] = {}
         self._opening = Lock()
         self._routes = {entry.index: entry.route() for entry in package.manifest.routes}
+        if preload:
+            for route in self._routes:
+                self._with_session(route, lambda session: None)
 
     @classmethod
     def load(
-        cls, package: str | os.PathLike[str] = "hippocampus", backend: Backend = "auto"
+        cls,
+        package: str | os.PathLike[str] = "hippocampus",
+        backend: Backend = "auto",
+        *,
+        preload: bool = False,
+        gpu_memory_limit: int | None = None,
     ) -> Segmenter:
         """A package that ships with rare-trt, by name, or the one in a folder."""
-        return cls(open_package(package), backend)
+        opened = open_package(package)
+        return cls(opened, backend, preload=preload, gpu_memory_limit=gpu_memory_limit)
 
     def segment(
         self,
@@ -93,9 +110,12 @@ class Segmenter:
                 target = isotropic_grid(target, spacing_out_mm, model.spacing_limits_mm)
             parts = answer_parts(target, model.base_spacing_mm)
             steps = plan(region.grid, self._routes[decision.route], target.subdivided(parts))
-        with clock("load"):
-            session = self._session(decision.route)
-        answer = self._run(session, decision.route, image, steps, clock)
+        max_shape = self._routes[decision.route].max_shape
+        session, answer = self._with_session(
+            decision.route,
+            lambda session: answered(session, image, steps, max_shape, clock),
+            clock,
+        )
         with clock("labels"):
             labels = largest_share(answer, parts, len(model.labels))
             touches_edge = _touches_edge(labels)
@@ -118,8 +138,9 @@ class Segmenter:
         )
 
     def close(self) -> None:
-        """Lets go of all loaded graphs."""
+        """Lets go of all loaded graphs and engines."""
         self._sessions.clear()
+        self._choice.close()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -132,60 +153,59 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _session(self, route: int) -> Session:
+    def _with_session(
+        self, route: int, work: Callable[[Session], Answer], clock: Stopwatch | None = None
+    ) -> tuple[Session, Answer]:
+        """What `work` makes of the best session of `route`, and that session.
+
+        A session that fails makes way for the next one, for good unless it was only the shapes
+        of this scan that did not fit.
+        """
+        clock = clock or Stopwatch()
+        with clock("load"):
+            *better, last = self._candidates_of(route)
+        for place, candidate in enumerate(better):
+            try:
+                with clock("load"):
+                    session = self._opened(route, candidate)
+                return session, work(session)
+            except BackendError as error:
+                self._pass_over(route, candidate, error, [*better, last][place + 1])
+        with clock("load"):
+            session = self._opened(route, last)
+        return session, work(session)
+
+    def _candidates_of(self, route: int) -> list[Candidate]:
         with self._opening:
-            if route not in self._sessions:
-                session = open_session(self.package, route, self._backend, self._cache)
-                self._prove(session, route)
-                self._sessions[route] = session
-            return self._sessions[route]
+            if route not in self._candidates:
+                self._candidates[route] = self._choice.candidates(route)
+            return list(self._candidates[route])
 
-    def _run(
-        self,
-        session: Session,
-        route: int,
-        image: NDArray[np.float32],
-        steps: Plan,
-        clock: Stopwatch,
-    ) -> NDArray[np.uint8]:
-        answer = np.zeros(steps.output_shape, np.uint8)
-        for tile in tiles(steps, self._routes[route].max_shape):
-            with clock("inputs"):
-                inputs = graph_inputs(image, tile)
-            with clock("graph"):
-                labels = session.run(inputs)
-            i, j, k = (len(matrix) for matrix in tile.out_matrices)
-            answer[tile.output] = labels[:i, :j, :k]
-        return answer
+    def _opened(self, route: int, candidate: Candidate) -> Session:
+        with self._opening:
+            if candidate not in self._sessions:
+                session = candidate.open()
+                try:
+                    prove_once(session, self.package, route, self._cache)
+                except BackendError:
+                    session.close()
+                    raise
+                self._sessions[candidate] = session
+            return self._sessions[candidate]
 
-    def _prove(self, session: Session, route: int) -> None:
-        """Holds `session` to the golden vectors of `route`, once per machine."""
-        vectors = [golden for golden in self.package.manifest.golden if golden.route == route]
-        # The manifest names everything else that the answer hangs on, the vectors included.
-        key = (session.identity, self.package.manifest_sha256, str(route), VERSION)
-        if self._cache.load("proved", *key) is not None:
-            return
-        for vector in vectors:
-            self._prove_one(session, vector)
-        self._cache.store(b"", "proved", *key)
-
-    def _prove_one(self, session: Session, vector: GoldenEntry) -> None:
-        model = self.package.manifest.model
-        scan = scan_from_bytes(
-            self.package.read(vector.scan), vector.scan, len(model.channels)
-        ).volume
-        truth = scan_from_bytes(self.package.read(vector.labels), vector.labels).volume
-        image = normalised(scan.voxels, model.intensity)
-        steps = plan(scan.grid, self._routes[vector.route], truth.grid)
-        answer = self._run(session, vector.route, image, steps, Stopwatch())
-        share = float((answer != truth.voxels).mean())
-        bound = vector.max_disagreement[session.precision]
-        if not share <= bound:
-            raise BackendError(
-                f"{session.backend} {session.precision} gives {share:.2%} other labels than the "
-                f"package's golden vector {vector.scan} (at most {bound:.2%} may differ): this "
-                "machine's answers cannot be trusted; report its CPU and versions"
-            )
+    def _pass_over(
+        self, route: int, candidate: Candidate, error: BackendError, following: Candidate
+    ) -> None:
+        if isinstance(error, ShapeError):
+            what = f"{candidate.name} cannot answer this scan"
+        else:
+            what = f"{candidate.name} is not used for route {route} any more"
+            with self._opening:
+                self._candidates[route] = [c for c in self._candidates[route] if c is not candidate]
+                session = self._sessions.pop(candidate, None)
+            if session is not None:
+                session.close()
+        warnings.warn(f"{what}; {following.name} answers: {error}", EngineWarning, stacklevel=4)
 
 
 def isotropic_grid(grid: Grid, spacing_mm: float, limits_mm: tuple[float, float]) -> Grid:
@@ -198,29 +218,6 @@ def isotropic_grid(grid: Grid, spacing_mm: float, limits_mm: tuple[float, float]
         )
     i, j, k = (max(1, ceil(extent / spacing_mm - TOLERANCE)) for extent in grid.extent_mm)
     return grid.regridded((spacing_mm, spacing_mm, spacing_mm), (i, j, k))
-
-
-def graph_inputs(image: NDArray[np.float32], tile: Tile) -> Inputs:
-    """What the graph takes for one tile of `image` [c, i, j, k]; axes are padded to buckets."""
-    slab = image[(slice(None), *tile.image)]
-    i, j, k = tile.in_matrices
-    oi, oj, ok = tile.out_matrices
-    inputs: Inputs = {"image": _padded(slab, (1, 2, 3))[None]}
-    inputs |= {"in_i": _padded(i, (1,)), "in_j": _padded(j, (1,)), "in_k": _padded(k, (1,))}
-    return inputs | {
-        "out_i": _padded(oi, (0,)),
-        "out_j": _padded(oj, (0,)),
-        "out_k": _padded(ok, (0,)),
-    }
-
-
-def _padded(array: NDArray[np.float32], axes: Sequence[int]) -> NDArray[np.float32]:
-    shape = list(array.shape)
-    for axis in axes:
-        shape[axis] += -shape[axis] % BUCKET
-    padded = np.zeros(shape, np.float32)
-    padded[tuple(slice(0, n) for n in array.shape)] = array
-    return padded
 
 
 def _volumes_mm3(

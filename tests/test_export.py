@@ -8,17 +8,17 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from rare_trt.engines.tensorrt import engine_from_onnx, profile_shapes
 
 from rare_trt import Segmenter
 from rare_trt.cache import Cache
 from rare_trt.engines.build import MAX_PROOF_CASES, prove
-from rare_trt.engines.tensorrt import engine_from_onnx, profile_shapes
 from rare_trt.errors import BackendError
 from rare_trt.export.agreement import Agreement
 from rare_trt.export.lint import lint
 from rare_trt.package import Package, open_package
 from rare_trt.planning import plan, tiles
-from rare_trt.segmenter import graph_inputs
+from rare_trt.running import graph_inputs
 from rare_trt.sessions import INPUT_NAMES, open_session
 from rare_trt.training.cases import CaseFiles, load_cases
 from rare_trt.training.checkpoint import Checkpoint, load_checkpoint

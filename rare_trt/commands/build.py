@@ -1,4 +1,4 @@
-"""`rare-trt build`: a package from a checkpoint."""
+"""`rare-trt build`: a package from a checkpoint, or engines for a package."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rare_trt.commands import missing_extra
+from rare_trt.errors import BackendError
+from rare_trt.machine import INSTALL, Machine, this_machine
+from rare_trt.manifest import ENGINE_BACKENDS, PRECISIONS, BuilderOptions, EngineBackend
+from rare_trt.package import open_package
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -15,28 +19,70 @@ if TYPE_CHECKING:
 def add_parser(commands: Parsers) -> None:
     parser = commands.add_parser(
         "build",
-        help="build a package from a checkpoint",
-        description="Exports one graph per route, proves each against the network on real scans, "
-        "records golden vectors and writes the package.",
+        help="build engines for a package, or a package from a checkpoint",
+        description="Without CHECKPOINT: builds one engine per route and adds them to the package, "
+        "or to a copy of it (-o). With CHECKPOINT: exports one graph per route and precision, "
+        "proves each on real scans, records golden vectors and writes the package -o.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="what `train` wrote")
+    parser.add_argument(
+        "checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="what `train` wrote"
+    )
     parser.add_argument(
         "--data",
         type=Path,
-        required=True,
         metavar="DIR",
-        help="labelled scans for the proof; the first ones become golden vectors in the package",
+        help="with CHECKPOINT: labelled scans for the proof; some become golden vectors",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="NAME.rare")
+    parser.add_argument("-o", "--output", type=Path, metavar="NAME.rare")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing package")
-    parser.set_defaults(run=run)
+    engines = parser.add_argument_group("engines")
+    engines.add_argument(
+        "--package", default="hippocampus", metavar="NAME|DIR", help="default: hippocampus"
+    )
+    engines.add_argument(
+        "--backend", choices=ENGINE_BACKENDS, help="default: the one that can build here"
+    )
+    engines.add_argument(
+        "--precision",
+        choices=(*PRECISIONS, "best"),
+        default="fp16",
+        help="default: fp16; best: per route the fastest on this GPU that holds the bounds",
+    )
+    engines.add_argument(
+        "--plan", action="store_true", help="print what can be built here for which machines"
+    )
+    engines.add_argument("--workspace", type=_positive, metavar="MIB", help="scratch memory limit")
+    engines.add_argument("--optimization-level", type=int, choices=range(6), metavar="0..5")
+    engines.add_argument(
+        "--hardware-compatibility",
+        choices=("none", "ampere_plus", "same_compute_capability"),
+        default="none",
+    )
+    engines.add_argument(
+        "--version-compatible", action="store_true", help="run on later TensorRT releases too"
+    )
+    engines.add_argument("--tf32", action="store_true", help="let float32 parts use TF32")
+    engines.add_argument(
+        "--static", action="store_true", help="for scans of the typical size alone"
+    )
+    parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.checkpoint is not None:
+        if options.data is None or options.output is None:
+            options.parser.error("a package from a CHECKPOINT needs --data and -o")
+        return _build_package(options)
+    if options.data is not None:
+        options.parser.error("--data goes with CHECKPOINT")
+    return _plan(options) if options.plan else _build_engines(options)
+
+
+def _build_package(options: argparse.Namespace) -> int:
     try:
         from rare_trt.engines.build import build_package
     except ImportError as error:
-        raise missing_extra(error, "export") from error
+        raise missing_extra(error, "calibrate") from error
     package, agreements = build_package(
         options.checkpoint, options.data, options.output, overwrite=options.overwrite
     )
@@ -44,3 +90,82 @@ def run(options: argparse.Namespace) -> int:
         print(agreement)
     print(package.folder)
     return 0
+
+
+def _build_engines(options: argparse.Namespace) -> int:
+    from rare_trt.engines.add import build_engines
+    from rare_trt.engines.best import build_best
+
+    package = open_package(options.package)
+    machine = this_machine()
+    backend = options.backend or _backend(machine)
+    builder_options = _builder_options(options)
+    if options.precision == "best":
+        package, built = build_best(
+            package,
+            backend,
+            builder_options,
+            machine,
+            out=options.output,
+            overwrite=options.overwrite,
+        )
+    else:
+        package, built = build_engines(
+            package,
+            backend,
+            options.precision,
+            builder_options,
+            machine,
+            out=options.output,
+            overwrite=options.overwrite,
+        )
+    for item in built:
+        entry = item.entry
+        size = package.manifest.files[entry.file].bytes / 2**20
+        took = f"built in {item.seconds:.1f} s" if item.seconds else "there already"
+        print(f"route {entry.route}: {entry.backend} {entry.precision}, {size:.1f} MiB, {took}")
+    print(package.folder)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from rare_trt.engines.targets import outlooks
+
+    machine = this_machine()
+    print(f"building on {machine.platform}, {machine.gpu.name if machine.gpu else 'no GPU'}")
+    for outlook in outlooks(machine, _builder_options(options)):
+        target = outlook.target
+        what = f"TensorRT {target.tensorrt}" + (f", {target.jetpack}" if target.jetpack else "")
+        can = ", ".join(outlook.backends) or f"nothing: {outlook.why_not}"
+        print(f"{target.name:<12}  {target.compute_capability:>4}  {what:<38}  {can}")
+    return 0
+
+
+def _backend(machine: Machine) -> EngineBackend:
+    """The library that can build engines here."""
+    if "tensorrt" in machine.libraries and machine.gpu is not None:
+        return "tensorrt"
+    if "tensorrt-rtx" in machine.libraries:
+        return "tensorrt-rtx"
+    raise BackendError(
+        f"no library that builds engines is installed here: {INSTALL['tensorrt']}, or "
+        f"{INSTALL['tensorrt-rtx']}"
+    )
+
+
+def _builder_options(options: argparse.Namespace) -> BuilderOptions:
+    return BuilderOptions(
+        workspace_mib=options.workspace,
+        optimization_level=options.optimization_level,
+        hardware_compatibility=options.hardware_compatibility,
+        version_compatible=options.version_compatible,
+        tf32=options.tf32,
+        static_shapes=options.static,
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of MiB above 0")
+    return value

@@ -7,14 +7,17 @@ from typing import Final, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt.cache import Cache
-from rare_trt.errors import BackendError
-from rare_trt.package import Package
+from rare_trt.manifest import Precision
 
-Backend: TypeAlias = Literal["auto", "openvino"]
-BACKENDS: Final[tuple[Backend, ...]] = ("auto", "openvino")
+Backend: TypeAlias = Literal["auto", "tensorrt", "tensorrt-rtx", "openvino"]
+BACKENDS: Final[tuple[Backend, ...]] = ("auto", "tensorrt", "tensorrt-rtx", "openvino")
 
 INPUT_NAMES: Final = ("image", "in_i", "in_j", "in_k", "out_i", "out_j", "out_k")
+LABELS: Final = "labels"
+
+# Not an output; the name of a tensor inside every graph.
+LOGITS: Final = "logits"
+
 Inputs: TypeAlias = dict[str, NDArray[np.float32]]
 
 
@@ -22,22 +25,13 @@ class Session(Protocol):
     """One route, ready to run. `identity` names all that its answers depend on."""
 
     backend: str
-    precision: str
+    precision: Precision
     identity: str
 
     def run(self, inputs: Inputs) -> NDArray[np.uint8]:
         """Labels [oi, oj, ok] from image [1, c, i, j, k] and six matrices; safe from threads."""
         ...
 
-
-def open_session(package: Package, route: int, backend: Backend, cache: Cache) -> Session:
-    """The best session for `route` that `backend` allows on this machine.
-
-    OpenVINO answers everywhere; other backends will stand before it in "auto".
-    """
-    if backend not in BACKENDS:
-        raise BackendError(f"no backend {backend!r}; expected one of {', '.join(BACKENDS)}")
-    # Heavy, so loaded with the first session.
-    from rare_trt.sessions.openvino import OpenVinoSession
-
-    return OpenVinoSession(package, package.graph(route, "fp32"), cache)
+    def close(self) -> None:
+        """Gives back what the session holds."""
+        ...

@@ -69,6 +69,9 @@ class OpenVinoSession:
             labels: NDArray[np.uint8] = result[0][0]
         return labels
 
+    def close(self) -> None:
+        """OpenVINO frees its memory with this object."""
+
     def _imported(self, blob: bytes) -> Any | None:
         try:
             return _core().import_model(BytesIO(blob), "CPU", CONFIG)

@@ -1,0 +1,106 @@
+"""What this machine has to run engines on: platform, GPU, driver, TensorRT libraries."""
+
+from __future__ import annotations
+
+import importlib
+import platform as system
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rare_trt.errors import BackendError
+from rare_trt.manifest import ENGINE_BACKENDS, EngineBackend
+
+MODULES: Final[Mapping[EngineBackend, str]] = {
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
+
+# The driver's release is written here on desktops and servers; a Jetson has neither file.
+DRIVER_FILES: Final = (Path("/sys/module/nvidia/version"), Path("/proc/driver/nvidia/version"))
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver describes it; `driver` names the driver's release and CUDA version."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    integrated: bool
+    driver: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where engines are to run. `no_gpu` says in a few words why `gpu` is None."""
+
+    platform: str
+    gpu: Gpu | None
+    no_gpu: str
+    libraries: Mapping[EngineBackend, str]
+
+
+def this_machine() -> Machine:
+    """Looks at this machine; loads the NVIDIA libraries that are installed."""
+    from rare_trt.sessions.device import open_device
+
+    gpu, no_gpu = None, ""
+    try:
+        device = open_device()
+    except BackendError as error:
+        no_gpu = str(error)
+    else:
+        gpu = device.gpu
+        device.close()
+    versions = {backend: library_version(backend) for backend in ENGINE_BACKENDS}
+    found = {backend: version for backend, version in versions.items() if version is not None}
+    return Machine(this_platform(), gpu, no_gpu, found)
+
+
+def this_platform() -> str:
+    """Operating system and processor in the manifest's words, as linux-x86_64."""
+    processor = {"amd64": "x86_64", "arm64": "aarch64"}.get(
+        system.machine().lower(), system.machine().lower()
+    )
+    return f"{system.system().lower()}-{processor}"
+
+
+def library(backend: EngineBackend) -> Any:
+    """The Python module of `backend`'s library; raises BackendError where it is absent.
+
+    A folder that holds nothing but type stubs counts as absent.
+    """
+    name = MODULES[backend]
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"the library {name} cannot be loaded ({error}): {INSTALL[backend]}"
+        ) from error
+    if getattr(module, "__version__", None) is None:
+        raise BackendError(f"the library {name} is not installed: {INSTALL[backend]}")
+    return module
+
+
+INSTALL: Final[Mapping[EngineBackend, str]] = {
+    "tensorrt": "install TensorRT 10.3 to 11.x as docs/TENSORRT.md says for this machine",
+    "tensorrt-rtx": "pip install 'rare-trt[rtx]'",
+}
+
+
+def library_version(backend: EngineBackend) -> str | None:
+    """The version of `backend`'s library, None where it is absent."""
+    with suppress(BackendError):
+        return str(library(backend).__version__)
+    return None
+
+
+def driver_release() -> str:
+    """The release of NVIDIA's kernel driver, empty where it is not written down."""
+    for path in DRIVER_FILES:
+        with suppress(OSError):
+            return path.read_text().splitlines()[0].strip()
+    return ""

@@ -1,0 +1,117 @@
+"""One block of GPU memory and one of pinned host memory, shared by all engines of a package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from rare_trt.sessions import INPUT_NAMES
+from rare_trt.sessions.device import Device, HostBuffer
+
+ALIGNMENT = 256
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a run's arrays lie, in bytes from the start of the arena: inputs, labels, scratch.
+
+    Host and device share the offsets of inputs and labels, so that one copy carries all inputs.
+    """
+
+    inputs: Mapping[str, tuple[int, int]]
+    labels: tuple[int, int]
+    scratch: tuple[int, int]
+
+    @property
+    def input_bytes(self) -> int:
+        return self.labels[0]
+
+    @property
+    def host_bytes(self) -> int:
+        return _aligned(sum(self.labels))
+
+    @property
+    def device_bytes(self) -> int:
+        return _aligned(sum(self.scratch))
+
+
+def layout(shapes: Mapping[str, tuple[int, ...]], label_bytes: int, scratch_bytes: int) -> Layout:
+    """The inputs of `shapes` (float32), the labels and the engine's scratch memory in a row."""
+    inputs: dict[str, tuple[int, int]] = {}
+    end = 0
+    for name in INPUT_NAMES:
+        size = prod(shapes[name]) * FLOAT_BYTES
+        inputs[name] = (end, size)
+        end = _aligned(end + size)
+    scratch = _aligned(end + label_bytes)
+    return Layout(inputs, (end, label_bytes), (scratch, scratch_bytes))
+
+
+class Arena:
+    """Grows to the largest layout asked for. `generation` changes whenever addresses do.
+
+    Made and used under the device's context, by one thread at a time.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.generation = 0
+        self.device_bytes = 0
+        self._address: int | None = None
+        self._host: HostBuffer | None = None
+
+    @property
+    def host(self) -> HostBuffer:
+        assert self._host is not None
+        return self._host
+
+    @property
+    def shared(self) -> bool:
+        """Whether the GPU reads inputs and writes labels in host memory, as on a Jetson."""
+        return self._device.gpu.integrated
+
+    @property
+    def io_address(self) -> int:
+        """Where the GPU finds inputs and labels."""
+        return self.host.device_address if self.shared else self.address
+
+    @property
+    def address(self) -> int:
+        """Where scratch lies on the GPU, and inputs and labels too where memory is not shared."""
+        assert self._address is not None
+        return self._address
+
+    def reserve(self, needed: Layout) -> None:
+        """Makes room for `needed`; raises DeviceError, and then holds nothing."""
+        if self._host is None or self._host.bytes.size < needed.host_bytes:
+            self._release_host()
+            self._host = self._device.allocate_host(needed.host_bytes)
+        if self._address is None or self.device_bytes < needed.device_bytes:
+            self._release_device()
+            self._address = self._device.allocate(needed.device_bytes)
+            self.device_bytes = needed.device_bytes
+
+    def release(self) -> None:
+        """Gives all memory back."""
+        try:
+            self._release_device()
+        finally:
+            self._release_host()
+
+    def _release_device(self) -> None:
+        self.generation += 1
+        address, self._address, self.device_bytes = self._address, None, 0
+        if address is not None:
+            self._device.free(address)
+
+    def _release_host(self) -> None:
+        self.generation += 1
+        host, self._host = self._host, None
+        if host is not None:
+            self._device.free_host(host)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

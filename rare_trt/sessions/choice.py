@@ -1,0 +1,123 @@
+"""Which sessions can answer a route on this machine, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from rare_trt.cache import Cache
+from rare_trt.errors import BackendError
+from rare_trt.machine import Machine, this_machine
+from rare_trt.manifest import PRECISIONS, EngineEntry, GraphEntry
+from rare_trt.package import Package
+from rare_trt.sessions import BACKENDS, Backend, Session
+from rare_trt.sessions.fit import obstacle
+
+if TYPE_CHECKING:
+    from rare_trt.sessions.tensorrt import EngineHost
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A session that could answer, not opened yet."""
+
+    name: str
+    open: Callable[[], Session]
+
+
+class Choice:
+    """Opens sessions of one package; closes what they share.
+
+    Engines come before OpenVINO, TensorRT before TensorRT for RTX and fp16 before fp32.
+    """
+
+    def __init__(
+        self, package: Package, backend: Backend, cache: Cache, memory_limit: int | None = None
+    ) -> None:
+        if backend not in BACKENDS:
+            raise BackendError(f"no backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+        self._package, self._backend, self._cache = package, backend, cache
+        self._memory_limit = memory_limit
+        self._host: EngineHost | None = None
+        self._starting = Lock()
+
+    def candidates(self, route: int) -> list[Candidate]:
+        """What can answer `route`, best first; raises BackendError where nothing can."""
+        found = [] if self._backend == "openvino" else self._engines(route)
+        if self._backend in ("auto", "openvino"):
+            found.append(self._graph(portable_graph(self._package, route)))
+        return found
+
+    def every(self, route: int) -> list[Candidate]:
+        """All that this machine can run of `route`: every engine, every graph."""
+        graphs = [graph for graph in self._package.manifest.graphs if graph.route == route]
+        return [*map(self._engine, self._runnable(route)), *map(self._graph, graphs)]
+
+    def close(self) -> None:
+        """Closes every session opened so far."""
+        with self._starting:
+            host, self._host = self._host, None
+        if host is not None:
+            host.close()
+
+    def _engines(self, route: int) -> list[Candidate]:
+        runnable = [
+            entry for entry in self._runnable(route) if self._backend in ("auto", entry.backend)
+        ]
+        if not runnable and self._backend != "auto":
+            raise BackendError(
+                f"{self._backend} cannot answer route {route} here ({self._why_not(route)}); "
+                "`rare-trt doctor` shows what can"
+            )
+        found = [self._engine(entry) for entry in runnable]
+        return found if self._backend == "auto" else found[:1]
+
+    def _runnable(self, route: int) -> list[EngineEntry]:
+        manifest = self._package.manifest
+        entries = [entry for entry in manifest.engines if entry.route == route]
+        fitting = [entry for entry in entries if obstacle(entry, manifest, self._machine) is None]
+        return sorted(fitting, key=lambda e: (e.backend, PRECISIONS[::-1].index(e.precision)))
+
+    def _why_not(self, route: int) -> str:
+        manifest = self._package.manifest
+        reasons = [
+            obstacle(entry, manifest, self._machine)
+            for entry in manifest.engines
+            if (entry.route, entry.backend) == (route, self._backend)
+        ]
+        named = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+        return named or "the package has no engine for it: run `rare-trt build`"
+
+    @cached_property
+    def _machine(self) -> Machine:
+        return this_machine()
+
+    def _engine(self, entry: EngineEntry) -> Candidate:
+        return Candidate(f"{entry.backend} {entry.precision}", partial(self._open_engine, entry))
+
+    def _open_engine(self, entry: EngineEntry) -> Session:
+        from rare_trt.sessions.tensorrt import EngineHost, EngineSession
+
+        with self._starting:
+            if self._host is None:
+                self._host = EngineHost(self._memory_limit)
+            host = self._host
+        return EngineSession(host, self._package, entry, self._cache)
+
+    def _graph(self, entry: GraphEntry) -> Candidate:
+        return Candidate(f"openvino {entry.precision}", partial(self._open_graph, entry))
+
+    def _open_graph(self, entry: GraphEntry) -> Session:
+        # Heavy, so loaded with the first session.
+        from rare_trt.sessions.openvino import OpenVinoSession
+
+        return OpenVinoSession(self._package, entry, self._cache)
+
+
+def portable_graph(package: Package, route: int) -> GraphEntry:
+    """The graph of `route` that runs anywhere: fp16, or float32 in packages from before it."""
+    precisions = {graph.precision for graph in package.manifest.graphs if graph.route == route}
+    return package.graph(route, "fp16" if "fp16" in precisions else "fp32")
