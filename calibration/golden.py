@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rare_trt.geometry import Grid, Shape
 from rare_trt.manifest import FieldOfView, GoldenEntry, Precision
-from rare_trt.training.acquisition import averaged
+from rare_trt.training.averaging import averaged
 from rare_trt.training.cases import Case
 from rare_trt.training.checkpoint import Checkpoint
 from rare_trt.training.passes import route_inputs

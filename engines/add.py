@@ -70,13 +70,7 @@ def build_engines(
             built.append(Built(known, 0.0))
             continue
         start = perf_counter()
-        source = TypedGraph(
-            graph.route,
-            package.read(graph.file),
-            Path(graph.weights).name,
-            package.read(graph.weights),
-        )
-        plan = builder.build(source, entry.profile)
+        plan = builder.build(typed_graph(package, graph), entry.profile)
         name = (
             f"engines/{backend}/{precision}_route{graph.route}_{sha256(plan)[:SHORT_HASH]}.engine"
         )
@@ -87,6 +81,14 @@ def build_engines(
     new = [item.entry for item in built if item.seconds]
     engines = _merged(manifest.engines, new)
     return stored(package, out, engines, contents, overwrite=overwrite), built
+
+
+def typed_graph(package: Package, graph: GraphEntry) -> TypedGraph:
+    """`graph` and its weights, read from the package and held to their hashes."""
+    weights_name = Path(graph.weights).name
+    return TypedGraph(
+        graph.route, package.read(graph.file), weights_name, package.read(graph.weights)
+    )
 
 
 def _continued(package: Package, out: Path, *, overwrite: bool) -> Package:

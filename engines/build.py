@@ -34,7 +34,8 @@ from rare_trt.manifest import (
 from rare_trt.package import Package, refuse_folder, write_package
 from rare_trt.sessions import INPUT_NAMES, Inputs
 from rare_trt.sessions.openvino import OpenVinoSession
-from rare_trt.training.acquisition import averaged_inputs, fitted
+from rare_trt.training.acquisition import averaged_inputs
+from rare_trt.training.averaging import fitted
 from rare_trt.training.cases import Case, find_cases, load_cases
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
 from rare_trt.training.recipe import NATIVE_BAND, Recipe

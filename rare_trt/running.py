@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from rare_trt.geometry import Shape
 from rare_trt.planning import BUCKET, Plan, Tile, tiles
-from rare_trt.sessions import Inputs, Session
+from rare_trt.sessions import Inputs, Runs
 from rare_trt.stopwatch import Stopwatch
 
 
 def answered(
-    session: Session,
+    session: Runs,
     image: NDArray[np.float32],
     steps: Plan,
     max_shape: Shape,

@@ -110,7 +110,7 @@ def test_report_and_picture(scan: Path, tmp_path: Path) -> None:
     arguments = ["infer", str(scan), "-o", str(tmp_path / "out/l.nii.gz"), "--spacing-out", "1"]
     assert main([*arguments, "--report", str(report), "--picture", str(picture)]) == 0
     values = json.loads(report.read_text())
-    assert (values["backend"], values["precision"]) == ("openvino", "fp32")
+    assert (values["backend"], values["precision"]) == ("openvino", "fp16")
     assert values["scan"]["sha256"] == sha256(scan.read_bytes()).hexdigest()
     assert set(values["versions"]) == {"rare-trt", "openvino", "numpy", "nibabel"}
     assert values["route"]["route"] == 1

@@ -8,18 +8,17 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from rare_trt.engines.tensorrt import engine_from_onnx, profile_shapes
 
 from rare_trt import Segmenter
 from rare_trt.cache import Cache
 from rare_trt.engines.build import MAX_PROOF_CASES, prove
-from rare_trt.errors import BackendError
 from rare_trt.export.agreement import Agreement
 from rare_trt.export.lint import lint
 from rare_trt.package import Package, open_package
 from rare_trt.planning import plan, tiles
 from rare_trt.running import graph_inputs
-from rare_trt.sessions import INPUT_NAMES, open_session
+from rare_trt.sessions import INPUT_NAMES
+from rare_trt.sessions.openvino import OpenVinoSession
 from rare_trt.training.cases import CaseFiles, load_cases
 from rare_trt.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -165,28 +164,6 @@ def test_the_lint_wants_opset_19() -> None:
     assert lint(model) == ["opset is not 19"]
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_tensorrt_parses_and_builds_every_route(package: Package, route: int) -> None:
-    """TensorRT for RTX, without a GPU; the profile's output grids are not the images' grids."""
-    pytest.importorskip("tensorrt_rtx")
-    entry = package.manifest.routes[route]
-    shapes = profile_shapes(entry, package.manifest.model)
-    assert set(shapes) == set(INPUT_NAMES)
-    if route:
-        # The answer is finer than the scan: what a tied output dimension would make impossible.
-        assert shapes["out_i"][1][0] > shapes["in_i"][1][1]
-    engine = engine_from_onnx(graph_path(package, route), shapes)
-    assert len(engine) > 10_000_000
-
-
-def test_tensorrt_refuses_in_one_sentence(package: Package, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(b"not onnx")
-    with pytest.raises(BackendError, match="cannot parse"):
-        engine_from_onnx(broken, {})
-
-
 def test_one_graph_answers_on_grids_other_than_the_images(package: Package, examples: Path) -> None:
     """The same scan answered on its own grid, a finer one and a part of it: one answer."""
     with Segmenter(package) as segmenter:
@@ -213,7 +190,7 @@ def test_padding_to_buckets_changes_no_label(
     image = normalised(volume.voxels, package.manifest.model.intensity)
     steps = plan(volume.grid, route, volume.grid)
     (tile,) = tiles(steps, route.max_shape)
-    session = open_session(package, 1, "openvino", Cache(tmp_path))
+    session = OpenVinoSession(package, package.graph(1, "fp32"), Cache(tmp_path))
     padded = graph_inputs(image, tile)
     exact = dict(
         zip(INPUT_NAMES, (image[None], *tile.in_matrices, *tile.out_matrices), strict=True)

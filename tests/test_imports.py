@@ -99,7 +99,7 @@ def test_every_help_works_with_no_extra_installed(arguments: list[str]) -> None:
     ("arguments", "extra"),
     [
         (["train", "--data", "x", "--out", "y"], "rare-trt[train]"),
-        (["build", "x", "--data", "y", "-o", "z.rare"], "rare-trt[export]"),
+        (["build", "x", "--data", "y", "-o", "z.rare"], "rare-trt[calibrate]"),
     ],
 )
 def test_a_command_without_its_extra_names_it(arguments: list[str], extra: str) -> None:

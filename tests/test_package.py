@@ -95,9 +95,9 @@ def test_a_link_out_of_the_package_is_refused(copy: Path, tmp_path: Path) -> Non
 
 
 def test_a_newer_format_is_refused_kindly(copy: Path) -> None:
-    values = json.loads((copy / "manifest.json").read_text()) | {"format_version": 2}
+    values = json.loads((copy / "manifest.json").read_text()) | {"format_version": 3}
     (copy / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(PackageError, match=r"format version 2.*install a newer rare-trt"):
+    with pytest.raises(PackageError, match=r"format version 3.*install a newer rare-trt"):
         open_package(copy)
 
 

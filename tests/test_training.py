@@ -20,8 +20,8 @@ from rare_trt.engines.build import build_package
 from rare_trt.errors import RareTrtError, ScanError
 from rare_trt.geometry import Canonical
 from rare_trt.training import trainer
-from rare_trt.training.acquisition import averaged
 from rare_trt.training.augment import augmented
+from rare_trt.training.averaging import averaged
 from rare_trt.training.cases import CaseFiles, find_cases, load_case, split_by_subject
 from rare_trt.training.checkpoint import load_checkpoint
 from rare_trt.training.network import NetworkConfig

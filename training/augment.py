@@ -12,7 +12,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from rare_trt.training.acquisition import fitted
+from rare_trt.training.averaging import fitted
 from rare_trt.training.cases import Case
 
 

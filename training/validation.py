@@ -8,20 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rare_trt.training.acquisition import averaged_inputs, fitted
+from rare_trt.metrics import dice
+from rare_trt.training.acquisition import averaged_inputs
+from rare_trt.training.averaging import fitted
 from rare_trt.training.cases import Case
 from rare_trt.training.network import RareUNet
 from rare_trt.training.recipe import Recipe
-
-
-def dice(found: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> list[float]:
-    """Dice per label, background left out; 1 where neither holds the label."""
-    scores = []
-    for label in range(1, classes):
-        size = int((found == label).sum() + (truth == label).sum())
-        both = int(((found == label) & (truth == label)).sum())
-        scores.append(2.0 * both / size if size else 1.0)
-    return scores
 
 
 @torch.no_grad()

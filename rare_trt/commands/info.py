@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from rare_trt.manifest import Manifest
+from rare_trt.machine import Machine, this_machine
+from rare_trt.manifest import BuilderOptions, EngineEntry, Manifest
 from rare_trt.package import open_package
+from rare_trt.sessions.fit import obstacle
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -21,6 +25,8 @@ def add_parser(commands: Parsers) -> None:
 def run(options: argparse.Namespace) -> int:
     package = open_package(options.package)
     print("\n".join(described(package.manifest)))
+    if package.manifest.engines:
+        print("\n".join([*engine_lines(package.manifest, this_machine()), ""]))
     print(f"folder     {package.folder}")
     return 0
 
@@ -53,6 +59,41 @@ def described(manifest: Manifest) -> list[str]:
             + " / ".join(f"{score:.3f}" for score in dice)
         )
     return [*lines, ""]
+
+
+def engine_lines(manifest: Manifest, machine: Machine) -> list[str]:
+    """A table of the engines, and what each of them is on `machine`."""
+    head = ("route", "engine", "MiB", "library", "platform", "made for", "options", "here")
+    return table([head, *(_engine_row(entry, manifest, machine) for entry in manifest.engines)])
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = (zip(row, widths, strict=True) for row in rows)
+    return ["  ".join(text.ljust(width) for text, width in row).rstrip() for row in padded]
+
+
+def _engine_row(entry: EngineEntry, manifest: Manifest, machine: Machine) -> tuple[str, ...]:
+    capabilities = ", ".join(entry.compute_capabilities)
+    return (
+        str(entry.route),
+        f"{entry.backend} {entry.precision}",
+        f"{manifest.files[entry.file].bytes / 2**20:.1f}",
+        entry.library,
+        entry.platform,
+        f"{entry.gpu} ({capabilities})" if entry.gpu else capabilities,
+        _options(entry.options),
+        obstacle(entry, manifest, machine) or "runs here",
+    )
+
+
+def _options(options: BuilderOptions) -> str:
+    """The options that differ from their defaults."""
+    default = BuilderOptions()
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    changed = {name: v for name, v in values.items() if v != getattr(default, name)}
+    return " ".join(n if v is True else f"{n}={v}" for n, v in changed.items()) or "default"
 
 
 def _mm(values: tuple[float, float, float]) -> str:

@@ -21,16 +21,23 @@ LOGITS: Final = "logits"
 Inputs: TypeAlias = dict[str, NDArray[np.float32]]
 
 
-class Session(Protocol):
-    """One route, ready to run. `identity` names all that its answers depend on."""
+class Runs(Protocol):
+    """Anything that runs one route's graph."""
+
+    def run(self, inputs: Inputs) -> NDArray[np.uint8]:
+        """Labels [oi, oj, ok] from image [1, c, i, j, k] and six matrices."""
+        ...
+
+
+class Session(Runs, Protocol):
+    """One route, ready to run, safe from threads.
+
+    `identity` names all that its answers depend on.
+    """
 
     backend: str
     precision: Precision
     identity: str
-
-    def run(self, inputs: Inputs) -> NDArray[np.uint8]:
-        """Labels [oi, oj, ok] from image [1, c, i, j, k] and six matrices; safe from threads."""
-        ...
 
     def close(self) -> None:
         """Gives back what the session holds."""

@@ -46,15 +46,25 @@ class Choice:
 
     def candidates(self, route: int) -> list[Candidate]:
         """What can answer `route`, best first; raises BackendError where nothing can."""
-        found = [] if self._backend == "openvino" else self._engines(route)
+        found = [] if self._backend == "openvino" else self._asked_engines(route)
         if self._backend in ("auto", "openvino"):
-            found.append(self._graph(portable_graph(self._package, route)))
+            found.append(self.graph(portable_graph(self._package, route)))
         return found
 
-    def every(self, route: int) -> list[Candidate]:
-        """All that this machine can run of `route`: every engine, every graph."""
-        graphs = [graph for graph in self._package.manifest.graphs if graph.route == route]
-        return [*map(self._engine, self._runnable(route)), *map(self._graph, graphs)]
+    def engines(self, route: int) -> list[Candidate]:
+        """Every engine of `route` that this machine can run."""
+        return [self._engine(entry) for entry in self._runnable(route)]
+
+    def skipped(self, route: int) -> list[tuple[EngineEntry, str]]:
+        """Every engine of `route` that this machine cannot run, and why."""
+        manifest = self._package.manifest
+        entries = [entry for entry in manifest.engines if entry.route == route]
+        reasons = [(entry, obstacle(entry, manifest, self._machine)) for entry in entries]
+        return [(entry, reason) for entry, reason in reasons if reason is not None]
+
+    def graph(self, entry: GraphEntry) -> Candidate:
+        """The graph `entry` on OpenVINO."""
+        return Candidate(f"openvino {entry.precision}", partial(self._open_graph, entry))
 
     def close(self) -> None:
         """Closes every session opened so far."""
@@ -63,7 +73,7 @@ class Choice:
         if host is not None:
             host.close()
 
-    def _engines(self, route: int) -> list[Candidate]:
+    def _asked_engines(self, route: int) -> list[Candidate]:
         runnable = [
             entry for entry in self._runnable(route) if self._backend in ("auto", entry.backend)
         ]
@@ -82,14 +92,13 @@ class Choice:
         return sorted(fitting, key=lambda e: (e.backend, PRECISIONS[::-1].index(e.precision)))
 
     def _why_not(self, route: int) -> str:
-        manifest = self._package.manifest
         reasons = [
-            obstacle(entry, manifest, self._machine)
-            for entry in manifest.engines
-            if (entry.route, entry.backend) == (route, self._backend)
+            reason for entry, reason in self.skipped(route) if entry.backend == self._backend
         ]
-        named = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-        return named or "the package has no engine for it: run `rare-trt build`"
+        return (
+            "; ".join(dict.fromkeys(reasons))
+            or "the package has no engine for it: run `rare-trt build`"
+        )
 
     @cached_property
     def _machine(self) -> Machine:
@@ -106,9 +115,6 @@ class Choice:
                 self._host = EngineHost(self._memory_limit)
             host = self._host
         return EngineSession(host, self._package, entry, self._cache)
-
-    def _graph(self, entry: GraphEntry) -> Candidate:
-        return Candidate(f"openvino {entry.precision}", partial(self._open_graph, entry))
 
     def _open_graph(self, entry: GraphEntry) -> Session:
         # Heavy, so loaded with the first session.

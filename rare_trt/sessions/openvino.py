@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache as once
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +20,7 @@ from rare_trt.cache import Cache
 from rare_trt.errors import BackendError
 from rare_trt.manifest import GraphEntry
 from rare_trt.package import Package
-from rare_trt.sessions import Inputs
+from rare_trt.sessions import LOGITS, Inputs
 
 # The precision is stated: OpenVINO's own default is bf16 where the CPU has it.
 CONFIG: Final = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -79,12 +82,7 @@ class OpenVinoSession:
             return None
 
     def _compiled(self, graph: bytes, weights: bytes, entry: GraphEntry) -> Any:
-        # The ONNX reader opens external weights by path: it gets a private copy of the verified
-        # bytes, so that nothing can be swapped between the check and the load.
-        with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
-            path = Path(folder) / "graph.onnx"
-            path.write_bytes(graph)
-            (Path(folder) / Path(entry.weights).name).write_bytes(weights)
+        with _readable(graph, weights, entry) as path:
             try:
                 return _core().compile_model(_core().read_model(path), "CPU", CONFIG)
             except RuntimeError as error:
@@ -92,6 +90,65 @@ class OpenVinoSession:
                     f"OpenVINO cannot compile {entry.file} ({_last_line(error)}): install the "
                     "OpenVINO version that pyproject.toml names"
                 ) from error
+
+
+class OpenVinoProbe:
+    """A graph that gives its logits beside its labels, for checks."""
+
+    def __init__(self, package: Package, entry: GraphEntry) -> None:
+        with _readable(package.read(entry.file), package.read(entry.weights), entry) as path:
+            model = _core().read_model(path)
+            try:
+                model.add_outputs(LOGITS)
+                self.has_logits = True
+            except RuntimeError:
+                # Packages of format 1 do not name them.
+                self.has_logits = False
+            self._request = _core().compile_model(model, "CPU", CONFIG).create_infer_request()
+
+    def run(self, inputs: Inputs) -> NDArray[np.uint8]:
+        """Labels [oi, oj, ok]."""
+        labels: NDArray[np.uint8] = self._request.infer(inputs, share_inputs=True)[0][0].copy()
+        return labels
+
+    def logits(self, inputs: Inputs) -> NDArray[np.float32]:
+        """Logits [class, oi, oj, ok], where the graph names them."""
+        result = self._request.infer(inputs, share_inputs=True)
+        logits: NDArray[np.float32] = result[1][0].astype(np.float32)
+        return logits
+
+
+@contextmanager
+def _readable(graph: bytes, weights: bytes, entry: GraphEntry) -> Iterator[Path]:
+    """The graph as a file for as long as it is read.
+
+    The ONNX reader opens external weights by path: it gets a private copy of the verified bytes,
+    so that nothing can be swapped between the check and the load.
+    """
+    with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
+        path = Path(folder) / "graph.onnx"
+        path.write_bytes(graph)
+        (Path(folder) / Path(entry.weights).name).write_bytes(weights)
+        yield path
+
+
+@dataclass(frozen=True)
+class OpenVinoFacts:
+    """OpenVINO's version, the CPU as it names it, and what that CPU can do, as BF16 or INT8."""
+
+    version: str
+    cpu: str
+    capabilities: tuple[str, ...]
+
+
+def openvino_facts() -> OpenVinoFacts:
+    """What OpenVINO is and finds here; raises BackendError where it cannot be loaded."""
+    core = _core()
+    return OpenVinoFacts(
+        version=core.get_versions("CPU")["CPU"].build_number,
+        cpu=core.get_property("CPU", "FULL_DEVICE_NAME"),
+        capabilities=tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+    )
 
 
 _loading = Lock()

@@ -1,0 +1,119 @@
+"""`rare-trt verify`: is a package whole, and does everything in it answer as float32 does?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from rare_trt.cache import Cache
+from rare_trt.geometry import Grid
+from rare_trt.intensity import normalised
+from rare_trt.manifest import RouteEntry
+from rare_trt.package import Package, open_package
+from rare_trt.planning import plan
+from rare_trt.sessions.choice import Choice
+from rare_trt.verification import Finding, Sample, check_files, findings, golden_samples
+
+if TYPE_CHECKING:
+    from rare_trt.commands import Parsers
+    from rare_trt.training.cases import Case
+
+MAX_CASES = 20
+
+
+def add_parser(commands: Parsers) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="check a package: files, golden vectors, agreement with float32",
+        description="Reads every file against its hash, then compares every graph and every "
+        "engine that this machine can run with the float32 graph: on the package's golden "
+        "vectors, or with --data on labelled scans averaged to each route's spacing. Exits 1 "
+        "where a bound is broken.",
+    )
+    parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help=f"labelled scans; the first {MAX_CASES} are used"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    package = open_package(options.package)
+    check_files(package)
+    print(f"{len(package.manifest.files)} files are what the manifest says")
+    samples_of = samples_by_route(package, options.data)
+    choice = Choice(package, "auto", Cache())
+    found: list[Finding] = []
+    try:
+        for entry in tqdm(package.manifest.routes, "verifying", unit="route", leave=False):
+            found += findings(package, entry.index, samples_of(entry.index), choice)
+        skipped = [
+            item for entry in package.manifest.routes for item in choice.skipped(entry.index)
+        ]
+    finally:
+        choice.close()
+    print("\n".join(_table(found)))
+    for engine, reason in skipped:
+        print(f"not run  route {engine.route}, {engine.backend} {engine.precision}: {reason}")
+    broken = [f"route {f.route}, {f.name}: {fault}" for f in found for fault in f.broken]
+    for line in broken:
+        print(f"FAILED  {line}")
+    return 1 if broken else 0
+
+
+def samples_by_route(package: Package, data: Path | None) -> Callable[[int], list[Sample]]:
+    """The scans to compare on, per route: those of `data`, or the package's golden vectors."""
+    if data is None:
+        return lambda route: golden_samples(package, route)
+    cases = _cases(package, data)
+    entries = {entry.index: entry for entry in package.manifest.routes}
+    return lambda route: [_sample(package, entries[route], case) for case in cases]
+
+
+def _cases(package: Package, data: Path) -> list[Case]:
+    """The first cases of `data`, those kept back from training before all others."""
+    from rare_trt.training.cases import find_cases, load_cases
+
+    model = package.manifest.model
+    kept_back = set(model.training.validation_cases)
+    files = sorted(find_cases(data), key=lambda one: one.name not in kept_back)
+    return load_cases(files[:MAX_CASES], len(model.channels), len(model.labels))
+
+
+def _sample(package: Package, entry: RouteEntry, case: Case) -> Sample:
+    """`case` averaged to the route's spacing, answered on the grid of its labels."""
+    from rare_trt.training.averaging import averaged, fitted
+
+    factor = round(entry.spacing_mm / package.manifest.model.base_spacing_mm)
+    voxels, truth = fitted(case.voxels, case.labels, factor)
+    i, j, k = truth.shape
+    full = Grid((i, j, k), case.grid.affine)
+    si, sj, sk = (spacing * factor for spacing in case.grid.spacing_mm)
+    low = full.regridded((si, sj, sk), (i // factor, j // factor, k // factor))
+    image = normalised(
+        np.moveaxis(averaged(voxels, factor), 0, 3), package.manifest.model.intensity
+    )
+    route = entry.route()
+    return Sample(image, plan(low, route, full), route.max_shape, truth)
+
+
+def _table(found: list[Finding]) -> list[str]:
+    lines = [
+        "",
+        "route  variant              scans  other labels  Dice with fp32  Dice lost  logit error  "
+        "not finite",
+    ]
+    for f in found:
+        loss = "" if f.loss is None else f"{f.loss:+.5f}"
+        error = "" if f.logit_error is None else f"{f.logit_error:.2g}"
+        non_finite = "" if f.non_finite is None else str(f.non_finite)
+        lines.append(
+            f"{f.route:<5}  {f.name:<19}  {f.samples:>5}  {f.different:>12.1e}  {f.dice:>14.5f}  "
+            f"{loss:>9}  {error:>11}  {non_finite:>10}"
+        )
+    return [*lines, ""]

@@ -1,0 +1,161 @@
+"""Every typed graph and engine of a package against its float32 graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rare_trt.errors import BackendError
+from rare_trt.geometry import Shape
+from rare_trt.manifest import GraphEntry
+from rare_trt.metrics import dice
+from rare_trt.package import Package
+from rare_trt.planning import Plan, tiles
+from rare_trt.proof import golden_runs, prove
+from rare_trt.running import answered, graph_inputs
+from rare_trt.sessions.choice import Candidate, Choice
+from rare_trt.sessions.openvino import OpenVinoProbe
+
+# Labels of a variant against those of float32, mean over scans and labels.
+MIN_DICE: Final = 0.999
+
+# How much lower its Dice against manual labels may be.
+MAX_LOSS: Final = 0.001
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A scan ready for one route: image [c, i, j, k] normalised, and its plan.
+
+    `truth` holds manual labels on the plan's output grid, where there are any.
+    """
+
+    image: NDArray[np.float32]
+    steps: Plan
+    max_shape: Shape
+    truth: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How a graph or an engine of `route` compares with float32 over `samples` scans.
+
+    `different` is the share of voxels labelled otherwise, `dice` the mean Dice between the two,
+    `loss` how much lower Dice against manual labels is, `logit_error` the largest difference of a
+    logit and `non_finite` how many logits are not finite; None where it was not measured. `fault`
+    is what kept it from being compared, or the golden vectors it fails.
+    """
+
+    name: str
+    route: int
+    samples: int
+    different: float = 0.0
+    dice: float = 1.0
+    loss: float | None = None
+    logit_error: float | None = None
+    non_finite: int | None = None
+    fault: str | None = None
+
+    @property
+    def broken(self) -> list[str]:
+        """The bounds that do not hold, empty where all do."""
+        found = [] if self.fault is None else [self.fault]
+        if not self.dice >= MIN_DICE:
+            found.append(f"Dice with float32 is {self.dice:.5f}, at least {MIN_DICE} is expected")
+        if self.loss is not None and not self.loss <= MAX_LOSS:
+            found.append(f"Dice is lower by {self.loss:.5f}, at most {MAX_LOSS} is expected")
+        if self.non_finite:
+            found.append(f"{self.non_finite} logits are not finite")
+        return found
+
+
+def check_files(package: Package) -> None:
+    """Reads every file of the package; raises PackageError where one is not what it was."""
+    for name in package.manifest.files:
+        package.read(name)
+
+
+def golden_samples(package: Package, route: int) -> list[Sample]:
+    """The scans of the package's own golden vectors."""
+    return [Sample(r.image, r.steps, r.max_shape) for r in golden_runs(package, route)]
+
+
+def findings(
+    package: Package, route: int, samples: Sequence[Sample], choice: Choice
+) -> Iterator[Finding]:
+    """Each graph and each engine of `route` that this machine can run, compared one by one."""
+    reference = Reference(package, route, samples)
+    for graph in package.manifest.graphs:
+        if graph.route == route:
+            yield reference.compared(choice.graph(graph), graph)
+    for candidate in choice.engines(route):
+        yield reference.compared(candidate, None)
+
+
+class Reference:
+    """What the float32 graph of a route answers to `samples`."""
+
+    def __init__(self, package: Package, route: int, samples: Sequence[Sample]) -> None:
+        self._package, self._route, self._samples = package, route, samples
+        self._classes = len(package.manifest.model.labels)
+        self._probe = OpenVinoProbe(package, package.graph(route, "fp32"))
+        self._labels = [answered(self._probe, *_run(sample)) for sample in samples]
+
+    def compared(self, candidate: Candidate, graph: GraphEntry | None) -> Finding:
+        """`candidate` against the reference; `graph` is what it runs, where logits can be had."""
+        name, route, samples = candidate.name, self._route, self._samples
+        try:
+            session = candidate.open()
+        except BackendError as error:
+            return Finding(name, route, 0, fault=str(error))
+        try:
+            prove(session, self._package, route)
+            answers = [answered(session, *_run(sample)) for sample in samples]
+        except BackendError as error:
+            return Finding(name, route, 0, fault=str(error))
+        finally:
+            session.close()
+        pairs = list(zip(answers, self._labels, strict=True))
+        worst, non_finite = (None, None) if graph is None else self._logits(graph)
+        return Finding(
+            name=name,
+            route=route,
+            samples=len(samples),
+            different=float(np.mean([(found != known).mean() for found, known in pairs])),
+            dice=float(np.mean([dice(found, known, self._classes) for found, known in pairs])),
+            loss=self._loss(answers),
+            logit_error=worst,
+            non_finite=non_finite,
+        )
+
+    def _loss(self, answers: Sequence[NDArray[np.uint8]]) -> float | None:
+        scores = [
+            (dice(known, sample.truth, self._classes), dice(found, sample.truth, self._classes))
+            for found, known, sample in zip(answers, self._labels, self._samples, strict=True)
+            if sample.truth is not None
+        ]
+        if not scores:
+            return None
+        return float(np.mean([np.subtract(known, found) for known, found in scores]))
+
+    def _logits(self, graph: GraphEntry) -> tuple[float | None, int | None]:
+        """The largest error of a logit, and how many are not finite."""
+        probe = OpenVinoProbe(self._package, graph)
+        if not (probe.has_logits and self._probe.has_logits):
+            return None, None
+        worst, non_finite = 0.0, 0
+        for sample in self._samples:
+            for tile in tiles(sample.steps, sample.max_shape):
+                inputs = graph_inputs(sample.image, tile)
+                found, known = probe.logits(inputs), self._probe.logits(inputs)
+                non_finite += int((~np.isfinite(found)).sum())
+                worst = max(worst, float(np.abs(found - known).max()))
+        return worst, non_finite
+
+
+def _run(sample: Sample) -> tuple[NDArray[np.float32], Plan, Shape]:
+    return sample.image, sample.steps, sample.max_shape

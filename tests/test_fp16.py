@@ -1,0 +1,107 @@
+"""The fp16 graphs: typed as they should be, in ONNX and in TensorRT's parser, and as good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from rare_trt.cache import Cache
+from rare_trt.calibration.fp16 import fp16_model, typing_faults
+from rare_trt.commands.verify import MAX_CASES, samples_by_route
+from rare_trt.engines.add import typed_graph
+from rare_trt.engines.builder import EngineBuilder
+from rare_trt.errors import RareTrtError
+from rare_trt.export.lint import lint
+from rare_trt.machine import Machine, this_platform
+from rare_trt.manifest import BuilderOptions
+from rare_trt.package import Package, open_package
+from rare_trt.sessions.choice import Choice
+from rare_trt.verification import findings
+
+ROUTES = range(4)
+
+
+@pytest.fixture(scope="module")
+def package() -> Package:
+    return open_package("hippocampus")
+
+
+def loaded(package: Package, route: int, precision: str) -> onnx.ModelProto:
+    return onnx.load(str(package.folder / f"graphs/{precision}/route{route}.onnx"))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_convolutions_are_fp16_and_norms_and_the_images_resampling_float32(
+    package: Package, route: int
+) -> None:
+    model = loaded(package, route, "fp16")
+    onnx.checker.check_model(model, full_check=True)
+    assert lint(model) == []
+    assert typing_faults(model) == []
+    # The same check finds the float32 graph wrongly typed: at every convolution, at no norm.
+    faults = typing_faults(loaded(package, route, "fp32"))
+    nodes = loaded(package, route, "fp32").graph.node
+    convolutions = {node.name for node in nodes if node.op_type in ("Conv", "ConvTranspose")}
+    assert {fault.partition(":")[0] for fault in faults} == convolutions
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_tensorrts_parser_sees_fp16_data_and_weights_at_every_convolution(
+    package: Package, route: int
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    machine = Machine(this_platform(), None, "no GPU", {"tensorrt-rtx": trt.__version__})
+    builder = EngineBuilder("tensorrt-rtx", BuilderOptions(), machine)
+    network = builder.network(typed_graph(package, package.graph(route, "fp16")))
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    convolutions = [
+        layer
+        for layer in layers
+        if layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
+    ]
+    nodes = loaded(package, route, "fp16").graph.node
+    assert len(convolutions) == sum(n.op_type in ("Conv", "ConvTranspose") for n in nodes) > 5
+    for layer in convolutions:
+        assert layer.get_input(0).dtype == trt.float16, layer.name
+        if layer.num_inputs > 1:
+            assert layer.get_input(1).dtype == trt.float16, layer.name
+        else:
+            kind = trt.IConvolutionLayer
+            if layer.type == trt.LayerType.DECONVOLUTION:
+                kind = trt.IDeconvolutionLayer
+            layer.__class__ = kind
+            assert np.asarray(layer.kernel).dtype == np.float16, layer.name
+    assert network.get_input(0).dtype == trt.float32
+
+
+def test_fp16_answers_as_float32_does_on_real_scans(shared_data: Path, tmp_path: Path) -> None:
+    """Mean Dice of the labels at least .999, against manual labels at most .001 lower."""
+    package = open_package("hippocampus")
+    cases = samples_by_route(package, shared_data / "hippocampus")
+    choice = Choice(package, "openvino", Cache(tmp_path))
+    for route in ROUTES:
+        samples = cases(route)
+        assert len(samples) == MAX_CASES
+        found = {f.name: f for f in findings(package, route, samples, choice)}
+        assert set(found) == {"openvino fp32", "openvino fp16"}
+        fp16 = found["openvino fp16"]
+        assert fp16.broken == []
+        assert fp16.dice >= 0.999
+        assert fp16.loss is not None and fp16.loss <= 0.001
+        # Another graph indeed: its logits differ, and by rounding alone.
+        assert fp16.logit_error is not None and 0 < fp16.logit_error < 0.1
+        assert fp16.non_finite == 0
+
+
+def test_a_weight_beyond_fp16_is_refused(package: Package) -> None:
+    model = loaded(package, 3, "fp32")
+    (tensor,) = (t for t in model.graph.initializer if t.name == "network.heads.3.weight")
+    weights = numpy_helper.to_array(tensor).copy()
+    weights.flat[0] = 1e5
+    tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+    with pytest.raises(RareTrtError, match=r"network.heads.3.weight: holds 100000; fp16 ends at"):
+        fp16_model(model)
