@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from fake_cuda import FakeDriver, build, why_unusable
+
+from rare_trt.machine import this_machine
+from rare_trt.manifest import BuilderOptions, Precision
+from rare_trt.package import Package, open_package
+
+if TYPE_CHECKING:
+    from fake_tensorrt import FakeTensorRT
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -48,3 +61,86 @@ def tiny_package_folder() -> Path:
 def tiny_scan(examples: Path) -> Path:
     """A real scan that the small package takes."""
     return examples / "hippocampus_1mm.nii.gz"
+
+
+@dataclass(frozen=True)
+class FakeGpu:
+    """A GPU that is not there: the driver, and TensorRT on top of it."""
+
+    driver: FakeDriver
+    trt: FakeTensorRT
+
+    def live(self) -> tuple[int, int, int]:
+        """Bytes on the device, pinned bytes, handles: all zero once everything was closed."""
+        gc.collect()
+        driver = self.driver
+        return driver.live_device_bytes(), driver.live_host_bytes(), driver.live_handles()
+
+
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> FakeDriver:
+    """The fake CUDA driver in this process, without a device for the time being."""
+    why = why_unusable()
+    if why is not None:
+        pytest.skip(why)
+    library = build(tmp_path_factory.mktemp("fake_cuda"))
+    assert library is not None
+    driver = FakeDriver(library)
+    driver.set_devices(0)
+    return driver
+
+
+@pytest.fixture
+def gpu(fake_driver: FakeDriver) -> Iterator[FakeGpu]:
+    """A fresh GPU with TensorRT; a test that leaves anything behind on it fails."""
+    with fake_gpu(fake_driver) as machine:
+        yield machine
+        assert machine.trt.violations == []
+        assert machine.live() == (0, 0, 0)
+
+
+@contextmanager
+def fake_gpu(driver: FakeDriver, module: str = "tensorrt") -> Iterator[FakeGpu]:
+    """A machine with one fake GPU and a fake TensorRT."""
+    from fake_tensorrt import FakeTensorRT
+
+    driver.reset()
+    driver.set_device("Fake L4", (8, 9))
+    fake = FakeTensorRT(module)
+    before = sys.modules.get(module)
+    sys.modules[module] = fake
+    try:
+        yield FakeGpu(driver, fake)
+    finally:
+        del sys.modules[module]
+        if before is not None:
+            sys.modules[module] = before
+        gc.collect()
+        driver.reset()
+        driver.set_devices(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_engines(
+    fake_driver: FakeDriver, tiny_package_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Package:
+    """The small package with an engine for each of its two routes, built by the fake TensorRT."""
+    out = tmp_path_factory.mktemp("engines") / "tiny.rare"
+    return with_engines(fake_driver, open_package(tiny_package_folder), "fp32", out)
+
+
+@pytest.fixture(scope="session")
+def shipped_engines(fake_driver: FakeDriver, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """The shipped package with an fp16 engine for each of its four routes."""
+    out = tmp_path_factory.mktemp("engines") / "hippocampus.rare"
+    return with_engines(fake_driver, open_package("hippocampus"), "fp16", out)
+
+
+def with_engines(driver: FakeDriver, package: Package, precision: Precision, out: Path) -> Package:
+    from rare_trt.engines.add import build_engines
+
+    with fake_gpu(driver):
+        built, _ = build_engines(
+            package, "tensorrt", precision, BuilderOptions(), this_machine(), out=out
+        )
+    return built

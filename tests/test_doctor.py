@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -198,7 +199,7 @@ def test_a_version_that_cannot_be_read_is_a_line(built: Package, rtx_machine: Ma
     machine = replace(rtx_machine, libraries={"tensorrt-rtx": "nightly", "tensorrt": "nightly"})
     assert len(package_lines(built, machine, WHOLE)) == 3
     assert len(backend_lines("x", built, machine, WHOLE)) == 3
-    assert sum("unknown" in line for line in advisory_lines(machine)) == len(ADVISORIES) + 1
+    assert sum("unknown" in line for line in advisory_lines(machine)) == len(ADVISORIES) + 2
 
 
 FIRST, *LATER = ADVISORIES
@@ -232,6 +233,12 @@ def test_advisories_at_their_boundaries(version: str, first: State, later: State
     assert advisories(version) == [pair for pair in expected if pair[1] != "fixed"]
 
 
+def test_the_document_names_the_same_vulnerabilities() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "TENSORRT.md").read_text()
+    rows = re.findall(r"^\| (CVE-\S+) .* \| ([\d-]+) \|$", text, re.MULTILINE)
+    assert rows == [(advisory.cve, advisory.published) for advisory in ADVISORIES]
+
+
 def test_advisories_are_reported() -> None:
     def lines(version: str) -> list[str]:
         return advisory_lines(Machine("linux-x86_64", ADA, "", {"tensorrt": version}))
@@ -242,9 +249,11 @@ def test_advisories_are_reported() -> None:
     assert "use TensorRT 11.0.0 or later" in old
     between = "\n".join(lines("10.16.2.10"))
     assert "CVE-2026-24188" not in between
-    assert between.count("unknown") == 4
+    assert between.count("unknown") == 5
+    assert "the bulletins say nothing of this release" in between
+    assert "unknown" not in old
     assert "TensorRT 11.4.0: none known" in lines("11.4.0")
-    assert "TensorRT: none found" in advisory_lines(Machine("linux-x86_64", None, "", {}))
+    assert "TensorRT: none could be loaded" in advisory_lines(Machine("linux-x86_64", None, "", {}))
 
 
 def test_info_lists_engines(built: Package, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.fake_cuda import FakeDriver, build, why_unusable
+from fake_cuda import FakeDriver, build, why_unusable
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -126,10 +126,10 @@ def package_lines(package: Package | str, machine: Machine, around: Surroundings
     """Every graph and engine of the package, and whether it runs; equal answers share a line."""
     if isinstance(package, str):
         return [package]
-    routes: dict[tuple[str, str], list[str]] = {}
+    routes: dict[tuple[str, str], set[int]] = {}
     for what, route, state in _states(package, machine, around):
-        routes.setdefault((what, state), []).append(str(route))
-    rows = [(f"route {', '.join(named)}", *key) for key, named in routes.items()]
+        routes.setdefault((what, state), set()).add(route)
+    rows = [(f"route {', '.join(map(str, sorted(found)))}", *key) for key, found in routes.items()]
     return [*table(rows), "`rare-trt verify` proves the answers of what runs"]
 
 
@@ -149,9 +149,11 @@ def advisory_lines(machine: Machine) -> list[str]:
     lines = []
     tensorrt = machine.libraries.get("tensorrt")
     if tensorrt is None:
-        lines.append("TensorRT: none found")
+        lines.append("TensorRT: none could be loaded")
     elif found := advisories(tensorrt):
         lines += [f"TensorRT {tensorrt}:", *table([_advisory_row(*pair) for pair in found])]
+        if "unknown" in {state for _, state in found}:
+            lines.append("unknown: the bulletins say nothing of this release")
         safe = ".".join(map(str, max(advisory.fixed_in for advisory, _ in found)))
         lines.append(f"use TensorRT {safe} or later where this machine has it, and until then only")
         lines.append("packages that come from whom you trust: docs/TENSORRT.md")

@@ -69,9 +69,9 @@ class Choice:
     def close(self) -> None:
         """Closes every session opened so far."""
         with self._starting:
-            host, self._host = self._host, None
-        if host is not None:
-            host.close()
+            if self._host is not None:
+                self._host.close()
+                self._host = None
 
     def _asked_engines(self, route: int) -> list[Candidate]:
         runnable = [

@@ -90,6 +90,9 @@ class CudaDevice:
     def wait(self, event: Handle) -> None:
         _done(driver.cuEventSynchronize(event))
 
+    def synchronize(self, stream: Handle) -> None:
+        _done(driver.cuStreamSynchronize(stream))
+
     def milliseconds(self, start: Handle, end: Handle) -> float:
         return float(_done(driver.cuEventElapsedTime(start, end)))
 
@@ -109,9 +112,16 @@ class CudaDevice:
             raise
         graph = _done(driver.cuStreamEndCapture(on))
         try:
-            return _done(driver.cuGraphInstantiate(graph, 0))
-        finally:
+            ready = _done(driver.cuGraphInstantiate(graph, 0))
+        except DeviceError:
+            driver.cuGraphDestroy(graph)
+            raise
+        try:
             _done(driver.cuGraphDestroy(graph))
+        except DeviceError:
+            driver.cuGraphExecDestroy(ready)
+            raise
+        return ready
 
     def launch(self, graph: Handle, on: Handle) -> None:
         _done(driver.cuGraphLaunch(graph, on))

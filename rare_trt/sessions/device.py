@@ -87,6 +87,10 @@ class Device(Protocol):
         """Returns once all that was queued before the event is done."""
         ...
 
+    def synchronize(self, stream: Handle) -> None:
+        """Returns once all that was queued on the stream is done."""
+        ...
+
     def milliseconds(self, start: Handle, end: Handle) -> float:
         """The GPU's time between two recorded events that were waited for."""
         ...

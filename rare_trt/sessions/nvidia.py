@@ -34,6 +34,10 @@ class Contexts(Protocol):
         """Keeps what was compiled for this GPU so far."""
         ...
 
+    def release(self) -> None:
+        """Drops the engine, also where the frames of an exception still hold this object."""
+        ...
+
 
 class Library:
     """The runtime of one backend, and what its log said last."""
@@ -49,16 +53,16 @@ class Library:
         # Host code in an engine would run here with the rights of whoever segments the scan.
         self._runtime.engine_host_code_allowed = False
 
-    def engine(self, plan: bytes, entry: EngineEntry) -> trt.ICudaEngine:
-        """The engine in `plan`, found to be what `entry` says; raises BackendError otherwise."""
+    def contexts(
+        self, plan: bytes, entry: EngineEntry, cache: Cache, key: tuple[str, ...]
+    ) -> Contexts:
+        """Loads the engine in `plan`, found to be what `entry` says.
+
+        `key` names engine, GPU and driver. Raises BackendError where the engine cannot be loaded.
+        """
         self.errors.clear()
         if self.backend == "tensorrt-rtx":
-            validity, diagnostics = self.module.Runtime.get_engine_validity(self._runtime, plan)
-            if validity == self.module.EngineValidity.INVALID:
-                raise BackendError(
-                    f"{entry.file}: TensorRT for RTX cannot run it here ({diagnostics}): run "
-                    "`rare-trt build` on this machine"
-                )
+            self._refuse_invalid(plan, entry)
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendError(
@@ -67,17 +71,31 @@ class Library:
             )
         fault = self._fault(engine, entry)
         if fault:
+            # Frames of an exception must not keep an engine on the GPU.
+            del engine
             raise BackendError(
                 f"{entry.file}: is not the engine the manifest describes ({fault}): run `rare-trt "
                 "build` again"
             )
-        return engine
+        if self.backend == "tensorrt":
+            return PlainContexts(self, engine)
+        contexts = RtxContexts(self, engine, cache, key)
+        del engine
+        try:
+            contexts.configure()
+        except BackendError:
+            contexts.release()
+            raise
+        return contexts
 
-    def contexts(self, engine: trt.ICudaEngine, cache: Cache, key: tuple[str, ...]) -> Contexts:
-        """How contexts of `engine` are made; `key` names engine, GPU and driver."""
-        if self.backend == "tensorrt-rtx":
-            return RtxContexts(self, engine, cache, key)
-        return PlainContexts(self, engine)
+    def _refuse_invalid(self, plan: bytes, entry: EngineEntry) -> None:
+        runtime: Any = self._runtime
+        validity, diagnostics = runtime.get_engine_validity(plan)
+        if validity == self.module.EngineValidity.INVALID:
+            raise BackendError(
+                f"{entry.file}: TensorRT for RTX cannot run it here ({diagnostics}): run `rare-trt "
+                "build` on this machine"
+            )
 
     def last_words(self) -> str:
         """What the library logged as errors since the last call into it."""
@@ -108,17 +126,21 @@ class Library:
 class PlainContexts:
     """TensorRT's contexts. They may be captured into CUDA graphs."""
 
-    capturable = True
-
     def __init__(self, library: Library, engine: trt.ICudaEngine) -> None:
-        self._library, self._engine = library, engine
+        self.capturable = True
+        self._library = library
+        self._engine: trt.ICudaEngine | None = engine
 
     def create(self) -> trt.IExecutionContext:
+        assert self._engine is not None
         strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         return _created(self._library, self._engine.create_execution_context(strategy))
 
     def save(self) -> None:
         """TensorRT compiles nothing at run time."""
+
+    def release(self) -> None:
+        self._engine = None
 
 
 class RtxContexts:
@@ -128,39 +150,37 @@ class RtxContexts:
     met, not replaced in the background later: what the golden vectors proved is what runs.
     """
 
-    capturable = False
-
     def __init__(
         self, library: Library, engine: trt.ICudaEngine, cache: Cache, key: tuple[str, ...]
     ) -> None:
-        self._library, self._engine = library, engine
-        self._cache, self._key = cache, ("tensorrt-rtx kernels", *key)
-        module: Any = library.module
-        config: Any = engine.create_runtime_config()
-        if config is None:
-            raise BackendError(
-                f"TensorRT for RTX gave no runtime configuration ({library.last_words()}): report "
-                "its version"
-            )
-        config.set_execution_context_allocation_strategy(
+        self.capturable = False
+        self._library, self._cache = library, cache
+        self._key = ("tensorrt-rtx kernels", *key)
+        # None of its own calls are in the stubs of TensorRT.
+        self._engine: Any = engine
+        self._config: Any = None
+        self._compiled: Any = None
+        self._stored_bytes = 0
+
+    def configure(self) -> None:
+        """Chooses how contexts run; raises BackendError where the library refuses."""
+        module: Any = self._library.module
+        self._config = self._engine.create_runtime_config()
+        if self._config is None:
+            raise self._refused("gave no runtime configuration")
+        self._config.set_execution_context_allocation_strategy(
             module.ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        config.dynamic_shapes_kernel_specialization_strategy = (
+        self._config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._config.dynamic_shapes_kernel_specialization_strategy = (
             module.DynamicShapesKernelSpecializationStrategy.EAGER
         )
-        self._compiled: Any = config.create_runtime_cache()
-        stored = cache.load(*self._key)
-        self._stored_bytes = len(stored or b"")
-        if stored is not None and not self._compiled.deserialize(stored):
-            LOGGER.info("the kept kernels of TensorRT for RTX are of another driver or GPU")
-            self._stored_bytes = 0
-        if not config.set_runtime_cache(self._compiled):
-            raise BackendError(
-                f"TensorRT for RTX refused its runtime cache ({library.last_words()}): report its "
-                "version"
-            )
-        self._config = config
+        self._compiled = self._config.create_runtime_cache()
+        stored = self._cache.load(*self._key)
+        if stored is not None and self._compiled.deserialize(stored):
+            self._stored_bytes = len(stored)
+        if not self._config.set_runtime_cache(self._compiled):
+            raise self._refused("refused its runtime cache")
 
     def create(self) -> trt.IExecutionContext:
         return _created(self._library, self._engine.create_execution_context(self._config))
@@ -170,6 +190,13 @@ class RtxContexts:
         if len(compiled) != self._stored_bytes:
             self._cache.store(compiled, *self._key)
             self._stored_bytes = len(compiled)
+
+    def release(self) -> None:
+        self._compiled = self._config = self._engine = None
+
+    def _refused(self, what: str) -> BackendError:
+        said = self._library.last_words()
+        return BackendError(f"TensorRT for RTX {what} ({said}): report its version")
 
 
 def shape_of(dims: trt.Dims) -> tuple[int, ...]:

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,21 +44,34 @@ class PyCudaDevice:
                 "--backend openvino"
             ) from error
         self._allocations: dict[int, Any] = {}
+        self._lock = Lock()
+        self._inside = 0
+        self._closed = False
         with _checked():
             self.gpu = self._described()
             self._context: Any = self._device.retain_primary_context()
+        # At the end of the program if not before: PyCUDA's own end for a context is not that of a
+        # primary one.
+        self._detach = finalize(self, _detach, self._context)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        if self._context is None:
-            raise DeviceError("the device was closed")
-        with _checked():
-            self._context.push()
+        with self._lock:
+            if self._closed:
+                raise DeviceError("the device was closed")
+            self._inside += 1
         try:
-            yield
-        finally:
             with _checked():
-                driver.Context.pop()
+                self._context.push()
+            try:
+                yield
+            finally:
+                with _checked():
+                    self._pop()
+        finally:
+            with self._lock:
+                self._inside -= 1
+            self._let_go()
 
     def allocate(self, size: int) -> int:
         with _checked():
@@ -121,6 +136,10 @@ class PyCudaDevice:
         with _checked():
             _object(event).synchronize()
 
+    def synchronize(self, stream: Handle) -> None:
+        with _checked():
+            _object(stream).synchronize()
+
     def milliseconds(self, start: Handle, end: Handle) -> float:
         with _checked():
             return float(_object(start).time_till(_object(end)))
@@ -138,12 +157,32 @@ class PyCudaDevice:
         raise DeviceError("PyCUDA has no CUDA graphs; cuda-bindings has")
 
     def close(self) -> None:
-        context, self._context = self._context, None
-        if context is not None:
-            # PyCUDA leaves a context it detached on the thread's stack: on that of a thread that
-            # ends, it is in nobody's way.
+        with self._lock:
+            self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Detaches the context once the device is closed and no thread is in the context.
+
+        PyCUDA cannot pop what is detached, and leaves a context on the stack of the thread that
+        detached it: on that of a thread which ends, it is in nobody's way.
+        """
+        with self._lock:
+            due = self._closed and not self._inside and self._detach.alive
+        if due:
             with ThreadPoolExecutor(max_workers=1) as thread, _checked():
-                thread.submit(_detach, context).result()
+                thread.submit(self._detach).result()
+
+    def _pop(self) -> None:
+        try:
+            driver.Context.pop()
+        except driver.Error:
+            # PyCUDA ends the whole program with a thread that has a context left. A detached one
+            # it takes off the stack.
+            self._closed = True
+            if self._detach.detach() is not None:
+                self._context.detach()
+            raise
 
     def _release(self, address: int) -> None:
         allocation = self._allocations.pop(address, None)

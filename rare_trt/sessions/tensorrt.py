@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from math import prod
 from threading import RLock
 from typing import Final, TypeAlias
@@ -23,7 +23,7 @@ from rare_trt.errors import BackendError, ShapeError
 from rare_trt.manifest import EngineBackend, EngineEntry
 from rare_trt.package import Package
 from rare_trt.sessions import INPUT_NAMES, LABELS, Inputs
-from rare_trt.sessions.arena import Arena, layout
+from rare_trt.sessions.arena import Arena, Layout, layout
 from rare_trt.sessions.device import DeviceError, DeviceMemoryError, Handle, open_device
 from rare_trt.sessions.nvidia import Contexts, Library, identity, shape_of
 
@@ -71,8 +71,13 @@ class EngineHost:
         with self._lock:
             if not self._open:
                 raise BackendError("the segmenter was closed; expected an open one: load it again")
-            with self.device.current():
+            with self._on_device():
                 yield
+
+    def settle(self) -> None:
+        """Waits for what a failed run has queued: it uses memory that is about to be freed."""
+        with suppress(DeviceError):
+            self.device.synchronize(self.stream)
 
     def library(self, backend: EngineBackend) -> Library:
         """The library of `backend`, loaded once."""
@@ -110,19 +115,37 @@ class EngineHost:
         return False
 
     def close(self) -> None:
-        """Gives everything back, also where that reports faults; safe to call twice."""
+        """Gives everything back, also where some of it reports faults; safe to call twice.
+
+        Where the GPU cannot be reached, BackendError is raised and the next call tries again.
+        """
         with self._lock:
             if not self._open:
                 return
+            on_device = ExitStack()
+            on_device.enter_context(self._on_device())
+            # From here on all is released, come what may.
             self._open = False
             with ExitStack() as last:
                 last.callback(self.device.close)
-                last.enter_context(self.device.current())
-                last.callback(self._libraries.clear)
-                last.callback(self._resources.close)
-                last.callback(self.arena.release)
+                last.push(on_device)
+                on_device.callback(self._libraries.clear)
+                on_device.callback(self._resources.close)
+                on_device.callback(self.arena.release)
                 for session in list(self._engines):
-                    last.callback(session.unload)
+                    on_device.callback(session.unload)
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.device.current())
+            except DeviceError as error:
+                raise BackendError(
+                    f"the GPU cannot be reached ({error}): close other programs on it and try "
+                    "again, or use --backend openvino"
+                ) from error
+            yield
 
     def _bytes(self) -> int:
         return sum(self._engines.values()) + self.arena.device_bytes
@@ -161,12 +184,14 @@ class EngineSession:
                 self._host.used(self, engine.size)
                 labels = engine.bucket(sizes).run(inputs)
             except DeviceError as error:
+                self._host.settle()
                 self.unload()
                 raise BackendError(
                     f"{self._named()} failed ({error}): free GPU memory or restart the program; "
                     "`rare-trt doctor` shows what this machine can run"
                 ) from error
             except BackendError:
+                self._host.settle()
                 self.unload()
                 raise
             strange = int(labels.max(initial=0))
@@ -197,13 +222,12 @@ class EngineSession:
         library = host.library(entry.backend)
         while True:
             try:
-                engine = library.engine(plan, entry)
+                contexts = library.contexts(plan, entry, self._cache, self._key)
                 break
             except BackendError:
                 # It may be for want of memory: TensorRT does not tell.
                 if not host.unload_oldest(but=self):
                     raise
-        contexts = library.contexts(engine, self._cache, self._key)
         self._engine = Engine(host, self, contexts, len(plan))
         host.used(self, len(plan))
         return self._engine
@@ -230,16 +254,16 @@ class Engine:
                 _, oldest = self._buckets.popitem(last=False)
                 oldest.release()
             bucket = Bucket(self._host, self._contexts, sizes)
-        # Kept only once it is whole.
-        self._reserve(bucket)
         self._buckets[sizes] = bucket
         self._buckets.move_to_end(sizes)
+        self._reserve(bucket)
         return bucket
 
     def release(self) -> None:
-        """Drops contexts and graphs, and what was compiled for them is kept."""
+        """Drops the engine with its contexts and graphs."""
         buckets, self._buckets = self._buckets, OrderedDict()
         with ExitStack() as last:
+            last.callback(self._contexts.release)
             for bucket in buckets.values():
                 last.callback(bucket.release)
 
@@ -270,6 +294,13 @@ class Bucket:
         self._runs = 0
         self._shapes = dict(zip(INPUT_NAMES, sizes, strict=True))
         self._context = contexts.create()
+        try:
+            self.layout = self._laid_out()
+        except BackendError:
+            self.release()
+            raise
+
+    def _laid_out(self) -> Layout:
         for name, shape in self._shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise BackendError(
@@ -289,7 +320,7 @@ class Bucket:
         scratch = self._context.update_device_memory_size_for_shapes()
         if scratch <= 0:
             raise BackendError("the engine cannot tell how much memory it needs: build it again")
-        self.layout = layout(self._shapes, prod(self._answer), scratch)
+        return layout(self._shapes, prod(self._answer), scratch)
 
     def bind(self) -> None:
         """Gives the context its addresses in the arena, where they have changed."""
@@ -334,8 +365,11 @@ class Bucket:
         return answer.reshape(self._answer).copy()
 
     def release(self) -> None:
-        """Drops the graph; the context goes with this object."""
-        self._drop_graph()
+        """Drops graph and context, also where the frames of an exception hold this object."""
+        try:
+            self._drop_graph()
+        finally:
+            del self._context
 
     def _capture(self) -> None:
         host = self._host

@@ -751,9 +751,13 @@ CUresult cuGraphExecDestroy(CUgraphExec exec) { ENTER(CONTEXT); return destroy_h
 
 /* ---- Looking functions up, counting and failing them ---- */
 
+CUresult cuGetProcAddress_v2(const char *name, void **address, int version, uint64_t flags,
+                             int *status);
+
 /* Each name with the suffix of its symbol. */
 #define FUNCTIONS(X)                                                                             \
-    X(cuInit, ) X(cuDriverGetVersion, ) X(cuGetErrorName, ) X(cuGetErrorString, )                \
+    X(cuGetProcAddress, _v2) X(cuInit, ) X(cuDriverGetVersion, ) X(cuGetErrorName, )             \
+    X(cuGetErrorString, )                                                                        \
     X(cuDeviceGet, ) X(cuDeviceGetCount, ) X(cuDeviceGetName, ) X(cuDeviceGetUuid, _v2)          \
     X(cuDeviceTotalMem, _v2) X(cuDeviceGetAttribute, ) X(cuDevicePrimaryCtxRetain, )             \
     X(cuDevicePrimaryCtxRelease, _v2) X(cuCtxSetCurrent, ) X(cuCtxGetCurrent, )                  \

@@ -170,6 +170,7 @@ class FakeTensorRT(types.ModuleType):
         self.computed = 0
         self.compiled_blobs: list[bytes] = []
         self.configs: list[IBuilderConfig] = []
+        self.kept: list[Any] = []
         self._faults: dict[str, int] = {}
         self.live_engines: weakref.WeakSet[ICudaEngine] = weakref.WeakSet()
         for part in PARTS:
@@ -391,7 +392,6 @@ class IExecutionContext(Part):
         self._addresses: dict[str, int] = {}
         self._memory = (0, 0)
         self._settled = -1
-        self._kept: list[Any] = []
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
         with self._alone("an execution context"):
@@ -454,8 +454,8 @@ class IExecutionContext(Part):
                 return self._refuse(fault)
             run = Run(self, dict(self._shapes), dict(self._addresses), self._memory)
             function = HostFunction(run)
-            # Graphs call it for as long as they live, which the context outlives.
-            self._kept.append(function)
+            # A graph may call it for as long as it lives.
+            self.module.kept.append(function)
             self.module.enqueued += 1
             status = self.module.call(
                 "cuLaunchHostFunc", ctypes.c_void_p(stream_handle), function, None
@@ -531,17 +531,20 @@ class Run:
         addresses: dict[str, int],
         memory: tuple[int, int],
     ) -> None:
-        self._context, self._shapes, self._addresses = context, shapes, addresses
-        self._memory, self._state = memory, context.state
+        self._module, self._shapes, self._addresses = context.module, shapes, addresses
+        self._context, self._memory, self._state = weakref.ref(context), memory, context.state
 
     def __call__(self, _: int | None) -> None:
-        module, shapes = self._context.module, self._shapes
+        module, shapes, context = self._module, self._shapes, self._context()
+        if context is None:
+            module.violations.append("a graph ran after its context was gone")
+            return
         try:
             scratch = _view(*self._memory)
             scratch.fill(0xAB)
             answer = tuple(shapes[f"out_{axis}"][0] for axis in "ijk")
             labels = _view(self._addresses["labels"], prod(answer)).reshape(answer)
-            if self._context.state != self._state:
+            if context.state != self._state:
                 module.violations.append("a graph ran after its context had changed")
                 labels[...] = np.random.default_rng(0).integers(0, 3, answer)
                 return
@@ -559,7 +562,7 @@ class Run:
             elif module.spoil == "noise":
                 labels[...] = np.random.default_rng(0).integers(0, 3, answer)
             else:
-                labels[...] = self._context.engine.request.infer(inputs)[0][0]
+                labels[...] = context.engine.request.infer(inputs)[0][0]
         except Exception as error:  # what escapes here would be lost in C
             module.violations.append(f"a run raised {error!r}")
 
@@ -616,7 +619,7 @@ class Builder(Part):
             config.timing_cache.content = b"timings"
         header = {
             "version": self.module.__version__,
-            "compute_capabilities": [self.module.compute_capability()],
+            "compute_capabilities": config.capabilities or [self.module.compute_capability()],
             "host_code": BuilderFlag.VERSION_COMPATIBLE in config.flags_set
             and BuilderFlag.EXCLUDE_LEAN_RUNTIME not in config.flags_set,
             "profile": config.profiles[0].shapes,
@@ -649,6 +652,8 @@ class IBuilderConfig(Part):
         self.flags_set = {BuilderFlag.TF32}
         self.profiles: list[IOptimizationProfile] = []
         self.builder_optimization_level = 3
+        self.num_compute_capabilities = 0
+        self.capabilities: list[str] = []
         self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
         self.progress_monitor: Any = None
         self.pools: dict[MemoryPoolType, int] = {}
@@ -663,6 +668,12 @@ class IBuilderConfig(Part):
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
         self.pools[pool] = pool_size
+
+    def set_compute_capability(self, compute_capability: ComputeCapability, index: int) -> bool:
+        assert index == len(self.capabilities) < self.num_compute_capabilities
+        number = compute_capability.name.removeprefix("SM")
+        self.capabilities.append(f"{number[:-1]}.{number[-1]}")
+        return True
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         if any(not a <= b <= c for shapes in profile.shapes.values() for a, b, c in [shapes]):

@@ -1,0 +1,230 @@
+"""Builds, verifies and times engines on a machine with an NVIDIA GPU: one command, one report.
+
+    python scripts/gpu_check.py [PACKAGE] > report.md
+
+It compares fp32 with fp16 and, in fp16, static with dynamic shapes, runs with and without a CUDA
+graph, and TensorRT's own instance norm with the plug-in's. Times are of one run on the typical
+golden vector, copies included. What fails is a row of the table. The package stays as it is:
+engines go into copies of it in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+
+from rare_trt import cli
+from rare_trt.cache import Cache
+from rare_trt.engines.add import Built, build_engines
+from rare_trt.errors import BackendError, RareTrtError
+from rare_trt.machine import INSTALL, Machine, library, this_machine
+from rare_trt.manifest import BuilderOptions, EngineBackend, EngineEntry, Precision
+from rare_trt.package import Package, open_package
+from rare_trt.planning import tiles
+from rare_trt.proof import golden_runs
+from rare_trt.running import graph_inputs
+from rare_trt.sessions.fit import obstacle
+from rare_trt.sessions.nvidia import RtxContexts
+from rare_trt.sessions.tensorrt import Engine, EngineHost, EngineSession
+
+WARM_UP: Final = 20
+RUNS: Final = 300
+
+HEAD: Final = (
+    *("backend", "variant", "route", "build s", "MiB", "load ms", "first ms", "median ms"),
+    *("p99 ms", "other labels", "notes"),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to build and run the engines."""
+
+    name: str
+    precision: Precision = "fp16"
+    static: bool = False
+    graph: bool = True
+    plugin_norm: bool = False
+
+
+VARIANTS: Final = (
+    Variant("fp32", precision="fp32"),
+    Variant("fp16"),
+    Variant("fp16, static shapes", static=True),
+    Variant("fp16, no CUDA graph", graph=False),
+    Variant("fp16, plug-in norm", plugin_norm=True),
+)
+
+
+class GraphlessSession(EngineSession):
+    """Queues every run anew, where others replay a CUDA graph."""
+
+    def _load(self) -> Engine:
+        engine = super()._load()
+        contexts = engine._contexts
+        contexts.capturable = False
+        if isinstance(contexts, RtxContexts):
+            # Read when a context is made, and none is before the first run.
+            strategies: Any = library("tensorrt-rtx").CudaGraphStrategy
+            contexts._config.cuda_graph_strategy = strategies.DISABLED
+        return engine
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the report: 0 where everything passed, 1 where something did not."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
+    options = parser.parse_args(arguments)
+    try:
+        machine = this_machine()
+        _refuse_without_gpu(machine)
+        package = open_package(options.package)
+    except RareTrtError as error:
+        print(f"gpu_check: {error}", file=sys.stderr)
+        return 1
+    status, rows = 0, []
+    sections: list[tuple[str, str]] = []
+    with tempfile.TemporaryDirectory(prefix="rare-trt-") as name:
+        for backend in machine.libraries:
+            folder = Path(name) / backend
+            folder.mkdir()
+            for variant in VARIANTS:
+                rows += list(_rows(package, backend, variant, machine, folder))
+            for command in ("verify", "doctor"):
+                code, text = _said([command, str(_target(folder, VARIANTS[0]))])
+                sections.append((f"rare-trt {command}, engines of {backend}: exit {code}", text))
+                status = status or code
+    _print(rows, sections)
+    return status or int(any(row[-1] for row in rows))
+
+
+def _refuse_without_gpu(machine: Machine) -> None:
+    if machine.gpu is None:
+        raise BackendError(f"this check needs an NVIDIA GPU: {machine.no_gpu}")
+    if not machine.libraries:
+        raise BackendError(
+            f"no library that builds engines is here: {' or '.join(INSTALL.values())}"
+        )
+
+
+def _rows(
+    package: Package, backend: EngineBackend, variant: Variant, machine: Machine, folder: Path
+) -> Iterator[tuple[str, ...]]:
+    """One row per route, or one that says what went wrong."""
+    if variant.plugin_norm and backend == "tensorrt-rtx":
+        return
+    head = (backend, variant.name)
+    host = None
+    try:
+        package, built = _built(package, backend, variant, machine, folder)
+        host = EngineHost()
+        for item in built:
+            fault = obstacle(item.entry, package.manifest, machine)
+            if fault:
+                raise BackendError(fault)
+            size = package.manifest.files[item.entry.file].bytes / 2**20
+            facts = (f"{item.seconds:.1f}" if item.seconds else "", f"{size:.1f}")
+            measures = _measured(host, package, item.entry, variant, Cache(folder / "cache"))
+            yield (*head, str(item.entry.route), *facts, *measures)
+    except Exception as error:
+        # What ran so far is worth having, whatever stopped the rest.
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        yield (*head, *[""] * (len(HEAD) - 3), said)
+    finally:
+        if host is not None:
+            host.close()
+
+
+def _built(
+    package: Package, backend: EngineBackend, variant: Variant, machine: Machine, folder: Path
+) -> tuple[Package, list[Built]]:
+    """A copy of the package with the engines of `variant`."""
+    options = BuilderOptions(static_shapes=variant.static)
+    out = _target(folder, variant)
+    with _plugin_norm() if variant.plugin_norm else nullcontext():
+        return build_engines(package, backend, variant.precision, options, machine, out=out)
+
+
+def _target(folder: Path, variant: Variant) -> Path:
+    """Variants that differ in precision alone, or in how they run, share a copy."""
+    kind = "static" if variant.static else "plugin" if variant.plugin_norm else "dynamic"
+    return folder / f"{kind}.rare"
+
+
+@contextmanager
+def _plugin_norm() -> Iterator[None]:
+    """Has TensorRT's parser take the plug-in for instance norm; its own layer is the default."""
+    module = library("tensorrt")
+    # An engine with plug-ins is built and loaded only where they are registered.
+    module.init_libnvinfer_plugins(None, "")
+    native = module.OnnxParser
+
+    def parser(network: Any, log: Any) -> Any:
+        made = native(network, log)
+        made.clear_flag(module.OnnxParserFlag.NATIVE_INSTANCENORM)
+        return made
+
+    module.OnnxParser = parser
+    try:
+        yield
+    finally:
+        module.OnnxParser = native
+
+
+def _measured(
+    host: EngineHost, package: Package, entry: EngineEntry, variant: Variant, cache: Cache
+) -> tuple[str, ...]:
+    """Milliseconds to load, of the first run, median and 99th percentile; other labels; notes."""
+    (golden,) = (g for g in golden_runs(package, entry.route) if g.entry.kind == "typical")
+    inputs = [graph_inputs(golden.image, tile) for tile in tiles(golden.steps, golden.max_shape)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        start = perf_counter()
+        kind = EngineSession if variant.graph else GraphlessSession
+        session = kind(host, package, entry, cache)
+        loaded = (perf_counter() - start) * 1e3
+        times = []
+        for _ in range(1 + WARM_UP + RUNS):
+            start = perf_counter()
+            for one in inputs:
+                session.run(one)
+            times.append((perf_counter() - start) * 1e3)
+        share = golden.disagreement(session)
+        session.close()
+    warm = times[1 + WARM_UP :]
+    notes = [" ".join(str(warning.message).split()) for warning in caught]
+    bound = golden.entry.max_disagreement[entry.precision]
+    if not share <= bound:
+        notes.append(f"at most {bound:.1e} of the labels may differ")
+    figures = (loaded, times[0], float(np.median(warm)), float(np.percentile(warm, 99)))
+    return (*(f"{figure:.2f}" for figure in figures), f"{share:.1e}", "; ".join(notes))
+
+
+def _said(arguments: Sequence[str]) -> tuple[int, str]:
+    """What a command of rare-trt answers."""
+    with redirect_stdout(StringIO()) as said:
+        status = cli.main(arguments)
+    return status, said.getvalue()
+
+
+def _print(rows: Sequence[Sequence[str]], sections: Sequence[tuple[str, str]]) -> None:
+    print("# rare-trt on a GPU\n")
+    for row in (HEAD, ["---"] * len(HEAD), *rows):
+        print(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |")
+    for heading, text in sections:
+        print(f"\n## {heading}\n\n```\n{text.strip()}\n```")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,723 @@
+"""The TensorRT session, whole, over a fake driver and a fake TensorRT that compute real labels.
+
+The fakes refuse what the real ones refuse. What TensorRT leaves undefined they note, and the `gpu`
+fixture then fails the test; so does whatever is left on the GPU at its end.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FakeGpu, fake_gpu
+from fake_cuda import FakeDriver
+from numpy.typing import NDArray
+
+from rare_trt import Scan, Segmenter, read_scan
+from rare_trt.cache import Cache
+from rare_trt.engines.add import build_engines
+from rare_trt.errors import BackendError, EngineWarning, PackageError, ShapeError
+from rare_trt.geometry import Volume
+from rare_trt.machine import this_machine
+from rare_trt.manifest import BuilderOptions
+from rare_trt.package import Package, open_package, write_package
+from rare_trt.planning import tiles
+from rare_trt.proof import golden_runs
+from rare_trt.running import graph_inputs
+from rare_trt.sessions import Inputs
+from rare_trt.sessions import tensorrt as session_module
+from rare_trt.sessions.tensorrt import EngineHost, EngineSession
+
+OUT_OF_MEMORY, LAUNCH_FAILED = 2, 719
+
+Labels = NDArray[np.uint8]
+
+
+def segmenter(package: Package, **options: Any) -> Segmenter:
+    return Segmenter(package, "tensorrt", **options)
+
+
+@pytest.fixture(scope="module")
+def scan(examples: Path) -> Scan:
+    return read_scan(examples / "hippocampus_1mm.nii.gz")
+
+
+def cropped(scan: Scan, *sizes: int) -> Scan:
+    """The first voxels of `scan` along each axis: another shape, another bucket."""
+    i, j, k = sizes
+    volume = scan.volume
+    grid = replace(volume.grid, shape=(i, j, k))
+    return replace(scan, volume=Volume(volume.voxels[:i, :j, :k].copy(), grid))
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_engines: Package, scan: Scan) -> Labels:
+    """The answer of route 1 of the small package on OpenVINO."""
+    with Segmenter(tiny_engines, "openvino") as known:
+        labels = known.segment(scan, route=1).labels
+    assert labels.any()
+    return labels
+
+
+@pytest.fixture
+def proven(gpu: FakeGpu, tiny_engines: Package) -> Iterator[Segmenter]:
+    """A segmenter whose golden vectors were run before: what follows is the test's own."""
+    with segmenter(tiny_engines, preload=True) as ready:
+        yield ready
+
+
+# Answers
+
+
+@pytest.mark.parametrize("route", range(4))
+def test_every_route_of_the_shipped_package_answers_as_openvino_does(
+    gpu: FakeGpu, shipped_engines: Package, scan: Scan, route: int
+) -> None:
+    with Segmenter(shipped_engines, "openvino") as known:
+        labels = known.segment(scan, route=route).labels
+    with segmenter(shipped_engines) as on_gpu:
+        found = on_gpu.segment(scan, route=route)
+    assert (found.backend, found.precision) == ("tensorrt", "fp16")
+    assert labels.any()
+    assert np.array_equal(found.labels, labels)
+    assert gpu.live() == (0, 0, 0)
+
+
+def test_auto_prefers_the_engine_and_openvino_can_be_asked_for(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan
+) -> None:
+    with Segmenter(tiny_engines) as best, Segmenter(tiny_engines, "openvino") as asked:
+        assert best.segment(scan).backend == "tensorrt"
+        assert asked.segment(scan).backend == "openvino"
+
+
+def test_a_grid_other_than_the_images_is_answered(
+    proven: Segmenter, tiny_engines: Package, scan: Scan
+) -> None:
+    with Segmenter(tiny_engines, "openvino") as known:
+        labels = known.segment(scan, spacing_out_mm=0.5).labels
+    assert np.array_equal(proven.segment(scan, spacing_out_mm=0.5).labels, labels)
+    assert labels.shape != scan.volume.grid.shape
+
+
+def test_larger_volumes_are_tiled(
+    gpu: FakeGpu, fake_driver: FakeDriver, tiny_package_folder: Path, scan: Scan, tmp_path: Path
+) -> None:
+    package = open_package(tiny_package_folder)
+    manifest = package.manifest
+    routes = tuple(
+        replace(route, profile=replace(route.profile, max=route.profile.typical))
+        for route in manifest.routes
+    )
+    loose = tuple(replace(golden, max_disagreement={"fp32": 0.1}) for golden in manifest.golden)
+    contents = {name: package.read(name) for name in manifest.files}
+    small = replace(manifest, routes=routes, golden=loose)
+    cut = write_package(tmp_path / "cut.rare", small, contents, overwrite=False)
+    built, _ = build_engines(
+        cut, "tensorrt", "fp32", BuilderOptions(), this_machine(), out=tmp_path / "built.rare"
+    )
+    wide = cropped_to_double(scan)
+    with Segmenter(built, "openvino") as known, segmenter(built) as on_gpu:
+        labels = known.segment(wide, route=0).labels
+        before = gpu.trt.computed
+        found = on_gpu.segment(wide, route=0).labels
+        assert gpu.trt.computed - before > 1
+    assert np.array_equal(found, labels)
+    assert labels.any()
+
+
+def cropped_to_double(scan: Scan) -> Scan:
+    """`scan` beside its mirror image, inside the field of view but not inside one tile."""
+    volume = scan.volume
+    voxels = np.concatenate([volume.voxels, volume.voxels[::-1]])[:56]
+    grid = replace(volume.grid, shape=(56, *volume.grid.shape[1:]))
+    return replace(scan, volume=Volume(voxels, grid))
+
+
+# Buckets and graphs
+
+
+def test_a_repeated_shape_is_a_graph_launch(
+    gpu: FakeGpu, proven: Segmenter, scan: Scan, expected: Labels
+) -> None:
+    calls = gpu.driver.calls
+    first = calls("cuStreamBeginCapture_v2"), calls("cuGraphLaunch"), gpu.trt.enqueued
+    answers = [proven.segment(scan, route=1).labels for _ in range(4)]
+    # Settled by one run, captured once, launched three times.
+    assert calls("cuStreamBeginCapture_v2") - first[0] <= 1
+    assert calls("cuGraphLaunch") - first[1] >= 3
+    assert gpu.trt.enqueued - first[2] <= 2
+    assert all(np.array_equal(labels, expected) for labels in answers)
+
+
+def test_scans_of_one_bucket_share_a_graph_and_new_buckets_get_their_own(
+    gpu: FakeGpu, proven: Segmenter, tiny_engines: Package, scan: Scan
+) -> None:
+    i, j, k = scan.volume.grid.shape
+    same = [cropped(scan, i, j, k), cropped(scan, i, j, k - 1)]
+    other = cropped(scan, i, j - 16, k)
+    with Segmenter(tiny_engines, "openvino") as known:
+        for _ in range(3):
+            for one in (*same, other):
+                labels = proven.segment(one, route=1).labels
+                assert np.array_equal(labels, known.segment(one, route=1).labels)
+    captured = gpu.driver.calls("cuStreamBeginCapture_v2")
+    for one in (*same, other):
+        proven.segment(one, route=1)
+    assert gpu.driver.calls("cuStreamBeginCapture_v2") == captured
+
+
+def test_the_cache_of_buckets_is_bounded(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_BUCKETS", 2)
+    i, j, k = scan.volume.grid.shape
+    with segmenter(tiny_engines) as on_gpu, Segmenter(tiny_engines, "openvino") as known:
+        for _ in range(2):
+            for smaller in range(4):
+                one = cropped(scan, i, j - 8 * smaller, k)
+                for _ in range(2):
+                    labels = on_gpu.segment(one, route=1).labels
+                    assert np.array_equal(labels, known.segment(one, route=1).labels)
+        # One stream, one event, the context, and a graph for each of two buckets.
+        assert gpu.live()[2] == 5
+
+
+def test_a_growing_arena_renews_addresses_and_graphs(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan
+) -> None:
+    i, j, k = scan.volume.grid.shape
+    small = cropped(scan, i, j - 20, k)
+    with segmenter(tiny_engines) as on_gpu, Segmenter(tiny_engines, "openvino") as known:
+        pairs = [(small, 0), (small, 0), (small, 0), (scan, 0), (small, 0), (small, 1), (small, 0)]
+        host = host_of(on_gpu)
+        generations = set()
+        for one, route in [*pairs, *pairs]:
+            labels = on_gpu.segment(one, route=route, spacing_out_mm=0.5).labels
+            truth = known.segment(one, route=route, spacing_out_mm=0.5).labels
+            assert np.array_equal(labels, truth)
+            generations.add(host().arena.generation)
+    assert len(generations) > 1
+
+
+def host_of(ready: Segmenter) -> Callable[[], EngineHost]:
+    """What the engines of a segmenter share, once the first of them is there."""
+
+    def found() -> EngineHost:
+        host = ready._choice._host
+        assert host is not None
+        return host
+
+    return found
+
+
+def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+) -> None:
+    with segmenter(tiny_engines) as on_gpu:
+        on_gpu.segment(cropped(scan, 30, 40, 30), route=1)
+        gpu.trt.fail("capture", 100)
+        launched = gpu.driver.calls("cuGraphLaunch")
+        with pytest.warns(UserWarning, match="no CUDA graph could be made"):
+            for _ in range(3):
+                assert np.array_equal(on_gpu.segment(scan, route=1).labels, expected)
+        assert gpu.driver.calls("cuGraphLaunch") == launched
+
+
+def test_a_gpu_that_shares_the_hosts_memory_copies_nothing(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+) -> None:
+    gpu.driver.set_device("Fake L4", (8, 9), integrated=True)
+    with segmenter(tiny_engines) as on_gpu:
+        for _ in range(3):
+            assert np.array_equal(on_gpu.segment(scan, route=1).labels, expected)
+    assert gpu.driver.calls("cuMemcpyHtoDAsync_v2") == 0
+    assert gpu.driver.calls("cuMemcpyDtoHAsync_v2") == 0
+    assert gpu.driver.calls("cuGraphLaunch") > 0
+
+
+# Memory
+
+
+def test_engines_make_room_for_each_other_within_the_limit(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+) -> None:
+    sizes = [tiny_engines.manifest.files[e.file].bytes for e in tiny_engines.manifest.engines]
+    with segmenter(tiny_engines) as free:
+        for route in (0, 1):
+            free.segment(scan, route=route)
+        arena = host_of(free)().arena.device_bytes
+    limit = sum(sizes) + arena - 1
+    gpu.driver.reset()
+    gpu.driver.set_device("Fake L4", (8, 9))
+    with segmenter(tiny_engines, gpu_memory_limit=limit) as tight:
+        for route in (1, 0, 1, 0, 1):
+            labels = tight.segment(scan, route=route).labels
+            assert len(gpu.trt.live_engines) == 1
+        assert np.array_equal(labels, expected)
+        assert gpu.driver.peak_device_bytes() <= limit
+
+
+def test_a_limit_that_no_engine_keeps_is_named(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan
+) -> None:
+    with (
+        segmenter(tiny_engines, gpu_memory_limit=1 << 20) as tight,
+        pytest.raises(BackendError, match=r"the memory limit is 1 MiB: raise it"),
+    ):
+        tight.segment(scan, route=0)
+
+
+def test_a_full_gpu_lets_go_of_the_engine_used_longest_ago(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+) -> None:
+    with segmenter(tiny_engines, preload=True) as on_gpu:
+        assert len(gpu.trt.live_engines) == 2
+        on_gpu.segment(scan, route=1)
+        fine = Segmenter(tiny_engines, "openvino").segment(scan, route=1, spacing_out_mm=0.5)
+        with gpu.driver.fails("cuMemAlloc_v2", OUT_OF_MEMORY):
+            found = on_gpu.segment(scan, route=1, spacing_out_mm=0.5)
+        assert np.array_equal(found.labels, fine.labels)
+        assert len(gpu.trt.live_engines) == 1
+        assert np.array_equal(on_gpu.segment(scan, route=1).labels, expected)
+
+
+def test_memory_grows_no_further_after_the_first_runs(
+    gpu: FakeGpu, proven: Segmenter, scan: Scan
+) -> None:
+    for _ in range(3):
+        proven.segment(scan)
+    live = gpu.live()
+    for _ in range(20):
+        proven.segment(scan)
+    assert gpu.live() == live
+
+
+# Faults
+
+
+FREEING = ("cuMemFree_v2", "cuMemFreeHost", "cuStreamDestroy_v2", "cuEventDestroy_v2")
+FREEING += ("cuGraphDestroy", "cuGraphExecDestroy", "cuDevicePrimaryCtxRelease_v2")
+FREEING += ("cuCtxPopCurrent_v2",)
+USED = ("cuMemAlloc_v2", "cuMemHostAlloc", "cuMemHostGetDevicePointer_v2", "cuStreamCreate")
+USED += ("cuEventCreate", "cuEventRecord", "cuEventSynchronize", "cuMemcpyHtoDAsync_v2")
+USED += ("cuMemcpyDtoHAsync_v2", "cuMemsetD8Async", "cuStreamBeginCapture_v2", "cuGraphLaunch")
+USED += ("cuGraphInstantiateWithFlags", "cuLaunchHostFunc", "cuInit")
+USED += ("cuCtxPushCurrent_v2", "cuDevicePrimaryCtxRetain", "cuDeviceGet")
+
+
+def run_twice(package: Package, scan: Scan) -> list[Labels]:
+    """Loads, answers twice (the second time by a graph) and closes."""
+    on_gpu = segmenter(package)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "no CUDA graph could be made")
+            return [on_gpu.segment(scan, route=1).labels for _ in range(2)]
+    finally:
+        try:
+            on_gpu.close()
+        except BackendError:
+            # A close that did not get at the GPU is finished by the next one.
+            on_gpu.close()
+            raise
+
+
+@pytest.mark.parametrize("function", USED)
+def test_no_failing_call_gives_a_wrong_answer_or_leaves_memory(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels, function: str
+) -> None:
+    """Each call of each driver function fails once: the answer is right, or there is none."""
+    before = gpu.driver.calls(function)
+    run_twice(tiny_engines, scan)
+    count = gpu.driver.calls(function) - before
+    assert count > 0
+    code = OUT_OF_MEMORY if "Alloc" in function else LAUNCH_FAILED
+    raised = 0
+    for index in sorted({*range(min(count, 4)), count // 2, count - 1}):
+        try:
+            with gpu.driver.fails(function, code, after=index):
+                answers = run_twice(tiny_engines, scan)
+        except BackendError as error:
+            raised += 1
+            assert str(error).count("\n") == 0
+        else:
+            assert all(np.array_equal(labels, expected) for labels in answers)
+        assert gpu.live() == (0, 0, 0), (function, index)
+    # Without a graph the labels are the same; all else that fails is told.
+    if "Capture" not in function and "Instantiate" not in function:
+        assert raised
+
+
+@pytest.mark.parametrize("function", FREEING)
+def test_a_failing_release_is_told_and_the_rest_is_released(
+    fake_driver: FakeDriver, tiny_engines: Package, scan: Scan, expected: Labels, function: str
+) -> None:
+    with fake_gpu(fake_driver) as gpu:
+        try:
+            with gpu.driver.fails(function, LAUNCH_FAILED):
+                answers = run_twice(tiny_engines, scan)
+        except BackendError:
+            pass
+        else:
+            assert all(np.array_equal(labels, expected) for labels in answers)
+        # What could not be released is one thing; nothing else is left.
+        left = gpu.live()
+        assert sum(1 for amount in left if amount) <= 1
+        assert left[2] <= 1
+
+
+FAULTS = ("deserialize_cuda_engine", "create_execution_context", "set_input_shape")
+FAULTS += ("infer_shapes", "get_tensor_shape", "update_device_memory_size_for_shapes")
+FAULTS += ("set_tensor_address", "execute_async_v3")
+
+
+@pytest.mark.parametrize("method", FAULTS)
+def test_every_status_of_tensorrt_is_looked_at(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels, method: str
+) -> None:
+    with segmenter(tiny_engines) as on_gpu:
+        gpu.trt.fail(method)
+        with pytest.raises(BackendError) as caught:
+            on_gpu.segment(scan, route=1)
+        assert str(caught.value).count("\n") == 0
+        # The engine is loaded afresh, and is as good as new.
+        assert np.array_equal(on_gpu.segment(scan, route=1).labels, expected)
+    assert gpu.live() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("method", FAULTS)
+def test_auto_answers_with_openvino_and_says_so(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels, method: str
+) -> None:
+    with Segmenter(tiny_engines) as best:
+        gpu.trt.fail(method)
+        with pytest.warns(EngineWarning, match="tensorrt fp32 is not used for route 1 any more"):
+            found = best.segment(scan, route=1)
+        assert found.backend == "openvino"
+        assert np.array_equal(found.labels, expected)
+        # For good on this route, not on others.
+        assert best.segment(scan, route=1).backend == "openvino"
+        assert best.segment(scan, route=0).backend == "tensorrt"
+
+
+def test_a_gpu_lost_while_running_is_told_and_found_again(
+    gpu: FakeGpu, proven: Segmenter, scan: Scan, expected: Labels
+) -> None:
+    with (
+        gpu.driver.fails("cuEventSynchronize", LAUNCH_FAILED),
+        pytest.raises(BackendError, match="LAUNCH_FAILED"),
+    ):
+        proven.segment(scan, route=1)
+    assert np.array_equal(proven.segment(scan, route=1).labels, expected)
+
+
+@pytest.mark.parametrize("spoil", ["zeros", "noise", "nothing"])
+def test_an_engine_that_answers_wrongly_never_answers(
+    gpu: FakeGpu,
+    tiny_engines: Package,
+    scan: Scan,
+    expected: Labels,
+    spoil: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "fresh"))
+    gpu.trt.spoil = spoil
+    words = "left label 255" if spoil == "nothing" else "golden vector"
+    with segmenter(tiny_engines) as on_gpu:
+        for _ in range(2):
+            with pytest.raises(BackendError, match=words):
+                on_gpu.segment(scan, route=1)
+    with Segmenter(tiny_engines) as best, pytest.warns(EngineWarning, match=words):
+        assert np.array_equal(best.segment(scan, route=1).labels, expected)
+    gpu.trt.spoil = ""
+    assert np.array_equal(run_twice(tiny_engines, scan)[1], expected)
+
+
+def test_a_run_that_writes_nothing_is_noticed_after_the_proof_too(
+    gpu: FakeGpu, proven: Segmenter, scan: Scan
+) -> None:
+    for _ in range(2):
+        proven.segment(scan, route=1)
+    gpu.trt.spoil = "nothing"
+    with pytest.raises(BackendError, match="left label 255 in its answer; expected 0 to 2"):
+        proven.segment(scan, route=1)
+
+
+# Trust
+
+
+def test_the_proof_is_remembered_per_engine_driver_and_gpu(
+    gpu: FakeGpu,
+    tiny_engines: Package,
+    scan: Scan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "fresh"))
+
+    def runs() -> int:
+        before = gpu.trt.computed
+        with segmenter(tiny_engines) as on_gpu:
+            on_gpu.segment(scan, route=1)
+        return gpu.trt.computed - before
+
+    vectors = len(list(golden_runs(tiny_engines, 1)))
+    assert vectors >= 4
+    assert [runs(), runs(), runs()] == [vectors + 1, 1, 1]
+    gpu.driver.set_device("Fake L4", (8, 9), total_bytes=16 << 30)
+    assert runs() == 1
+    monkeypatch.setattr("rare_trt.sessions.cuda.driver_release", lambda: "999.1")
+    assert [runs(), runs()] == [vectors + 1, 1]
+
+
+def changed(package: Package, folder: Path, **header: Any) -> Package:
+    """`package` with another header in the plan of route 1, and hashes to match."""
+    (entry,) = (engine for engine in package.manifest.engines if engine.route == 1)
+    from fake_tensorrt import _opened, plan_of
+
+    values, graph = _opened(package.read(entry.file))
+    plan = plan_of(values | header, graph)
+    contents = {name: package.read(name) for name in package.manifest.files}
+    return write_package(
+        folder / "changed.rare",
+        package.manifest,
+        contents | {entry.file: plan},
+        overwrite=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"host_code": True}, "host code"),
+        ({"version": "10.14.0"}, "Version tag does not match"),
+        ({"compute_capabilities": ["9.0"]}, "SM does not match"),
+        ({"outputs": ["labels", "probabilities"]}, "its inputs and outputs are"),
+        ({"dtypes": {"image": "HALF"}}, "image is of type"),
+        ({"dtypes": {"labels": "INT32"}}, "labels is of type"),
+        ({"locations": {"in_i": "HOST"}}, "in_i does not lie on the GPU"),
+    ],
+)
+def test_an_engine_that_is_not_what_the_manifest_says_is_refused(
+    gpu: FakeGpu,
+    tiny_engines: Package,
+    scan: Scan,
+    tmp_path: Path,
+    header: dict[str, Any],
+    words: str,
+) -> None:
+    package = changed(tiny_engines, tmp_path, **header)
+    with segmenter(package) as on_gpu, pytest.raises(BackendError, match=words):
+        on_gpu.segment(scan, route=1)
+
+
+def test_a_profile_other_than_the_manifests_is_refused(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, tmp_path: Path
+) -> None:
+    (entry,) = (engine for engine in tiny_engines.manifest.engines if engine.route == 1)
+    profile = {name: [list(s) for s in shapes] for name, shapes in entry.profile.items()}
+    profile["image"][2][2] += 16
+    package = changed(tiny_engines, tmp_path, profile=profile)
+    with segmenter(package) as on_gpu, pytest.raises(BackendError, match="its profile for image"):
+        on_gpu.segment(scan, route=1)
+
+
+def test_one_flipped_byte_is_refused_before_it_is_loaded(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, tmp_path: Path
+) -> None:
+    contents = {name: tiny_engines.read(name) for name in tiny_engines.manifest.files}
+    manifest = tiny_engines.manifest
+    package = write_package(tmp_path / "flipped.rare", manifest, contents, overwrite=False)
+    (entry,) = (engine for engine in manifest.engines if engine.route == 1)
+    path = package.folder / entry.file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    for backend in ("tensorrt", "auto"):
+        with Segmenter(package, backend) as on_gpu:  # type: ignore[arg-type]
+            with pytest.raises(PackageError, match="tampered"):
+                on_gpu.segment(scan, route=1)
+    assert len(gpu.trt.live_engines) == 0
+
+
+# Shapes
+
+
+@pytest.fixture
+def session(gpu: FakeGpu, tiny_engines: Package) -> Iterator[EngineSession]:
+    (entry,) = (engine for engine in tiny_engines.manifest.engines if engine.route == 1)
+    host = EngineHost()
+    yield EngineSession(host, tiny_engines, entry, Cache())
+    host.close()
+
+
+def inputs_of(package: Package) -> Inputs:
+    run = next(iter(golden_runs(package, 1)))
+    (tile,) = tiles(run.steps, run.max_shape)
+    return graph_inputs(run.image, tile)
+
+
+@pytest.mark.parametrize("name", ["image", "in_j", "out_k"])
+@pytest.mark.parametrize("fault", ["large", "small", "rank", "dtype"])
+def test_shapes_outside_the_profile_are_refused_before_anything_is_queued(
+    gpu: FakeGpu, session: EngineSession, tiny_engines: Package, name: str, fault: str
+) -> None:
+    inputs = inputs_of(tiny_engines)
+    low, _, high = session.entry.profile[name]
+    wrong: dict[str, NDArray[Any]] = {
+        "large": np.zeros((*high[:-1], high[-1] + 1), np.float32),
+        "small": np.zeros((*low[:-1], low[-1] - 1), np.float32),
+        "rank": inputs[name][None],
+        "dtype": inputs[name].astype(np.float64),
+    }
+    enqueued = gpu.trt.enqueued
+    with pytest.raises(ShapeError, match=f"the scan needs {name} of shape"):
+        session.run({**inputs, name: wrong[fault]})
+    assert gpu.trt.enqueued == enqueued
+    assert session.run(inputs).any()
+
+
+@pytest.mark.parametrize("name", ["in_i", "out_j"])
+def test_matrices_that_do_not_fit_each_other_are_refused(
+    session: EngineSession, tiny_engines: Package, name: str
+) -> None:
+    inputs = inputs_of(tiny_engines)
+    rows, columns = inputs[name].shape
+    with pytest.raises(ShapeError, match="do not fit each other"):
+        session.run({**inputs, name: np.zeros((rows, columns + 8), np.float32)})
+
+
+def test_a_scan_that_does_not_fit_a_static_engine_is_answered_by_openvino_alone(
+    gpu: FakeGpu, tiny_package_folder: Path, scan: Scan, tmp_path: Path, fake_driver: FakeDriver
+) -> None:
+    """The engine stays in use for the scans that it was built for."""
+    package = open_package(tiny_package_folder)
+    options = BuilderOptions(static_shapes=True)
+    built, _ = build_engines(
+        package, "tensorrt", "fp32", options, this_machine(), out=tmp_path / "static.rare"
+    )
+    golden = tuple(g for g in built.manifest.golden if g.kind == "typical")
+    contents = {name: built.read(name) for name in built.manifest.files}
+    kept = write_package(
+        tmp_path / "kept.rare", replace(built.manifest, golden=golden), contents, overwrite=False
+    )
+    typical = golden_scan(kept)
+    with Segmenter(kept) as best:
+        assert best.segment(typical, route=1).backend == "tensorrt"
+        with pytest.warns(EngineWarning, match="tensorrt fp32 cannot answer this scan"):
+            assert best.segment(scan, route=1, spacing_out_mm=0.5).backend == "openvino"
+        assert best.segment(typical, route=1).backend == "tensorrt"
+
+
+def golden_scan(package: Package) -> Scan:
+    """The typical golden vector of route 1 as a scan."""
+    from rare_trt.nifti import scan_from_bytes
+
+    (entry,) = (g for g in package.manifest.golden if (g.route, g.kind) == (1, "typical"))
+    return scan_from_bytes(package.read(entry.scan), entry.scan)
+
+
+# Threads and ends
+
+
+def test_two_threads_on_one_segmenter(
+    gpu: FakeGpu, proven: Segmenter, tiny_engines: Package, scan: Scan
+) -> None:
+    i, j, k = scan.volume.grid.shape
+    scans = [scan, cropped(scan, i, j - 16, k)]
+    with Segmenter(tiny_engines, "openvino") as known:
+        truth = [known.segment(one, route=1).labels for one in scans]
+    wrong: list[int] = []
+
+    def work(which: int) -> None:
+        for _ in range(12):
+            labels = proven.segment(scans[which], route=1).labels
+            if not np.array_equal(labels, truth[which]):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_closed_segmenter_holds_nothing_and_can_be_closed_again(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan
+) -> None:
+    ready = segmenter(tiny_engines, preload=True)
+    assert len(gpu.trt.live_engines) == 2
+    ready.segment(scan)
+    ready.close()
+    assert gpu.live() == (0, 0, 0)
+    ready.close()
+
+
+def test_a_session_of_a_closed_host_says_so(
+    gpu: FakeGpu, session: EngineSession, tiny_engines: Package
+) -> None:
+    session._host.close()
+    with pytest.raises(BackendError, match="was closed"):
+        session.run(inputs_of(tiny_engines))
+
+
+# TensorRT for RTX
+
+
+def test_tensorrt_for_rtx_compiles_once_and_captures_nothing_by_hand(
+    fake_driver: FakeDriver, tiny_package_folder: Path, scan: Scan, expected: Labels, tmp_path: Path
+) -> None:
+    with fake_gpu(fake_driver, "tensorrt_rtx") as gpu:
+        package, built = build_engines(
+            open_package(tiny_package_folder),
+            "tensorrt-rtx",
+            "fp32",
+            BuilderOptions(),
+            this_machine(),
+            out=tmp_path / "rtx.rare",
+        )
+        assert built[0].entry.gpu is None
+        assert "8.9" in built[0].entry.compute_capabilities
+        for start in range(2):
+            with Segmenter(package, "tensorrt-rtx") as on_gpu:
+                for _ in range(3):
+                    found = on_gpu.segment(scan, route=1)
+                    assert np.array_equal(found.labels, expected)
+            assert found.backend == "tensorrt-rtx"
+            # The second start finds the kernels that the first one compiled.
+            assert bool(gpu.trt.compiled_blobs) == bool(start)
+        assert gpu.driver.calls("cuStreamBeginCapture_v2") == 0
+        assert gpu.live() == (0, 0, 0)
+        assert gpu.trt.violations == []
+
+
+def test_tensorrt_for_rtx_is_asked_whether_an_engine_can_run(
+    fake_driver: FakeDriver, tiny_package_folder: Path, scan: Scan, tmp_path: Path
+) -> None:
+    with fake_gpu(fake_driver, "tensorrt_rtx") as gpu:
+        package, _ = build_engines(
+            open_package(tiny_package_folder),
+            "tensorrt-rtx",
+            "fp32",
+            BuilderOptions(),
+            this_machine(),
+            out=tmp_path / "rtx.rare",
+        )
+        package = changed(package, tmp_path, version="0.9")
+        with Segmenter(package, "tensorrt-rtx") as on_gpu:
+            with pytest.raises(BackendError, match="cannot run it here"):
+                on_gpu.segment(scan, route=1)
+        for method in ("create_runtime_config", "set_runtime_cache"):
+            gpu.trt.fail(method)
+            whole = open_package(tmp_path / "rtx.rare")
+            with Segmenter(whole, "tensorrt-rtx") as on_gpu, pytest.raises(BackendError):
+                on_gpu.segment(scan, route=1)
+        assert gpu.live() == (0, 0, 0)
