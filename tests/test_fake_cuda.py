@@ -380,8 +380,9 @@ def test_other_threads_go_on_while_a_host_function_runs(driver: FakeDriver, stre
 
     def wait() -> None:
         ok(cuda.cuCtxSetCurrent(context))
-        ok(cuda.cuStreamSynchronize(stream))
-        done.append("waited")
+        # Not with cuda-python: early versions of 12 keep the interpreter lock while they wait.
+        code = ctypes.CDLL("libcuda.so.1").cuStreamSynchronize(ctypes.c_void_p(int(stream)))
+        done.append("waited" if code == 0 else "failed")
 
     driver.launch(stream, slow)
     driver.launch(stream, lambda: done.append("next"))
