@@ -42,7 +42,9 @@ ARM, X86 = "linux-aarch64", "linux-x86_64"
 # docs/TENSORRT.md says where these come from.
 TARGETS: Final = (
     Target("jetson-orin", "Jetson Orin", "8.7", ARM, "10.3", "JetPack 6.1 and 6.2"),
+    Target("jetson-orin-7", "Jetson Orin", "8.7", ARM, "10.16", "JetPack 7.2"),
     Target("jetson-thor", "Jetson Thor", "11.0", ARM, "10.13", "JetPack 7.1"),
+    Target("jetson-thor-7", "Jetson Thor", "11.0", ARM, "10.16", "JetPack 7.2"),
     Target("a100", "A100", "8.0", X86, "10.3 - 11.x"),
     Target("h100", "H100", "9.0", X86, "10.3 - 11.x"),
     Target("l4", "L4", "8.9", X86, "10.3 - 11.x"),

@@ -76,7 +76,8 @@ def library(backend: EngineBackend) -> Any:
     name = MODULES[backend]
     try:
         module = importlib.import_module(name)
-    except (ImportError, OSError) as error:
+    except Exception as error:
+        # A library of another CUDA or driver release fails in many ways as it is loaded.
         raise BackendError(
             f"the library {name} cannot be loaded ({error}): {INSTALL[backend]}"
         ) from error

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -498,7 +499,7 @@ class IExecutionContext(Part):
             if self.module.driver.fake_room(address) < size:
                 return f"{name} needs {size} bytes at {address:#x}, which are not there"
         spans.sort(key=lambda span: span[1])
-        for (one, start, size), (other, following, _) in zip(spans, spans[1:], strict=False):
+        for (one, start, size), (other, following, _) in pairwise(spans):
             if start + size > following:
                 return f"{one} and {other} overlap"
         return None
@@ -608,7 +609,7 @@ class Builder(Part):
         monitor = config.progress_monitor
         if monitor is not None:
             monitor.phase_start("Building Engine", None, 2)
-            if not all([monitor.step_complete("Building Engine", step) for step in range(2)]):
+            if not all(monitor.step_complete("Building Engine", step) for step in range(2)):
                 return None
             monitor.phase_finish("Building Engine")
         if self.module.failing("build_serialized_network") or not self.module.compute_capability():

@@ -541,9 +541,9 @@ def test_one_flipped_byte_is_refused_before_it_is_loaded(
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     for backend in ("tensorrt", "auto"):
-        with Segmenter(package, backend) as on_gpu:  # type: ignore[arg-type]
-            with pytest.raises(PackageError, match="tampered"):
-                on_gpu.segment(scan, route=1)
+        on_gpu = Segmenter(package, backend)  # type: ignore[arg-type]
+        with on_gpu, pytest.raises(PackageError, match="tampered"):
+            on_gpu.segment(scan, route=1)
     assert len(gpu.trt.live_engines) == 0
 
 
@@ -712,9 +712,9 @@ def test_tensorrt_for_rtx_is_asked_whether_an_engine_can_run(
             out=tmp_path / "rtx.rare",
         )
         package = changed(package, tmp_path, version="0.9")
-        with Segmenter(package, "tensorrt-rtx") as on_gpu:
-            with pytest.raises(BackendError, match="cannot run it here"):
-                on_gpu.segment(scan, route=1)
+        refused = pytest.raises(BackendError, match="cannot run it here")
+        with Segmenter(package, "tensorrt-rtx") as on_gpu, refused:
+            on_gpu.segment(scan, route=1)
         for method in ("create_runtime_config", "set_runtime_cache"):
             gpu.trt.fail(method)
             whole = open_package(tmp_path / "rtx.rare")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-
 from fake_cuda import FakeDriver, build, why_unusable
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,9 +38,8 @@ def bare(loaded: FakeDriver) -> Iterator[FakeDriver]:
     """The driver as it is before cuInit."""
     loaded.reset()
     yield loaded
-    cuda.cuInit(0)
-    cuda.cuCtxSetCurrent(0)
     loaded.reset()
+    loaded.set_devices(0)  # other tests expect a machine without a GPU
 
 
 @pytest.fixture
@@ -95,6 +94,18 @@ def on_other_thread(function: Callable[[], Any]) -> Any:
 
 
 # Start and devices
+
+
+def test_driver_is_loaded_once(bare: FakeDriver, tmp_path: Path) -> None:
+    other = build(tmp_path)
+    assert other is not None
+    again = FakeDriver(other)
+    bare.set_devices(2)
+    ok(cuda.cuInit(0))
+    assert ok(cuda.cuDeviceGetCount()) == 2
+    assert again.calls("cuInit") == 1
+    again.reset()
+    assert bare.calls("cuInit") == 0
 
 
 def test_cuda_python_finds_the_fake(driver: FakeDriver) -> None:

@@ -200,7 +200,8 @@ def small_profile(package: Package, folder: Path, shape: tuple[int, int, int]) -
     first = manifest.routes[0]
     routes = (replace(first, profile=replace(first.profile, max=shape)), *manifest.routes[1:])
     # The golden vectors were made in one piece: a tiled answer is not held to them to the voxel.
-    loose = tuple(replace(g, max_disagreement={"fp32": 0.05, "fp16": 0.05}) for g in manifest.golden)
+    bounds = {"fp32": 0.05, "fp16": 0.05}
+    loose = tuple(replace(golden, max_disagreement=bounds) for golden in manifest.golden)
     contents = {name: package.read(name) for name in manifest.files}
     return write_package(
         folder, replace(manifest, routes=routes, golden=loose), contents, overwrite=False

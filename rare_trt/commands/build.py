@@ -137,7 +137,7 @@ def _plan(options: argparse.Namespace) -> int:
         target = outlook.target
         what = f"TensorRT {target.tensorrt}" + (f", {target.jetpack}" if target.jetpack else "")
         can = ", ".join(outlook.backends) or f"nothing: {outlook.why_not}"
-        print(f"{target.name:<12}  {target.compute_capability:>4}  {what:<38}  {can}")
+        print(f"{target.name:<13}  {target.compute_capability:>4}  {what:<38}  {can}")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rare_trt.machine import INSTALL, MODULES, Machine
 from rare_trt.manifest import EngineEntry, Manifest
 
@@ -49,4 +51,4 @@ def _other_gpu(entry: EngineEntry, machine: Machine) -> str | None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
+    return tuple(int(part) for part in re.findall(r"\d+", version))

@@ -64,14 +64,17 @@ def _compiler() -> list[str] | None:
 class FakeDriver:
     """The loaded library: what the machine has, what fails, and what is live.
 
-    Loading is for the whole process, and once: later instances steer the same library.
+    There is one in a process: whoever comes later steers the library that is already loaded.
     """
 
     def __init__(self, library: Path) -> None:
-        self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        found = ctypes.CDLL(SONAME, mode=os.RTLD_NOLOAD)  # what cuda-python is going to find
-        if found._handle != self._library._handle:
-            raise RuntimeError(f"another {SONAME} is loaded already")
+        try:
+            self._library = ctypes.CDLL(SONAME, mode=os.RTLD_NOLOAD)
+        except OSError:
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            self._library = ctypes.CDLL(SONAME, mode=os.RTLD_NOLOAD)  # as cuda-python finds it
+        if not hasattr(self._library, "fake_reset"):
+            raise RuntimeError(f"a real {SONAME} is loaded already")
         self._callbacks: list[object] = []
 
     def _call(self, name: str, result: type | None, *arguments: object) -> int:

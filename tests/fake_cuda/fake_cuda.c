@@ -904,5 +904,6 @@ __attribute__((constructor)) long fake_reset(void) {
     for EACH_FUNCTION(f) f->calls = f->fail_code = 0;
     peak_device_bytes = 0;
     initialized = false;
+    stack_depth = 0; /* of this thread; what others hold is stale and refused */
     return left;
 }

@@ -1,0 +1,467 @@
+"""Engines: profiles, builds with the real TensorRT for RTX, what fits where, the planner."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import FakeGpu
+
+from rare_trt import Segmenter
+from rare_trt.cli import main
+from rare_trt.engines.add import build_engines, typed_graph
+from rare_trt.engines.best import build_best
+from rare_trt.engines.builder import RTX_CAPABILITIES, EngineBuilder
+from rare_trt.engines.profiles import profile_shapes
+from rare_trt.engines.targets import TARGETS, Target, outlooks
+from rare_trt.errors import BackendError, OutputError, PackageError
+from rare_trt.machine import Gpu, Machine, this_machine, this_platform
+from rare_trt.manifest import BuilderOptions, EngineEntry
+from rare_trt.package import Package, open_package
+from rare_trt.sessions import INPUT_NAMES
+from rare_trt.sessions.fit import obstacle
+
+HERE = this_platform()
+L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, False, "580.1 CUDA 13.0")
+NO_GPU = "no NVIDIA GPU can be used here"
+
+
+def machine(
+    gpu: Gpu | None = None, *, tensorrt: str | None = None, rtx: str | None = None
+) -> Machine:
+    found = {"tensorrt": tensorrt, "tensorrt-rtx": rtx}
+    libraries = {name: version for name, version in found.items() if version is not None}
+    return Machine(HERE, gpu, "" if gpu else NO_GPU, libraries)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def package() -> Package:
+    return open_package("hippocampus")
+
+
+# Profiles
+
+
+@pytest.mark.parametrize("route", range(4))
+def test_profiles_hold_every_scan_the_package_takes(package: Package, route: int) -> None:
+    entry = package.manifest.routes[route]
+    shapes = profile_shapes(entry, package.manifest.model, static=False)
+    assert set(shapes) == set(INPUT_NAMES)
+    for low, typical, high in shapes.values():
+        assert all(a <= b <= c for a, b, c in zip(low, typical, high, strict=True))
+    for axis, name in enumerate("ijk"):
+        assert shapes[f"in_{name}"][2][0] == entry.profile.max[axis]
+        assert shapes[f"out_{name}"][2][1] == entry.profile.max[axis]
+    if route:
+        # The answer is finer than the scan: what a tied output dimension would make impossible.
+        assert shapes["out_i"][1][0] > shapes["in_i"][1][1]
+
+
+def test_maxima_are_tight(package: Package) -> None:
+    """A working maximum costs memory by its volume: at most 64 times the typical one."""
+    for entry in package.manifest.routes:
+        for axis in range(3):
+            assert entry.profile.max[axis] <= 4 * entry.profile.typical[axis]
+
+
+def test_static_profiles_have_one_shape(package: Package) -> None:
+    shapes = profile_shapes(package.manifest.routes[1], package.manifest.model, static=True)
+    assert all(low == typical == high for low, typical, high in shapes.values())
+
+
+# Builds with the real library
+
+
+@pytest.fixture(scope="module")
+def rtx_engines(package: Package, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    pytest.importorskip("tensorrt_rtx")
+    out = tmp_path_factory.mktemp("rtx") / "built.rare"
+    command = [sys.executable, "-m", "rare_trt.cli", "build", "--backend", "tensorrt-rtx"]
+    command += ["--precision", "fp16", "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("built in") == 4
+    return open_package(out)
+
+
+def test_four_engines_are_built_without_a_gpu(rtx_engines: Package, package: Package) -> None:
+    entries = rtx_engines.manifest.engines
+    assert [entry.route for entry in entries] == [0, 1, 2, 3]
+    for entry in entries:
+        assert (entry.backend, entry.precision, entry.gpu) == ("tensorrt-rtx", "fp16", None)
+        assert entry.compute_capabilities == RTX_CAPABILITIES
+        graph = package.graph(entry.route, "fp16")
+        assert entry.graph_sha256 == package.manifest.graph_sha256(graph)
+        assert len(rtx_engines.read(entry.file)) > 5_000_000
+    # The package it was made from has none.
+    assert open_package("hippocampus").manifest.engines == ()
+
+
+def test_a_second_build_builds_nothing(
+    rtx_engines: Package, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(rtx_engines.folder)
+    before = {path: path.stat().st_mtime_ns for path in rtx_engines.folder.rglob("*")}
+    for where in (["-o", out], ["--package", out]):
+        assert main(["build", "--backend", "tensorrt-rtx", "--precision", "fp16", *where]) == 0
+        assert capsys.readouterr().out.count("there already") == 4
+    assert {path: path.stat().st_mtime_ns for path in rtx_engines.folder.rglob("*")} == before
+
+
+def test_other_options_and_precisions_stand_beside_the_first(
+    rtx_engines: Package, tmp_path: Path
+) -> None:
+    folder = tmp_path / "more.rare"
+    shutil.copytree(rtx_engines.folder, folder)
+    here = this_machine()
+    options = BuilderOptions(static_shapes=True, workspace_mib=64, optimization_level=1)
+    more, built = build_engines(open_package(folder), "tensorrt-rtx", "fp16", options, here)
+    assert all(item.seconds for item in built)
+    assert len(more.manifest.engines) == 8
+    more, _ = build_engines(more, "tensorrt-rtx", "fp32", BuilderOptions(), here)
+    assert len(more.manifest.engines) == 12
+    for entry in more.manifest.engines:
+        more.read(entry.file)
+
+
+def test_an_engine_of_another_graph_is_replaced(rtx_engines: Package, tmp_path: Path) -> None:
+    folder = tmp_path / "stale.rare"
+    shutil.copytree(rtx_engines.folder, folder)
+    values = json.loads((folder / "manifest.json").read_text())
+    values["engines"][2]["graph_sha256"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(values))
+    stale = open_package(folder)
+    assert "another graph" in str(obstacle(stale.manifest.engines[2], stale.manifest, machine()))
+    renewed, built = build_engines(stale, "tensorrt-rtx", "fp16", BuilderOptions(), this_machine())
+    assert [bool(item.seconds) for item in built] == [False, False, True, False]
+    assert len(renewed.manifest.engines) == 4
+    found = {path.name for path in (folder / "engines" / "tensorrt-rtx").iterdir()}
+    assert found == {Path(entry.file).name for entry in renewed.manifest.engines}
+
+
+@pytest.mark.parametrize("route", range(4))
+def test_verify_refuses_one_flipped_byte_in_any_engine(
+    rtx_engines: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str], route: int
+) -> None:
+    folder = tmp_path / "flipped.rare"
+    shutil.copytree(rtx_engines.folder, folder)
+    entry = rtx_engines.manifest.engines[route]
+    data = bytearray((folder / entry.file).read_bytes())
+    data[route * len(data) // 4] ^= 1
+    (folder / entry.file).write_bytes(data)
+    assert main(["verify", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert entry.file in error and "damaged or tampered" in error and error.count("\n") == 1
+
+
+def test_an_output_that_is_something_else_is_left_alone(package: Package, tmp_path: Path) -> None:
+    other = tmp_path / "other.rare"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is no copy of the package"):
+        build_engines(package, "tensorrt-rtx", "fp16", BuilderOptions(), this_machine(), out=other)
+    assert [path.name for path in other.iterdir()] == ["mine.txt"]
+
+
+def test_a_graph_that_cannot_be_parsed_is_told_with_its_route(package: Package) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    builder = EngineBuilder("tensorrt-rtx", BuilderOptions(), this_machine())
+    source = typed_graph(package, package.graph(2, "fp16"))
+    with pytest.raises(BackendError, match=r"route 2: the graph cannot be parsed: .+"):
+        builder.network(replace(source, graph=b"not onnx"))
+    with pytest.raises(BackendError, match=r"route 2: the optimisation profile .+ was refused"):
+        shapes = profile_shapes(package.manifest.routes[2], package.manifest.model, static=False)
+        low, typical, high = shapes["image"]
+        builder.build(source, shapes | {"image": (high, typical, low)})
+
+
+def test_what_rtx_cannot_do_is_refused(package: Package) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    for options in (
+        BuilderOptions(version_compatible=True),
+        BuilderOptions(hardware_compatibility="ampere_plus"),
+    ):
+        with pytest.raises(BackendError, match="leave out --version-compatible"):
+            EngineBuilder("tensorrt-rtx", options, this_machine())
+
+
+# Builds with the fake TensorRT, which needs its fake GPU
+
+
+def test_tensorrt_needs_a_gpu_to_build_and_says_so(
+    gpu: FakeGpu, package: Package, tmp_path: Path
+) -> None:
+    gpu.driver.set_devices(0)
+    with pytest.raises(BackendError, match="builds engines only on a machine with an NVIDIA GPU"):
+        build_engines(
+            package,
+            "tensorrt",
+            "fp16",
+            BuilderOptions(),
+            this_machine(),
+            out=tmp_path / "none.rare",
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_reach_the_builder(gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path) -> None:
+    options = BuilderOptions(
+        workspace_mib=96,
+        optimization_level=5,
+        hardware_compatibility="ampere_plus",
+        version_compatible=True,
+    )
+    out = tmp_path / "built.rare"
+    package, _ = build_engines(
+        open_package(tiny_package_folder), "tensorrt", "fp32", options, this_machine(), out=out
+    )
+    trt = gpu.trt
+    for config in trt.configs:
+        assert config.flags_set == {
+            trt.BuilderFlag.VERSION_COMPATIBLE,
+            trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME,
+        }
+        assert config.pools == {trt.MemoryPoolType.WORKSPACE: 96 << 20}
+        assert config.builder_optimization_level == 5
+        assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert all(entry.options == options for entry in package.manifest.engines)
+    # Timings are kept beside the package, for this library and kind of GPU.
+    (kept,) = tmp_path.glob("built.tensorrt-*-sm89.timings")
+    assert kept.read_bytes() == b"timings"
+    kept.write_bytes(b"of another release")
+    build_engines(package, "tensorrt", "fp32", BuilderOptions(tf32=True), this_machine())
+    assert kept.read_bytes() == b"timings"
+    assert trt.configs[-1].flags_set == {trt.BuilderFlag.TF32}
+
+
+def test_a_jetson_gets_a_workspace_limit(
+    gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path
+) -> None:
+    gpu.driver.set_device("Fake Orin", (8, 7), integrated=True, total_bytes=8 << 30)
+    build_engines(
+        open_package(tiny_package_folder),
+        "tensorrt",
+        "fp32",
+        BuilderOptions(),
+        this_machine(),
+        out=tmp_path / "built.rare",
+    )
+    assert gpu.trt.configs[0].pools == {gpu.trt.MemoryPoolType.WORKSPACE: 2 << 30}
+
+
+@pytest.mark.parametrize("method", ["build_serialized_network", "parse_from_file"])
+def test_a_failed_build_names_the_route_and_leaves_nothing(
+    gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path, method: str
+) -> None:
+    gpu.trt.fail(method)
+    with pytest.raises(BackendError, match=r"route 0: .* by tensorrt 10\.13\.0\.35 \("):
+        build_engines(
+            open_package(tiny_package_folder),
+            "tensorrt",
+            "fp32",
+            BuilderOptions(),
+            this_machine(),
+            out=tmp_path / "built.rare",
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_into_the_package_itself_is_atomic(
+    gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "own.rare"
+    shutil.copytree(tiny_package_folder, folder)
+    before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    def full(self: Path, target: Path) -> Path:
+        if target.name == "manifest.json":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    rename = Path.replace
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OutputError, match="No space left"):
+        build_engines(open_package(folder), "tensorrt", "fp32", BuilderOptions(), this_machine())
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    package, _ = build_engines(
+        open_package(folder), "tensorrt", "fp32", BuilderOptions(), this_machine()
+    )
+    assert len(package.manifest.engines) == 2
+    with Segmenter(package, "tensorrt") as ready:
+        assert set(ready._routes) == {0, 1}
+
+
+def test_best_keeps_the_fastest_that_holds_the_bounds(
+    gpu: FakeGpu, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16 is the faster one here, but on route 1 it fails its golden vectors."""
+    from rare_trt.engines import best
+    from rare_trt.proof import prove
+
+    def told(session: object, package: Package, route: int) -> None:
+        if (session.precision, route) == ("fp16", 1):  # type: ignore[attr-defined]
+            raise BackendError("fp16 gives other labels than the golden vector")
+        prove(session, package, route)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(best, "prove", told)
+    took = {"fp16": 1.0, "fp32": 2.0}
+    monkeypatch.setattr(best, "milliseconds", lambda session, *_: took[session.precision])
+    out = tmp_path / "best.rare"
+    found, built = build_best(package, "tensorrt", BuilderOptions(), this_machine(), out=out)
+    kept = {entry.route: entry.precision for entry in found.manifest.engines}
+    assert kept == {0: "fp16", 1: "fp32", 2: "fp16", 3: "fp16"}
+    assert all(item.entry in found.manifest.engines for item in built)
+    assert len(built) == 4
+    found_files = {path.name for path in (out / "engines" / "tensorrt").iterdir()}
+    assert found_files == {Path(entry.file).name for entry in found.manifest.engines}
+
+
+def test_best_needs_a_gpu(package: Package, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BackendError, match="--precision best measures on the GPU"):
+        build_best(package, "tensorrt-rtx", BuilderOptions(), machine())
+
+
+# What fits
+
+
+def entry_of(**changes: object) -> EngineEntry:
+    package = open_package("hippocampus")
+    graph = package.graph(0, "fp16")
+    shapes = profile_shapes(package.manifest.routes[0], package.manifest.model, static=False)
+    entry = EngineEntry(
+        backend="tensorrt",
+        precision="fp16",
+        route=0,
+        file="engines/x.engine",
+        graph_sha256=package.manifest.graph_sha256(graph),
+        library="10.13.0.35",
+        platform=HERE,
+        gpu="NVIDIA L4",
+        compute_capabilities=("8.9",),
+        options=BuilderOptions(),
+        profile=shapes,
+    )
+    return replace(entry, **changes)  # type: ignore[arg-type]
+
+
+FITTING = machine(L4, tensorrt="10.13.0.35", rtx="1.7.1.116")
+OTHER_ADA = replace(L4, name="NVIDIA RTX 4090")
+HOPPER = replace(L4, name="NVIDIA H100", compute_capability="9.0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "words"),
+    [
+        ({}, FITTING, None),
+        ({"graph_sha256": "0" * 64}, FITTING, "another graph"),
+        ({"platform": "linux-sparc"}, FITTING, "built for linux-sparc"),
+        ({}, machine(L4), "tensorrt is not installed"),
+        ({}, machine(L4, tensorrt="10.14.0"), "this machine has 10.14.0"),
+        ({"library": "10.14.0"}, FITTING, "built with tensorrt 10.14.0"),
+        ({}, machine(None, tensorrt="10.13.0.35"), NO_GPU),
+        ({}, machine(OTHER_ADA, tensorrt="10.13.0.35"), "built on NVIDIA L4"),
+        ({}, machine(HOPPER, tensorrt="10.13.0.35"), "NVIDIA H100 has 9.0"),
+        ({"gpu": None, "backend": "tensorrt-rtx", "library": "1.7.1.116"}, FITTING, None),
+        (
+            {"gpu": None, "backend": "tensorrt-rtx", "library": "1.6.0"},
+            FITTING,
+            "built with tensorrt-rtx 1.6.0",
+        ),
+        (
+            {"options": BuilderOptions(hardware_compatibility="same_compute_capability")},
+            machine(OTHER_ADA, tensorrt="10.13.0.35"),
+            None,
+        ),
+        (
+            {"options": BuilderOptions(hardware_compatibility="same_compute_capability")},
+            machine(HOPPER, tensorrt="10.13.0.35"),
+            "NVIDIA H100 has 9.0",
+        ),
+        (
+            {"options": BuilderOptions(hardware_compatibility="ampere_plus")},
+            machine(HOPPER, tensorrt="10.13.0.35"),
+            None,
+        ),
+        (
+            {"options": BuilderOptions(version_compatible=True)},
+            machine(L4, tensorrt="10.14.0"),
+            None,
+        ),
+        (
+            {"options": BuilderOptions(version_compatible=True)},
+            machine(L4, tensorrt="10.9.0"),
+            "built with tensorrt 10.13.0.35",
+        ),
+        (
+            {"options": BuilderOptions(version_compatible=True)},
+            machine(L4, tensorrt="11.0.0rc1"),
+            "built with tensorrt 10.13.0.35",
+        ),
+    ],
+)
+def test_what_keeps_an_engine_from_running_is_named(
+    changes: dict[str, object], where: Machine, words: str | None
+) -> None:
+    found = obstacle(entry_of(**changes), open_package("hippocampus").manifest, where)
+    if words is None:
+        assert found is None
+    else:
+        assert found is not None and words in found
+
+
+# The planner
+
+
+def test_the_planner_says_what_can_be_built_from_here() -> None:
+    def backends(where: Machine, options: BuilderOptions | None = None) -> dict[str, str]:
+        looks = outlooks(where, options or BuilderOptions())
+        return {look.target.name: ",".join(look.backends) for look in looks}
+
+    nothing = backends(machine())
+    assert set(nothing.values()) == {""}
+    rtx_only = backends(machine(rtx="1.7.1.116"))
+    x86 = {target.name for target in TARGETS if target.platform == HERE}
+    capable = {t.name for t in TARGETS if t.compute_capability in RTX_CAPABILITIES}
+    assert {name for name, found in rtx_only.items() if found} == x86 & capable
+    on_l4 = backends(machine(L4, tensorrt="10.13.0"))
+    assert {name for name, found in on_l4.items() if found} == {"this machine"}
+    same = BuilderOptions(hardware_compatibility="same_compute_capability")
+    ada = {t.name for t in TARGETS if t.compute_capability == "8.9"} & x86
+    found = backends(machine(L4, tensorrt="10.13.0"), same)
+    assert {name for name, can in found.items() if can} == {"this machine"} | ada
+    ampere = BuilderOptions(hardware_compatibility="ampere_plus")
+    found = backends(machine(L4, tensorrt="10.13.0"), ampere)
+    assert {name for name, can in found.items() if can} == {"this machine"} | x86
+
+
+def test_this_machine_as_a_target() -> None:
+    assert Target.here(machine()) is None
+    here = Target.here(FITTING)
+    assert here is not None
+    assert (here.gpu, here.compute_capability, here.tensorrt) == ("NVIDIA L4", "8.9", "10.13.0.35")
+
+
+def test_plan_prints_a_line_per_target_and_a_reason_where_nothing_can_be_built(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["build", "--plan"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for target in TARGETS:
+        (line,) = (line for line in lines if line.split()[0] == target.name)
+        assert "tensorrt" in line
+
+
+def test_damaged_engines_do_not_hide_in_the_manifest(rtx_engines: Package, tmp_path: Path) -> None:
+    folder = tmp_path / "unnamed.rare"
+    shutil.copytree(rtx_engines.folder, folder)
+    values = json.loads((folder / "manifest.json").read_text())
+    del values["files"][values["engines"][0]["file"]]
+    (folder / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(PackageError, match="is named but not among the files"):
+        open_package(folder)
