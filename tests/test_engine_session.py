@@ -372,18 +372,25 @@ def test_a_failing_release_is_told_and_the_rest_is_released(
         assert left[2] <= 1
 
 
-FAULTS = ("deserialize_cuda_engine", "create_execution_context", "set_input_shape")
-FAULTS += ("infer_shapes", "get_tensor_shape", "update_device_memory_size_for_shapes")
-FAULTS += ("set_tensor_address", "execute_async_v3")
+FAULTS = {
+    "deserialize_cuda_engine": "cannot load it",
+    "create_execution_context": "made no execution context",
+    "set_input_shape": "the engine refused shape",
+    "infer_shapes": "cannot tell the shapes of",
+    "get_tensor_shape": "the engine gives labels of shape",
+    "update_device_memory_size_for_shapes": "cannot tell how much memory",
+    "set_tensor_address": "the engine refused an address",
+    "execute_async_v3": "could not queue the run",
+}
 
 
-@pytest.mark.parametrize("method", FAULTS)
+@pytest.mark.parametrize(("method", "words"), FAULTS.items())
 def test_every_status_of_tensorrt_is_looked_at(
-    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels, method: str
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels, method: str, words: str
 ) -> None:
     with segmenter(tiny_engines) as on_gpu:
         gpu.trt.fail(method)
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(BackendError, match=words) as caught:
             on_gpu.segment(scan, route=1)
         assert str(caught.value).count("\n") == 0
         # The engine is loaded afresh, and is as good as new.

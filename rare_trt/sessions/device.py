@@ -125,7 +125,7 @@ def open_device() -> Device:
         from rare_trt.sessions.pycuda import PyCudaDevice
     except ImportError as error:
         raise BackendError(
-            "no CUDA bindings for Python are installed: pip install cuda-bindings, of the CUDA "
-            "major version that TensorRT was built for (12 on JetPack 6)"
+            f"no CUDA bindings for Python can be loaded ({error}): pip install cuda-bindings, of "
+            "the CUDA major version that TensorRT was built for (12 on JetPack 6)"
         ) from error
     return PyCudaDevice()

@@ -4,8 +4,8 @@ PyCUDA lets objects go as Python does, so what others hold are addresses and han
 object behind each has one reference, here. Two things it cannot do: capture graphs, and report
 that CUDA refused to release something other than by a line on stderr.
 
-The tests run PyCUDA 2026.1 on a fake driver. PyCUDA's sources show the same calls since 2020.1;
-no other release, and no GPU, has run this.
+The tests have run all of it on PyCUDA 2024.1 and 2026.1, built for CUDA 12.6, over a fake driver.
+The releases from 2020.1 on have the same calls in their sources; no GPU has run this.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from rare_trt.sessions.device import DeviceError, DeviceMemoryError, Handle, Hos
 ATTRIBUTE = driver.device_attribute
 # CU_STREAM_NON_BLOCKING: PyCUDA has no name for it.
 NON_BLOCKING = 1
+NO_GRAPHS = "PyCUDA has no CUDA graphs; cuda-bindings has"
 
 
 class PyCudaDevice:
@@ -148,13 +149,13 @@ class PyCudaDevice:
         _destroy(event)
 
     def captured(self, work: Callable[[], None], on: Handle) -> Handle:
-        raise DeviceError("PyCUDA has no CUDA graphs; cuda-bindings has")
+        raise DeviceError(NO_GRAPHS)
 
     def launch(self, graph: Handle, on: Handle) -> None:
-        raise DeviceError("PyCUDA has no CUDA graphs; cuda-bindings has")
+        raise DeviceError(NO_GRAPHS)
 
     def destroy_graph(self, graph: Handle) -> None:
-        raise DeviceError("PyCUDA has no CUDA graphs; cuda-bindings has")
+        raise DeviceError(NO_GRAPHS)
 
     def close(self) -> None:
         with self._lock:

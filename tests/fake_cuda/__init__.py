@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["FakeDriver", "build", "why_unusable"]
+__all__ = ["REAL_GPU", "FakeDriver", "build", "why_unusable"]
 
+REAL_GPU = "a real CUDA driver and GPU are present"
 SONAME = "libcuda.so.1"
 SOURCE = Path(__file__).with_name("fake_cuda.c")
 FLAGS = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
@@ -36,7 +37,7 @@ def why_unusable() -> str | None:
     # In a process of its own: once a real driver is loaded, the fake can no longer take its place.
     ask = f"import ctypes; raise SystemExit(ctypes.CDLL({SONAME!r}).cuInit(0))"
     if not subprocess.run([sys.executable, "-c", ask], capture_output=True).returncode:
-        return "a real CUDA driver and GPU are present"
+        return REAL_GPU
     return None
 
 
