@@ -1,30 +1,43 @@
-"""Puts the published type stubs of TensorRT 10.13 where mypy finds them: `.stubs/`.
+"""Fetches the published type stubs of TensorRT 10.13 for mypy, into `.stubs/`.
 
-As published they do not parse: some parameters are named `in`, which is a keyword, and one without
-a default follows others with one. And `bool` in them means TensorRT's data type of that name.
+They are not installed: their package asks for TensorRT itself. As published they do not parse: some
+parameters are named `in`, which is a keyword, and one without a default follows others with one. And
+`bool` in them means TensorRT's data type of that name.
 """
 
 from __future__ import annotations
 
 import re
-from importlib.metadata import distribution
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+from zipfile import ZipFile
 
+STUBS = "tensorrt-stubs==10.13.0.35.1"
 TARGET = Path(__file__).parents[1] / ".stubs"
 
 
 def main() -> None:
-    for file in distribution("tensorrt-stubs").files or ():
-        if file.suffix == ".pyi":
-            target = TARGET / str(file)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            text = Path(str(file.locate())).read_text(encoding="utf-8")
-            text = re.sub(r"\bin: (?=list\[)", "in_: ", text)
-            text = re.sub(r"(= None, channel_axis: int)(?=\))", r"\1 = ...", text)
-            text = re.sub(r"(?<=-> )bool(?=:)|(?<=: )bool(?=[,) ])", "builtins.bool", text)
-            text = text.replace("import typing\n", "import builtins\nimport typing\n", 1)
-            target.write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", STUBS]
+        subprocess.run([*command, "--dest", folder], check=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        with ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if name.endswith(".pyi"):
+                    target = TARGET / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_text(mended(archive.read(name).decode()), encoding="utf-8")
     print(TARGET)
+
+
+def mended(text: str) -> str:
+    """The stubs in `text` as they were meant."""
+    text = re.sub(r"\bin: (?=list\[)", "in_: ", text)
+    text = re.sub(r"(= None, channel_axis: int)(?=\))", r"\1 = ...", text)
+    text = re.sub(r"(?<=-> )bool(?=:)|(?<=: )bool(?=[,) ])", "builtins.bool", text)
+    return text.replace("import typing\n", "import builtins\nimport typing\n", 1)
 
 
 if __name__ == "__main__":
