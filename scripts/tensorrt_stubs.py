@@ -1,8 +1,8 @@
 """Fetches the published type stubs of TensorRT 10.13 for mypy, into `.stubs/`.
 
-They are not installed: their package asks for TensorRT itself. As published they do not parse: some
-parameters are named `in`, which is a keyword, and one without a default follows others with one. And
-`bool` in them means TensorRT's data type of that name.
+They are not installed: their package asks for TensorRT itself. As published they do not parse:
+some parameters are named `in`, which is a keyword, and one without a default follows others with
+one. And `bool` in them means TensorRT's data type of that name.
 """
 
 from __future__ import annotations
