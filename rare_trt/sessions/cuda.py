@@ -26,10 +26,15 @@ class CudaDevice:
         try:
             _done(driver.cuInit(0))
             self._device = _done(driver.cuDeviceGet(0))
-        except (DeviceError, RuntimeError) as error:
-            # RuntimeError: the bindings are there and libcuda is not.
+        except DeviceError as error:
             raise BackendError(
-                f"no NVIDIA GPU can be used here ({error}): install NVIDIA's driver, or use "
+                f"no NVIDIA GPU can be used here ({error}): check the GPU and its driver, or use "
+                "--backend openvino"
+            ) from error
+        except RuntimeError as error:
+            # So cuda-python puts it that it found no libcuda.
+            raise BackendError(
+                "no NVIDIA GPU can be used here (its driver is not installed): install it, or use "
                 "--backend openvino"
             ) from error
         self.gpu = self._described()
