@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Final
+from typing import Final, Literal
 
 from tqdm import tqdm
 
+from rare_trt.engines.best import fastest
 from rare_trt.engines.builder import EngineBuilder, TypedGraph
 from rare_trt.engines.profiles import profile_shapes
-from rare_trt.errors import OutputError, RareTrtError
+from rare_trt.errors import BackendError, OutputError
 from rare_trt.files import sha256, write_files
 from rare_trt.machine import Machine
 from rare_trt.manifest import (
+    PRECISIONS,
     BuilderOptions,
     EngineBackend,
     EngineEntry,
@@ -45,42 +49,72 @@ class Built:
 def build_engines(
     package: Package,
     backend: EngineBackend,
-    precision: Precision,
+    precision: Precision | Literal["best"],
     options: BuilderOptions,
     machine: Machine,
     *,
     out: Path | None = None,
     overwrite: bool = False,
 ) -> tuple[Package, list[Built]]:
-    """One engine per route in `precision`, in the package itself or in a copy of it at `out`.
+    """One engine per route, in the package itself or in a copy of it at `out`.
 
-    An engine of the same graph, target, options and library version is not built again. Raises
-    BackendError or OutputError, with nothing written.
+    An engine of the same graph, target, options and library version is not built again. With the
+    precision "best" every one is built and measured on this machine's GPU, and per route the
+    fastest that holds the package's bounds is kept; slower ones of the same options go. Raises
+    BackendError or OutputError, with the package as it was.
     """
-    if out is not None:
-        package = _continued(package, out, overwrite=overwrite)
+    if precision == "best" and machine.gpu is None:
+        raise BackendError(
+            f"--precision best measures on the GPU ({machine.no_gpu}): name a precision"
+        )
+    package = _start(package, out, overwrite=overwrite)
     timings = _timing_file(out or package.folder, backend, machine)
     builder = EngineBuilder(backend, options, machine, _read(timings))
-    manifest = package.manifest
+    precisions = PRECISIONS if precision == "best" else (precision,)
+    built, contents = _built(package, precisions, builder, machine)
+    if precision == "best":
+        built = _fastest(package, built, contents)
+    kept = [item.entry for item in built]
+    new = {entry.file: contents[entry.file] for entry in kept if entry.file in contents}
+    engines = _merged(package.manifest.engines, kept, any_precision=precision == "best")
+    package = _stored(package, out, engines, new, overwrite=overwrite)
+    if builder.timing_cache:
+        write_files({timings: builder.timing_cache}, overwrite=True)
+    return package, built
+
+
+def _built(
+    package: Package, precisions: Sequence[Precision], builder: EngineBuilder, machine: Machine
+) -> tuple[list[Built], dict[str, bytes]]:
+    """The engines of every route in `precisions`, and the files of those that were missing."""
     built, contents = [], {}
-    for graph in tqdm(_graphs(package, precision), "building", unit="route", leave=False):
+    graphs = [graph for precision in precisions for graph in _graphs(package, precision)]
+    for graph in tqdm(graphs, "building", unit="engine", leave=False):
         entry = _entry(package, graph, builder, machine)
-        known = _known(manifest.engines, entry)
+        known = _known(package.manifest.engines, entry)
         if known is not None:
             built.append(Built(known, 0.0))
             continue
         start = perf_counter()
         plan = builder.build(typed_graph(package, graph), entry.profile)
-        name = (
-            f"engines/{backend}/{precision}_route{graph.route}_{sha256(plan)[:SHORT_HASH]}.engine"
-        )
+        stem = f"{graph.precision}_route{graph.route}_{sha256(plan)[:SHORT_HASH]}"
+        name = f"engines/{entry.backend}/{stem}.engine"
         contents[name] = plan
         built.append(Built(replace(entry, file=name), perf_counter() - start))
-    if builder.timing_cache:
-        write_files({timings: builder.timing_cache}, overwrite=True)
-    new = [item.entry for item in built if item.seconds]
-    engines = _merged(manifest.engines, new)
-    return stored(package, out, engines, contents, overwrite=overwrite), built
+    return built, contents
+
+
+def _fastest(
+    package: Package, built: Sequence[Built], contents: Mapping[str, bytes]
+) -> list[Built]:
+    """Of `built` the fastest per route, measured in a copy that is thrown away."""
+    with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
+        manifest = with_engines(package.manifest, [item.entry for item in built], contents)
+        kept = {name: package.read(name) for name in manifest.files if name not in contents}
+        trial = Path(folder) / "trial.rare"
+        copy = write_package(trial, manifest, {**kept, **contents}, overwrite=False)
+        winners = fastest(copy)
+    return [item for item in built if item.entry in winners]
 
 
 def typed_graph(package: Package, graph: GraphEntry) -> TypedGraph:
@@ -91,16 +125,22 @@ def typed_graph(package: Package, graph: GraphEntry) -> TypedGraph:
     )
 
 
-def _continued(package: Package, out: Path, *, overwrite: bool) -> Package:
-    """The package to build on for a copy at `out`: the copy itself where it is there already."""
-    refuse_folder(out, overwrite=True)
+def _start(package: Package, out: Path | None, *, overwrite: bool) -> Package:
+    """The package to build on: itself, or the copy at `out` where that is there already.
+
+    Raises OutputError at once where the engines could not be written in the end.
+    """
+    if out is None:
+        if not os.access(package.folder, os.W_OK):
+            raise OutputError(
+                f"{package.folder}: cannot be written to: name a copy of the package with -o"
+            )
+        return package
+    refuse_folder(out, overwrite=overwrite or _is_package(out))
     if not out.exists() or overwrite:
         return package
-    try:
-        copy = open_package(out)
-    except RareTrtError:
-        copy = None
-    if copy is None or replace(copy.manifest, engines=(), files={}) != replace(
+    copy = open_package(out)
+    if replace(copy.manifest, engines=(), files={}) != replace(
         package.manifest, engines=(), files={}
     ):
         raise OutputError(
@@ -109,7 +149,11 @@ def _continued(package: Package, out: Path, *, overwrite: bool) -> Package:
     return copy
 
 
-def stored(
+def _is_package(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
+
+
+def _stored(
     package: Package,
     out: Path | None,
     engines: Sequence[EngineEntry],
@@ -127,15 +171,19 @@ def stored(
     return write_package(out, manifest, {**kept, **contents}, overwrite=overwrite)
 
 
-def _merged(old: Sequence[EngineEntry], new: Sequence[EngineEntry]) -> list[EngineEntry]:
+def _merged(
+    old: Sequence[EngineEntry], new: Sequence[EngineEntry], *, any_precision: bool
+) -> list[EngineEntry]:
     """`old` without those that one of `new` takes the place of, and `new`."""
-    uses = [_use(engine) for engine in new]
-    return [*(engine for engine in old if _use(engine) not in uses), *new]
+    uses = [_use(engine, any_precision=any_precision) for engine in new]
+    kept = [engine for engine in old if _use(engine, any_precision=any_precision) not in uses]
+    return [*kept, *new]
 
 
-def _use(engine: EngineEntry) -> EngineEntry:
+def _use(engine: EngineEntry, *, any_precision: bool) -> EngineEntry:
     """What an engine is for, without what it was made from: equal for one that replaces another."""
-    return replace(engine, file="", graph_sha256="", library="", profile={})
+    use = replace(engine, file="", graph_sha256="", library="", profile={})
+    return replace(use, precision="fp32") if any_precision else use
 
 
 def _graphs(package: Package, precision: Precision) -> list[GraphEntry]:
@@ -174,6 +222,7 @@ def _timing_file(folder: Path, backend: EngineBackend, machine: Machine) -> Path
     """Where kernel timings are kept: beside the package, per library release and kind of GPU."""
     gpu = "none" if machine.gpu is None else f"sm{machine.gpu.compute_capability.replace('.', '')}"
     version = machine.libraries.get(backend, "none")
+    folder = folder.resolve()
     return folder.with_name(f"{folder.stem}.{backend}-{version}-{gpu}.timings")
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Final
 
 from rare_trt.cache import Cache
-from rare_trt.engines.add import Built, build_engines
 from rare_trt.errors import BackendError
-from rare_trt.machine import Machine
-from rare_trt.manifest import PRECISIONS, BuilderOptions, EngineBackend, EngineEntry
-from rare_trt.package import Package, store_engines
+from rare_trt.manifest import EngineEntry
+from rare_trt.package import Package
 from rare_trt.planning import tiles
 from rare_trt.proof import golden_runs, prove
 from rare_trt.running import graph_inputs
@@ -23,72 +20,29 @@ WARM_UP: Final = 5
 RUNS: Final = 50
 
 
-def build_best(
-    package: Package,
-    backend: EngineBackend,
-    options: BuilderOptions,
-    machine: Machine,
-    *,
-    out: Path | None = None,
-    overwrite: bool = False,
-) -> tuple[Package, list[Built]]:
-    """Engines in every precision; kept per route is the fastest that passes the golden vectors.
+def fastest(package: Package) -> list[EngineEntry]:
+    """Of the package's engines the fastest per route on this GPU that passes its golden vectors.
 
-    Raises BackendError without a GPU, and where no engine of a route passes; nothing is then kept
-    of what was built for the comparison.
+    Raises BackendError where no engine of a route does.
     """
-    if machine.gpu is None:
-        raise BackendError(
-            f"--precision best measures on the GPU, and none can be used here ({machine.no_gpu}): "
-            "name a precision"
-        )
-    before = package.manifest.engines
-    built: list[Built] = []
-    for precision in PRECISIONS:
-        target = out if out is not None else None
-        package, more = build_engines(
-            package, backend, precision, options, machine, out=target, overwrite=overwrite
-        )
-        built += more
-        # The first build made the copy; the others add to it.
-        out, overwrite = None, False
+    host, cache = EngineHost(), Cache()
     try:
-        fastest = _fastest(package, [item.entry for item in built])
-    except BackendError:
-        store_engines(package, before, {})
-        raise
-    losers = [item.entry for item in built if item.entry not in fastest]
-    kept = [engine for engine in package.manifest.engines if engine not in losers]
-    package = store_engines(package, kept, {})
-    return package, [item for item in built if item.entry in fastest]
-
-
-def _fastest(package: Package, engines: list[EngineEntry]) -> list[EngineEntry]:
-    host = EngineHost()
-    cache = Cache()
-    try:
-        return [
-            _fastest_of(host, package, [e for e in engines if e.route == route.index], cache)
-            for route in package.manifest.routes
-        ]
+        return [_fastest_of(host, package, route.index, cache) for route in package.manifest.routes]
     finally:
         host.close()
 
 
-def _fastest_of(
-    host: EngineHost, package: Package, engines: list[EngineEntry], cache: Cache
-) -> EngineEntry:
+def _fastest_of(host: EngineHost, package: Package, route: int, cache: Cache) -> EngineEntry:
     took: dict[float, EngineEntry] = {}
     faults = []
-    for entry in engines:
+    for entry in (engine for engine in package.manifest.engines if engine.route == route):
         try:
             session = EngineSession(host, package, entry, cache)
-            prove(session, package, entry.route)
+            prove(session, package, route)
+            took[milliseconds(session, package, route)] = entry
+            session.close()
         except BackendError as error:
             faults.append(str(error))
-            continue
-        took[milliseconds(session, package, entry.route)] = entry
-        session.close()
     if not took:
         raise BackendError("; ".join(faults))
     return took[min(took)]

@@ -7,7 +7,6 @@ from 10 on.
 from __future__ import annotations
 
 import tempfile
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from tqdm import tqdm
 
 from rare_trt.errors import BackendError
-from rare_trt.machine import Machine, library
+from rare_trt.machine import Machine, library, version_of
 from rare_trt.manifest import BuilderOptions, EngineBackend, Shapes
-from rare_trt.sessions.nvidia import recording_logger
+from rare_trt.sessions.nvidia import recorder
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -57,13 +56,12 @@ class EngineBuilder:
     ) -> None:
         self.backend, self.options = backend, options
         self._module = library(backend)
-        self.version = str(self._module.__version__)
+        self.version = version_of(self._module)
         fault = self._fault(machine)
         if fault:
             raise BackendError(fault)
         self._machine = machine
-        self._errors: deque[str] = deque(maxlen=4)
-        self._log = recording_logger(self._module, self._errors)
+        self._log = recorder(self._module)
         self._builder: trt.Builder = self._module.Builder(self._log)
         self.timing_cache = timing_cache
 
@@ -71,7 +69,7 @@ class EngineBuilder:
     def compute_capabilities(self) -> tuple[str, ...]:
         """The GPUs that engines of this builder are for."""
         if self.backend == "tensorrt-rtx":
-            return RTX_CAPABILITIES
+            return _known_capabilities(self._module)
         assert self._machine.gpu is not None
         return (self._machine.gpu.compute_capability,)
 
@@ -87,7 +85,7 @@ class EngineBuilder:
 
         Raises BackendError that names the route, what the library said and what to do.
         """
-        self._errors.clear()
+        self._log.errors.clear()
         network = self.network(source)
         config = self._config()
         profile = self._builder.create_optimization_profile()
@@ -97,12 +95,16 @@ class EngineBuilder:
         if config.add_optimization_profile(profile) < 0:
             raise self._failed(source, f"the optimisation profile {dict(shapes)} was refused")
         timings = self._timing_cache(config)
-        with _progress(self._module, config, source.route):
+        self._log.interrupts.clear()
+        with _progress(self._module, config, source.route) as interrupts:
             plan = self._builder.build_serialized_network(network, config)
+        for interrupt in (*interrupts, *self._log.interrupts):
+            raise interrupt
         if plan is None:
             raise self._failed(source, "no engine was built")
-        if timings is not None:
-            self.timing_cache = bytes(timings.serialize())
+        serialized = None if timings is None else timings.serialize()
+        if serialized is not None:
+            self.timing_cache = bytes(serialized)
         return bytes(plan)
 
     def network(self, source: TypedGraph) -> trt.INetworkDefinition:
@@ -188,17 +190,28 @@ class EngineBuilder:
         return None
 
     def _failed(self, source: TypedGraph, what: str) -> BackendError:
-        said = "; ".join(self._errors) or "it did not say why"
+        said = "; ".join(self._log.errors) or "it did not say why"
         return BackendError(
             f"route {source.route}: {what} by {self.backend} {self.version} ({said}): free memory "
             "or set --workspace, and report this with the library's version if it stays"
         )
 
 
+def _known_capabilities(module: Any) -> tuple[str, ...]:
+    """Those of RTX_CAPABILITIES that this release can compile for."""
+    kinds = module.ComputeCapability
+    return tuple(one for one in RTX_CAPABILITIES if hasattr(kinds, _member(one)))
+
+
+def _member(capability: str) -> str:
+    return f"SM{capability.replace('.', '')}"
+
+
 def _set_capabilities(module: Any, config: Any) -> None:
-    config.num_compute_capabilities = len(RTX_CAPABILITIES)
-    for index, capability in enumerate(RTX_CAPABILITIES):
-        member = getattr(module.ComputeCapability, f"SM{capability.replace('.', '')}")
+    known = _known_capabilities(module)
+    config.num_compute_capabilities = len(known)
+    for index, capability in enumerate(known):
+        member = getattr(module.ComputeCapability, _member(capability))
         if not config.set_compute_capability(member, index):
             raise BackendError(
                 f"TensorRT for RTX refused compute capability {capability}: install a later release"
@@ -206,8 +219,13 @@ def _set_capabilities(module: Any, config: Any) -> None:
 
 
 @contextmanager
-def _progress(module: Any, config: Any, route: int) -> Iterator[None]:
-    """Shows the library's progress on one engine as a bar."""
+def _progress(module: Any, config: Any, route: int) -> Iterator[list[BaseException]]:
+    """Shows the library's progress on one engine as a bar.
+
+    Exceptions do not cross the library: an interrupt from the keyboard stops the build and is kept
+    in the list that is given.
+    """
+    interrupts: list[BaseException] = []
     with tqdm(desc=f"route {route}", unit="step", total=0, leave=False) as bar:
 
         class Monitor(module.IProgressMonitor):  # type: ignore[misc]
@@ -215,17 +233,26 @@ def _progress(module: Any, config: Any, route: int) -> Iterator[None]:
                 module.IProgressMonitor.__init__(self)
 
             def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-                bar.total = (bar.total or 0) + steps
-                bar.refresh()
+                try:
+                    bar.total = (bar.total or 0) + steps
+                    bar.refresh()
+                except BaseException as interrupt:
+                    interrupts.append(interrupt)
 
             def step_complete(self, phase: str, step: int) -> bool:
-                bar.update()
-                return True
+                try:
+                    bar.update()
+                except BaseException as interrupt:
+                    interrupts.append(interrupt)
+                return not interrupts
 
             def phase_finish(self, phase: str) -> None:
-                bar.refresh()
+                try:
+                    bar.refresh()
+                except BaseException as interrupt:
+                    interrupts.append(interrupt)
 
         monitor = Monitor()
         config.progress_monitor = monitor
-        yield
+        yield interrupts
         config.progress_monitor = None

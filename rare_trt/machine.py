@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform as system
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ from rare_trt.manifest import ENGINE_BACKENDS, EngineBackend
 MODULES: Final[Mapping[EngineBackend, str]] = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
+}
+
+# The first release that is known to do, and the first that is not.
+SUPPORTED: Final[Mapping[EngineBackend, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "tensorrt": ((10, 3), (12,)),
+    "tensorrt-rtx": ((1, 2), (2,)),
 }
 
 # The driver's release is written here on desktops and servers; a Jetson has neither file.
@@ -81,9 +88,27 @@ def library(backend: EngineBackend) -> Any:
         raise BackendError(
             f"the library {name} cannot be loaded ({error}): {INSTALL[backend]}"
         ) from error
-    if getattr(module, "__version__", None) is None:
+    version = getattr(module, "__version__", None)
+    if version is None:
         raise BackendError(f"the library {name} is not installed: {INSTALL[backend]}")
+    oldest, beyond = SUPPORTED[backend]
+    if not oldest <= numbers(version) < beyond:
+        raise BackendError(
+            f"{name} {version} is installed; expected {'.'.join(map(str, oldest))} or later, "
+            f"before {'.'.join(map(str, beyond))}: {INSTALL[backend]}"
+        )
     return module
+
+
+def version_of(module: Any) -> str:
+    """The release of a library's module, as 10.13.0: without what marks a preview."""
+    return ".".join(map(str, numbers(module.__version__)))
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version."""
+    (leading,) = re.findall(r"^[\d.]*", version)
+    return tuple(int(part) for part in leading.split(".") if part)
 
 
 INSTALL: Final[Mapping[EngineBackend, str]] = {
@@ -95,7 +120,7 @@ INSTALL: Final[Mapping[EngineBackend, str]] = {
 def library_version(backend: EngineBackend) -> str | None:
     """The version of `backend`'s library, None where it is absent."""
     with suppress(BackendError):
-        return str(library(backend).__version__)
+        return version_of(library(backend))
     return None
 
 

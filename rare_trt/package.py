@@ -40,9 +40,7 @@ class Package:
         What is returned is what was hashed: parsers get these bytes, never the path.
         """
         entry = self.manifest.files[name]
-        path = self.folder / name
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise PackageError(f"{path}: leads out of the package; expected a file inside it")
+        path = self.inside(name)
         data = _read(path, limit=entry.bytes)
         if len(data) != entry.bytes or sha256(data) != entry.sha256:
             raise PackageError(
@@ -50,6 +48,13 @@ class Package:
                 "damaged or tampered with: install the package again"
             )
         return data
+
+    def inside(self, name: str) -> Path:
+        """Where the file `name` lies; raises PackageError where a link leads out of the folder."""
+        path = self.folder / name
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise PackageError(f"{path}: leads out of the package; expected a file inside it")
+        return path
 
     def graph(self, route: int, precision: Precision) -> GraphEntry:
         """The graph of `route` at `precision`."""
@@ -86,6 +91,7 @@ def write_package(
 
     Everything is written beside `folder` first and renamed, so that `folder` is never half there.
     """
+    folder = folder.resolve()
     refuse_folder(folder, overwrite=overwrite)
     files = {name: FileEntry(sha256(data), len(data)) for name, data in contents.items()}
     data = replace(manifest, files=files).to_json()
@@ -126,17 +132,17 @@ def store_engines(
     manifest = with_engines(package.manifest, engines, contents)
     data = manifest.to_json()
     manifest_from_json(data)
-    folder = package.folder
-    write_files({folder / name: content for name, content in contents.items()}, overwrite=True)
-    try:
-        write_files({folder / "manifest.json": data}, overwrite=True)
-    except OutputError:
-        for name in set(contents) - set(package.manifest.files):
-            (folder / name).unlink(missing_ok=True)
-        raise
-    for name in set(package.manifest.files) - set(manifest.files):
-        (folder / name).unlink(missing_ok=True)
-    return open_package(folder)
+    new = {package.inside(name): content for name, content in contents.items()}
+    gone = [package.inside(name) for name in set(package.manifest.files) - set(manifest.files)]
+    if open_package(package.folder).manifest_sha256 != package.manifest_sha256:
+        raise OutputError(
+            f"{package.folder}: was changed by another program meanwhile: run the build again"
+        )
+    # All or none: the manifest is renamed last, and what was written before it goes if it fails.
+    write_files({**new, package.folder / "manifest.json": data}, overwrite=True)
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return open_package(package.folder)
 
 
 def with_engines(
@@ -159,6 +165,14 @@ def refuse_folder(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{folder}: is a file; expected a folder or nothing: name another output")
     if not overwrite:
         refuse_existing([folder])
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
+        raise OutputError(
+            f"{folder}: is a folder that holds no package; expected one to replace: name another "
+            "output"
+        )
+    parent = next(path for path in folder.resolve().parents if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{parent}: cannot be written to: check its permissions")
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -59,9 +59,14 @@ class Segmenter:
         self._sessions: dict[Candidate, Session] = {}
         self._opening = Lock()
         self._routes = {entry.index: entry.route() for entry in package.manifest.routes}
+        self._closed = False
         if preload:
-            for route in self._routes:
-                self._with_session(route, lambda session: None)
+            try:
+                for route in self._routes:
+                    self._with_session(route, lambda session: None)
+            except BaseException:
+                self.close()
+                raise
 
     @classmethod
     def load(
@@ -138,9 +143,11 @@ class Segmenter:
         )
 
     def close(self) -> None:
-        """Lets go of all loaded graphs and engines."""
-        self._sessions.clear()
-        self._choice.close()
+        """Lets go of all loaded graphs and engines; safe to call twice."""
+        with self._opening:
+            self._closed = True
+            self._sessions.clear()
+            self._choice.close()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -183,11 +190,13 @@ class Segmenter:
 
     def _opened(self, route: int, candidate: Candidate) -> Session:
         with self._opening:
+            if self._closed:
+                raise BackendError("the segmenter was closed; expected an open one: load it again")
             if candidate not in self._sessions:
                 session = candidate.open()
                 try:
                     prove_once(session, self.package, route, self._cache)
-                except BackendError:
+                except BaseException:
                     session.close()
                     raise
                 self._sessions[candidate] = session

@@ -156,13 +156,14 @@ class FakeTensorRT(types.ModuleType):
     """One installation of the fake: a version, faults to inject, and what went wrong.
 
     `fail(name)` makes the next call of that method fail in the way the real one fails. `spoil` is
-    one of "", "nothing" (labels stay unwritten though the enqueue reported success), "zeros" and
-    "noise": what an engine does that runs and answers wrongly.
+    one of "", "nothing" (labels stay unwritten though the enqueue reported success), "zeros",
+    "noise" and "replays" (a graph is right the first time only): what an engine does that runs and
+    answers wrongly.
     """
 
-    def __init__(self, name: str = "tensorrt", version: str = "10.13.0.35") -> None:
+    def __init__(self, name: str = "tensorrt") -> None:
         super().__init__(name)
-        self.__version__ = version
+        self.__version__ = {"tensorrt": "10.13.0.35", "tensorrt_rtx": "1.7.1.116"}[name]
         self.is_rtx = name == "tensorrt_rtx"
         self.violations: list[str] = []
         self.spoil = ""
@@ -534,6 +535,7 @@ class Run:
     ) -> None:
         self._module, self._shapes, self._addresses = context.module, shapes, addresses
         self._context, self._memory, self._state = weakref.ref(context), memory, context.state
+        self._times = 0
 
     def __call__(self, _: int | None) -> None:
         module, shapes, context = self._module, self._shapes, self._context()
@@ -556,6 +558,10 @@ class Run:
                 for name in INPUTS
             }
             module.computed += 1
+            self._times += 1
+            if module.spoil == "replays" and self._times > 1:
+                labels.fill(1)
+                return
             if module.spoil == "nothing":
                 return
             if module.spoil == "zeros":

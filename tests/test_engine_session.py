@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rare_trt import Scan, Segmenter, read_scan
 from rare_trt.cache import Cache
+from rare_trt.cli import main
 from rare_trt.engines.add import build_engines
 from rare_trt.errors import BackendError, EngineWarning, PackageError, ShapeError
 from rare_trt.geometry import Volume
@@ -32,6 +33,7 @@ from rare_trt.proof import golden_runs
 from rare_trt.running import graph_inputs
 from rare_trt.sessions import Inputs
 from rare_trt.sessions import tensorrt as session_module
+from rare_trt.sessions.choice import Choice
 from rare_trt.sessions.tensorrt import EngineHost, EngineSession
 
 OUT_OF_MEMORY, LAUNCH_FAILED = 2, 719
@@ -171,6 +173,62 @@ def test_scans_of_one_bucket_share_a_graph_and_new_buckets_get_their_own(
     for one in (*same, other):
         proven.segment(one, route=1)
     assert gpu.driver.calls("cuStreamBeginCapture_v2") == captured
+
+
+def test_the_proof_goes_through_the_graphs_that_answer_later(
+    gpu: FakeGpu, tiny_engines: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "fresh"))
+    vectors = sum(len(list(golden_runs(tiny_engines, route))) for route in (0, 1))
+    with segmenter(tiny_engines, preload=True):
+        # Each vector once plainly, if no other shared its shapes, and at least twice as a graph.
+        assert gpu.driver.calls("cuGraphLaunch") >= 2 * vectors
+
+
+def test_a_graph_that_answers_wrongly_does_not_pass_the_proof(
+    gpu: FakeGpu, tiny_engines: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "fresh"))
+    gpu.trt.spoil = "replays"
+    with pytest.raises(BackendError, match="golden vector"):
+        segmenter(tiny_engines, preload=True)
+    assert gpu.live() == (0, 0, 0)
+
+
+def test_of_engines_that_fit_the_dynamic_and_the_newest_answers(
+    gpu: FakeGpu, tiny_package_folder: Path, scan: Scan, tmp_path: Path
+) -> None:
+    package, out = open_package(tiny_package_folder), tmp_path / "several.rare"
+    for options in (
+        BuilderOptions(static_shapes=True),
+        BuilderOptions(optimization_level=0),
+        BuilderOptions(optimization_level=5),
+        BuilderOptions(tf32=True),
+    ):
+        built, _ = build_engines(package, "tensorrt", "fp32", options, this_machine(), out=out)
+    assert len(built.manifest.engines) == 8
+    choice = Choice(built, "tensorrt", Cache())
+    sessions = [candidate.open() for candidate in choice.candidates(1)]
+    orders = [session.entry.options for session in sessions]  # type: ignore[attr-defined]
+    assert [(o.static_shapes, o.tf32, o.optimization_level) for o in orders] == [
+        (False, False, 5),
+        (False, False, 0),
+        (False, True, None),
+        (True, False, None),
+    ]
+    choice.close()
+
+
+def test_engines_that_do_not_fit_are_named_once_before_openvino_answers(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan
+) -> None:
+    gpu.driver.set_device("Another GPU", (8, 9))
+    with Segmenter(tiny_engines) as best:
+        with pytest.warns(EngineWarning, match="built on Fake L4; this is Another GPU"):
+            assert best.segment(scan).backend == "openvino"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            best.segment(scan, route=1)
 
 
 def test_the_cache_of_buckets_is_bounded(
@@ -477,11 +535,12 @@ def test_the_proof_is_remembered_per_engine_driver_and_gpu(
 
     vectors = len(list(golden_runs(tiny_engines, 1)))
     assert vectors >= 4
-    assert [runs(), runs(), runs()] == [vectors + 1, 1, 1]
+    proof = 3 * vectors
+    assert [runs(), runs(), runs()] == [proof + 1, 1, 1]
     gpu.driver.set_device("Fake L4", (8, 9), total_bytes=16 << 30)
     assert runs() == 1
     monkeypatch.setattr("rare_trt.sessions.cuda.driver_release", lambda: "999.1")
-    assert [runs(), runs()] == [vectors + 1, 1]
+    assert [runs(), runs()] == [proof + 1, 1]
 
 
 def changed(package: Package, folder: Path, **header: Any) -> Package:
@@ -610,13 +669,9 @@ def test_a_scan_that_does_not_fit_a_static_engine_is_answered_by_openvino_alone(
     built, _ = build_engines(
         package, "tensorrt", "fp32", options, this_machine(), out=tmp_path / "static.rare"
     )
-    golden = tuple(g for g in built.manifest.golden if g.kind == "typical")
-    contents = {name: built.read(name) for name in built.manifest.files}
-    kept = write_package(
-        tmp_path / "kept.rare", replace(built.manifest, golden=golden), contents, overwrite=False
-    )
-    typical = golden_scan(kept)
-    with Segmenter(kept) as best:
+    typical = golden_scan(built)
+    assert main(["verify", str(built.folder)]) == 0
+    with Segmenter(built) as best:
         assert best.segment(typical, route=1).backend == "tensorrt"
         with pytest.warns(EngineWarning, match="tensorrt fp32 cannot answer this scan"):
             assert best.segment(scan, route=1, spacing_out_mm=0.5).backend == "openvino"
@@ -666,6 +721,42 @@ def test_a_closed_segmenter_holds_nothing_and_can_be_closed_again(
     ready.close()
     assert gpu.live() == (0, 0, 0)
     ready.close()
+    with pytest.raises(BackendError, match="was closed; expected an open one"):
+        ready.segment(scan)
+    assert gpu.live() == (0, 0, 0)
+
+
+def test_a_damaged_golden_vector_leaves_no_engine_loaded(
+    gpu: FakeGpu,
+    tiny_engines: Package,
+    scan: Scan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "fresh"))
+    contents = {name: tiny_engines.read(name) for name in tiny_engines.manifest.files}
+    manifest = tiny_engines.manifest
+    package = write_package(tmp_path / "hurt.rare", manifest, contents, overwrite=False)
+    (package.folder / manifest.golden[0].scan).write_bytes(b"")
+    with segmenter(package) as on_gpu:
+        for _ in range(3):
+            with pytest.raises(PackageError, match="tampered"):
+                on_gpu.segment(scan, route=0)
+            assert len(gpu.trt.live_engines) == 0
+    with pytest.raises(PackageError, match="tampered"):
+        segmenter(package, preload=True)
+    assert gpu.live() == (0, 0, 0)
+
+
+def test_an_engine_that_does_not_fit_evicts_no_other(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, tmp_path: Path
+) -> None:
+    package = changed(tiny_engines, tmp_path, dtypes={"image": "HALF"})
+    with segmenter(package) as on_gpu:
+        on_gpu.segment(scan, route=0)
+        with pytest.raises(BackendError, match="image is of type"):
+            on_gpu.segment(scan, route=1)
+        assert len(gpu.trt.live_engines) == 1
 
 
 def test_a_session_of_a_closed_host_says_so(
@@ -728,3 +819,4 @@ def test_tensorrt_for_rtx_is_asked_whether_an_engine_can_run(
             with Segmenter(whole, "tensorrt-rtx") as on_gpu, pytest.raises(BackendError):
                 on_gpu.segment(scan, route=1)
         assert gpu.live() == (0, 0, 0)
+        assert gpu.trt.violations == []

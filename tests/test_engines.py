@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from conftest import FakeGpu
 from rare_trt import Segmenter
 from rare_trt.cli import main
 from rare_trt.engines.add import build_engines, typed_graph
-from rare_trt.engines.best import build_best
 from rare_trt.engines.builder import RTX_CAPABILITIES, EngineBuilder
 from rare_trt.engines.profiles import profile_shapes
 from rare_trt.engines.targets import TARGETS, Target, outlooks
@@ -23,7 +23,7 @@ from rare_trt.errors import BackendError, OutputError, PackageError
 from rare_trt.machine import Gpu, Machine, this_machine, this_platform
 from rare_trt.manifest import BuilderOptions, EngineEntry
 from rare_trt.package import Package, open_package
-from rare_trt.sessions import INPUT_NAMES
+from rare_trt.sessions import INPUT_NAMES, Session
 from rare_trt.sessions.fit import obstacle
 
 HERE = this_platform()
@@ -163,8 +163,17 @@ def test_an_output_that_is_something_else_is_left_alone(package: Package, tmp_pa
     other = tmp_path / "other.rare"
     other.mkdir()
     (other / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="is no copy of the package"):
-        build_engines(package, "tensorrt-rtx", "fp16", BuilderOptions(), this_machine(), out=other)
+    for overwrite, words in ((False, "exists already"), (True, "holds no package")):
+        with pytest.raises(OutputError, match=words):
+            build_engines(
+                package,
+                "tensorrt-rtx",
+                "fp16",
+                BuilderOptions(),
+                this_machine(),
+                out=other,
+                overwrite=overwrite,
+            )
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
 
 
@@ -276,7 +285,7 @@ def test_a_build_into_the_package_itself_is_atomic(
 ) -> None:
     folder = tmp_path / "own.rare"
     shutil.copytree(tiny_package_folder, folder)
-    before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    before = files_of(folder)
 
     def full(self: Path, target: Path) -> Path:
         if target.name == "manifest.json":
@@ -288,7 +297,7 @@ def test_a_build_into_the_package_itself_is_atomic(
     with pytest.raises(OutputError, match="No space left"):
         build_engines(open_package(folder), "tensorrt", "fp32", BuilderOptions(), this_machine())
     monkeypatch.undo()
-    assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert files_of(folder) == before
     package, _ = build_engines(
         open_package(folder), "tensorrt", "fp32", BuilderOptions(), this_machine()
     )
@@ -297,34 +306,221 @@ def test_a_build_into_the_package_itself_is_atomic(
         assert set(ready._routes) == {0, 1}
 
 
-def test_best_keeps_the_fastest_that_holds_the_bounds(
-    gpu: FakeGpu, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """fp16 is the faster one here, but on route 1 it fails its golden vectors."""
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
+    """Which (precision, route) fail their golden vectors; fp16 takes half the time of fp32."""
     from rare_trt.engines import best
-    from rare_trt.proof import prove
 
-    def told(session: object, package: Package, route: int) -> None:
-        if (session.precision, route) == ("fp16", 1):  # type: ignore[attr-defined]
-            raise BackendError("fp16 gives other labels than the golden vector")
-        prove(session, package, route)  # type: ignore[arg-type]
+    failing: set[tuple[str, int]] = set()
+    prove = best.prove
 
-    monkeypatch.setattr(best, "prove", told)
+    def judged(session: Session, package: Package, route: int) -> None:
+        if (session.precision, route) in failing:
+            raise BackendError(f"{session.precision} gives other labels than the golden vector")
+        prove(session, package, route)
+
+    monkeypatch.setattr(best, "prove", judged)
     took = {"fp16": 1.0, "fp32": 2.0}
     monkeypatch.setattr(best, "milliseconds", lambda session, *_: took[session.precision])
-    out = tmp_path / "best.rare"
-    found, built = build_best(package, "tensorrt", BuilderOptions(), this_machine(), out=out)
-    kept = {entry.route: entry.precision for entry in found.manifest.engines}
+    return failing
+
+
+def test_best_keeps_the_fastest_that_holds_the_bounds(
+    gpu: FakeGpu, package: Package, tmp_path: Path, told: set[tuple[str, int]]
+) -> None:
+    """fp16 is the faster one here, but on route 1 it fails its golden vectors."""
+    told.add(("fp16", 1))
+    here, out = this_machine(), tmp_path / "best.rare"
+    # What was there before gives way to the fastest, but for engines of other options.
+    build_engines(package, "tensorrt", "fp32", BuilderOptions(), here, out=out)
+    build_engines(package, "tensorrt", "fp32", BuilderOptions(tf32=True), here, out=out)
+    found, built = build_engines(package, "tensorrt", "best", BuilderOptions(), here, out=out)
+    kept = {e.route: e.precision for e in found.manifest.engines if not e.options.tf32}
     assert kept == {0: "fp16", 1: "fp32", 2: "fp16", 3: "fp16"}
-    assert all(item.entry in found.manifest.engines for item in built)
-    assert len(built) == 4
+    assert len(found.manifest.engines) == 8
+    assert {item.entry.route: bool(item.seconds) for item in built} == {
+        0: True,
+        1: False,
+        2: True,
+        3: True,
+    }
     found_files = {path.name for path in (out / "engines" / "tensorrt").iterdir()}
     assert found_files == {Path(entry.file).name for entry in found.manifest.engines}
 
 
-def test_best_needs_a_gpu(package: Package, capsys: pytest.CaptureFixture[str]) -> None:
+def test_best_that_fails_leaves_the_package_as_it_was(
+    gpu: FakeGpu, package: Package, tmp_path: Path, told: set[tuple[str, int]]
+) -> None:
+    here, out = this_machine(), tmp_path / "best.rare"
+    build_engines(package, "tensorrt", "fp16", BuilderOptions(), here, out=out)
+    before = files_of(tmp_path)
+    told.update({("fp16", 2), ("fp32", 2)})
+    with pytest.raises(BackendError, match="golden vector"):
+        build_engines(package, "tensorrt", "best", BuilderOptions(), here, out=out)
+    assert files_of(tmp_path) == before
+    # The build of the second precision fails.
+    told.clear()
+    shutil.rmtree(out)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    gpu.trt.fail("parse_from_file")
+    with pytest.raises(BackendError, match="cannot be parsed"):
+        build_engines(package, "tensorrt", "best", BuilderOptions(), here, out=out)
+    assert list(tmp_path.iterdir()) == []
+    assert gpu.live() == (0, 0, 0)
+
+
+def test_best_needs_a_gpu(package: Package) -> None:
     with pytest.raises(BackendError, match="--precision best measures on the GPU"):
-        build_best(package, "tensorrt-rtx", BuilderOptions(), machine())
+        build_engines(package, "tensorrt-rtx", "best", BuilderOptions(), machine())
+
+
+# Interruptions, links, other programs
+
+
+@pytest.mark.parametrize("callback", ["refresh", "update"])
+def test_an_interrupt_stops_the_real_build_and_leaves_nothing(
+    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callback: str
+) -> None:
+    """TensorRT's bindings swallow what its callbacks raise; the build must end all the same."""
+    pytest.importorskip("tensorrt_rtx")
+    from rare_trt.engines import builder
+
+    class Interrupted(builder.tqdm):  # type: ignore[type-arg]
+        pass
+
+    def interrupt(self: object, *_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Interrupted, callback, interrupt)
+    monkeypatch.setattr(builder, "tqdm", Interrupted)
+    out = str(tmp_path / "never.rare")
+    assert main(["build", "--backend", "tensorrt-rtx", "-o", out]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_out_of_the_package_is_never_written_or_removed_through(
+    gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path
+) -> None:
+    own, victim = tmp_path / "own.rare", tmp_path / "victim"
+    shutil.copytree(tiny_package_folder, own)
+    victim.mkdir()
+    (own / "engines").symlink_to(victim)
+    with pytest.raises(PackageError, match="leads out of the package"):
+        build_engines(open_package(own), "tensorrt", "fp32", BuilderOptions(), this_machine())
+    assert list(victim.iterdir()) == []
+    (own / "engines").unlink()
+    built, _ = build_engines(
+        open_package(own), "tensorrt", "fp32", BuilderOptions(), this_machine()
+    )
+    # An engine to be replaced, of an older release, behind a link.
+    shutil.move(str(own / "engines" / "tensorrt"), victim / "tensorrt")
+    (own / "engines" / "tensorrt").symlink_to(victim / "tensorrt")
+    values = json.loads((own / "manifest.json").read_text())
+    for engine in values["engines"]:
+        engine["library"] = "10.3.0"
+    (own / "manifest.json").write_text(json.dumps(values))
+    before = files_of(victim)
+    with pytest.raises(PackageError, match="leads out of the package"):
+        build_engines(open_package(own), "tensorrt", "fp32", BuilderOptions(), this_machine())
+    assert files_of(victim) == before
+    assert built.manifest.engines
+
+
+def test_a_package_changed_by_another_program_meanwhile_is_left_alone(
+    gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.rare"
+    shutil.copytree(tiny_package_folder, own)
+    opened = open_package(own)
+    build_engines(open_package(own), "tensorrt", "fp32", BuilderOptions(), this_machine())
+    before = files_of(own)
+    with pytest.raises(OutputError, match="was changed by another program meanwhile"):
+        options = BuilderOptions(tf32=True)
+        build_engines(opened, "tensorrt", "fp32", options, this_machine())
+    assert files_of(own) == before
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_built(
+    gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for out in (None, tmp_path / "new.rare"):
+        with pytest.raises(OutputError, match="cannot be written to"):
+            build_engines(
+                open_package(tiny_package_folder),
+                "tensorrt",
+                "fp32",
+                BuilderOptions(),
+                this_machine(),
+                out=out,
+            )
+    assert gpu.trt.configs == []
+
+
+def test_the_package_can_be_named_by_a_dot(
+    gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.rare"
+    shutil.copytree(tiny_package_folder, own)
+    monkeypatch.chdir(own)
+    assert main(["build", "--package", ".", "--backend", "tensorrt", "--precision", "fp32"]) == 0
+    assert len(open_package(own).manifest.engines) == 2
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [
+        ("8.6.2", False),
+        ("10.2.0", False),
+        ("10.3.0", True),
+        ("11.4.1", True),
+        ("11.0.0rc1", True),
+        ("12.0", False),
+    ],
+)
+def test_releases_of_tensorrt_that_will_not_do_are_named(
+    gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path, version: str, fits: bool
+) -> None:
+    gpu.trt.__version__ = version
+    here = this_machine()
+    assert ("tensorrt" in here.libraries) == fits
+    out = tmp_path / "x.rare"
+    package = open_package(tiny_package_folder)
+    if fits:
+        built, _ = build_engines(package, "tensorrt", "fp32", BuilderOptions(), here, out=out)
+        assert built.manifest.engines[0].library == version.removesuffix("rc1")
+    else:
+        with pytest.raises(BackendError, match=rf"tensorrt {version} is installed; expected 10\.3"):
+            build_engines(package, "tensorrt", "fp32", BuilderOptions(), here, out=out)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--workspace", "0"],
+        ["--workspace", "99999999999999999999"],
+        ["--workspace", "much"],
+        ["--overwrite"],
+        ["--data", "x"],
+        ["checkpoint", "--data", "x", "-o", "y.rare", "--plan"],
+        ["mine.rare"],
+    ],
+)
+def test_wrong_usage_is_told_as_such(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["build", *arguments])
+    assert stopped.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 # What fits

@@ -51,7 +51,7 @@ def add_parser(commands: Parsers) -> None:
     engines.add_argument(
         "--plan", action="store_true", help="print what can be built here for which machines"
     )
-    engines.add_argument("--workspace", type=_positive, metavar="MIB", help="scratch memory limit")
+    engines.add_argument("--workspace", type=mebibytes, metavar="MIB", help="scratch memory limit")
     engines.add_argument("--optimization-level", type=int, choices=range(6), metavar="0..5")
     engines.add_argument(
         "--hardware-compatibility",
@@ -70,11 +70,16 @@ def add_parser(commands: Parsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.checkpoint is not None:
-        if options.data is None or options.output is None:
-            options.parser.error("a package from a CHECKPOINT needs --data and -o")
+        if options.data is None or options.output is None or options.plan:
+            options.parser.error(
+                "a package from a CHECKPOINT needs --data and -o, and takes no --plan; to build "
+                "engines for a package, name it with --package"
+            )
         return _build_package(options)
     if options.data is not None:
         options.parser.error("--data goes with CHECKPOINT")
+    if options.overwrite and options.output is None:
+        options.parser.error("--overwrite goes with -o")
     return _plan(options) if options.plan else _build_engines(options)
 
 
@@ -94,31 +99,20 @@ def _build_package(options: argparse.Namespace) -> int:
 
 def _build_engines(options: argparse.Namespace) -> int:
     from rare_trt.engines.add import build_engines
-    from rare_trt.engines.best import build_best
 
     package = open_package(options.package)
     machine = this_machine()
     backend = options.backend or _backend(machine)
     builder_options = _builder_options(options)
-    if options.precision == "best":
-        package, built = build_best(
-            package,
-            backend,
-            builder_options,
-            machine,
-            out=options.output,
-            overwrite=options.overwrite,
-        )
-    else:
-        package, built = build_engines(
-            package,
-            backend,
-            options.precision,
-            builder_options,
-            machine,
-            out=options.output,
-            overwrite=options.overwrite,
-        )
+    package, built = build_engines(
+        package,
+        backend,
+        options.precision,
+        builder_options,
+        machine,
+        out=options.output,
+        overwrite=options.overwrite,
+    )
     for item in built:
         entry = item.entry
         size = package.manifest.files[entry.file].bytes / 2**20
@@ -164,8 +158,9 @@ def _builder_options(options: argparse.Namespace) -> BuilderOptions:
     )
 
 
-def _positive(text: str) -> int:
+def mebibytes(text: str) -> int:
+    """A whole number of MiB, at most a TiB."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of MiB above 0")
+    if not 1 <= value <= 1 << 20:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {1 << 20} MiB")
     return value

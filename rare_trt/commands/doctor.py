@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from rare_trt.advisories import LOOKED_AT, Advisory, State, advisories
 from rare_trt.commands.info import table
 from rare_trt.errors import PackageError, RareTrtError
-from rare_trt.machine import INSTALL, Machine, driver_release, library, this_machine, this_platform
+from rare_trt.machine import (
+    INSTALL,
+    Machine,
+    driver_release,
+    library,
+    this_machine,
+    this_platform,
+    version_of,
+)
 from rare_trt.manifest import ENGINE_BACKENDS, EngineBackend, EngineEntry, GraphEntry
 from rare_trt.package import Package, open_package
 from rare_trt.sessions.fit import obstacle
@@ -89,7 +97,7 @@ def looked() -> tuple[Machine, Surroundings]:
     modules = {backend: _tried(partial(library, backend)) for backend in ENGINE_BACKENDS}
     machine = _tried(this_machine)
     if isinstance(machine, str):
-        there = {b: str(m.__version__) for b, m in modules.items() if not isinstance(m, str)}
+        there = {b: version_of(m) for b, m in modules.items() if not isinstance(m, str)}
         machine = Machine(this_platform(), None, machine, there)
     around = Surroundings(
         python=f"{platform.python_version()} ({platform.python_implementation()})",

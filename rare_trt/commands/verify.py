@@ -109,11 +109,13 @@ def _table(found: list[Finding]) -> list[str]:
         "not finite",
     ]
     for f in found:
+        different = "failed" if f.different is None else f"{f.different:.1e}"
+        agreement = "failed" if f.dice is None else f"{f.dice:.5f}"
         loss = "" if f.loss is None else f"{f.loss:+.5f}"
         error = "" if f.logit_error is None else f"{f.logit_error:.2g}"
         non_finite = "" if f.non_finite is None else str(f.non_finite)
         lines.append(
-            f"{f.route:<5}  {f.name:<19}  {f.samples:>5}  {f.different:>12.1e}  {f.dice:>14.5f}  "
+            f"{f.route:<5}  {f.name:<19}  {f.samples:>5}  {different:>12}  {agreement:>14}  "
             f"{loss:>9}  {error:>11}  {non_finite:>10}"
         )
     return [*lines, ""]

@@ -32,12 +32,14 @@ class Runs(Protocol):
 class Session(Runs, Protocol):
     """One route, ready to run, safe from threads.
 
-    `identity` names all that its answers depend on.
+    `identity` names all that its answers depend on. `proof_runs` is after how many runs of one
+    shape nothing about the way it runs changes any more.
     """
 
     backend: str
     precision: Precision
     identity: str
+    proof_runs: int
 
     def close(self) -> None:
         """Gives back what the session holds."""

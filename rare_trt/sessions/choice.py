@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -9,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from rare_trt.cache import Cache
-from rare_trt.errors import BackendError
+from rare_trt.errors import BackendError, EngineWarning
 from rare_trt.machine import Machine, this_machine
 from rare_trt.manifest import PRECISIONS, EngineEntry, GraphEntry
 from rare_trt.package import Package
@@ -31,7 +32,8 @@ class Candidate:
 class Choice:
     """Opens sessions of one package; closes what they share.
 
-    Engines come before OpenVINO, TensorRT before TensorRT for RTX and fp16 before fp32.
+    Engines come before OpenVINO, TensorRT before TensorRT for RTX, dynamic shapes before static
+    ones, fp16 before fp32, and of engines alike the one built last.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Choice:
         self._memory_limit = memory_limit
         self._host: EngineHost | None = None
         self._starting = Lock()
+        self._warned = False
 
     def candidates(self, route: int) -> list[Candidate]:
         """What can answer `route`, best first; raises BackendError where nothing can."""
@@ -82,14 +85,23 @@ class Choice:
                 f"{self._backend} cannot answer route {route} here ({self._why_not(route)}); "
                 "`rare-trt doctor` shows what can"
             )
-        found = [self._engine(entry) for entry in runnable]
-        return found if self._backend == "auto" else found[:1]
+        if not runnable and self.skipped(route) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"none of the package's engines can run here, OpenVINO answers: "
+                f"{self.skipped(route)[0][1]}",
+                EngineWarning,
+                stacklevel=2,
+            )
+        return [self._engine(entry) for entry in runnable]
 
     def _runnable(self, route: int) -> list[EngineEntry]:
         manifest = self._package.manifest
         entries = [entry for entry in manifest.engines if entry.route == route]
         fitting = [entry for entry in entries if obstacle(entry, manifest, self._machine) is None]
-        return sorted(fitting, key=lambda e: (e.backend, PRECISIONS[::-1].index(e.precision)))
+        # Later entries were built later, and sorting keeps the order of equals.
+        fitting.reverse()
+        return sorted(fitting, key=_rank)
 
     def _why_not(self, route: int) -> str:
         reasons = [
@@ -121,6 +133,19 @@ class Choice:
         from rare_trt.sessions.openvino import OpenVinoSession
 
         return OpenVinoSession(self._package, entry, self._cache)
+
+
+def _rank(entry: EngineEntry) -> tuple[object, ...]:
+    """The order in which engines are tried: those that answer most scans, fastest first."""
+    options = entry.options
+    return (
+        entry.backend,
+        options.static_shapes,
+        PRECISIONS[::-1].index(entry.precision),
+        options.hardware_compatibility != "none",
+        options.version_compatible,
+        options.tf32,
+    )
 
 
 def portable_graph(package: Package, route: int) -> GraphEntry:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from rare_trt.machine import INSTALL, MODULES, Machine
+from rare_trt.machine import INSTALL, MODULES, Machine, numbers
 from rare_trt.manifest import EngineEntry, Manifest
 
 
@@ -26,7 +24,7 @@ def _other_library(entry: EngineEntry, machine: Machine) -> str | None:
     here = machine.libraries[entry.backend]
     if here == entry.library:
         return None
-    built, found = _numbers(entry.library), _numbers(here)
+    built, found = numbers(entry.library), numbers(here)
     if entry.options.version_compatible and built[0] == found[0] and built <= found:
         return None
     return f"built with {entry.backend} {entry.library}; this machine has {here}: build it again"
@@ -37,7 +35,7 @@ def _other_gpu(entry: EngineEntry, machine: Machine) -> str | None:
     if gpu is None:
         return machine.no_gpu
     compatibility = entry.options.hardware_compatibility
-    if compatibility == "ampere_plus" and _numbers(gpu.compute_capability) >= (8, 0):
+    if compatibility == "ampere_plus" and numbers(gpu.compute_capability) >= (8, 0):
         return None
     if gpu.compute_capability not in entry.compute_capabilities:
         known = ", ".join(entry.compute_capabilities)
@@ -48,7 +46,3 @@ def _other_gpu(entry: EngineEntry, machine: Machine) -> str | None:
     if entry.backend == "tensorrt" and compatibility == "none" and gpu.name != entry.gpu:
         return f"built on {entry.gpu}; this is {gpu.name}: build it here"
     return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 from rare_trt.cache import Cache
 from rare_trt.errors import BackendError
-from rare_trt.machine import Gpu, library
+from rare_trt.machine import Gpu, library, version_of
 from rare_trt.manifest import EngineBackend, EngineEntry
 from rare_trt.sessions import INPUT_NAMES, LABELS
 
@@ -39,17 +41,19 @@ class Contexts(Protocol):
         ...
 
 
+class EngineLoadError(BackendError):
+    """The library made no engine of a plan, for want of memory or because it does not fit."""
+
+
 class Library:
     """The runtime of one backend, and what its log said last."""
 
     def __init__(self, backend: EngineBackend) -> None:
         self.backend = backend
         self.module = library(backend)
-        self.version = str(self.module.__version__)
-        self.errors: deque[str] = deque(maxlen=4)
-        # The runtime holds no reference to its logger, and calls it until it is gone itself.
-        self._log = recording_logger(self.module, self.errors)
-        self._runtime: trt.Runtime = self.module.Runtime(self._log)
+        self.version = version_of(self.module)
+        self.log = recorder(self.module)
+        self._runtime: trt.Runtime = self.module.Runtime(self.log)
         # Host code in an engine would run here with the rights of whoever segments the scan.
         self._runtime.engine_host_code_allowed = False
 
@@ -60,12 +64,12 @@ class Library:
 
         `key` names engine, GPU and driver. Raises BackendError where the engine cannot be loaded.
         """
-        self.errors.clear()
+        self.log.errors.clear()
         if self.backend == "tensorrt-rtx":
             self._refuse_invalid(plan, entry)
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise BackendError(
+            raise EngineLoadError(
                 f"{entry.file}: {self.backend} {self.version} cannot load it "
                 f"({self.last_words()}): run `rare-trt build` on this machine"
             )
@@ -92,14 +96,15 @@ class Library:
         runtime: Any = self._runtime
         validity, diagnostics = runtime.get_engine_validity(plan)
         if validity == self.module.EngineValidity.INVALID:
+            said = f"diagnostics {diagnostics}; {self.last_words()}"
             raise BackendError(
-                f"{entry.file}: TensorRT for RTX cannot run it here ({diagnostics}): run `rare-trt "
-                "build` on this machine"
+                f"{entry.file}: TensorRT for RTX {self.version} cannot run it here ({said}): run "
+                "`rare-trt build` on this machine"
             )
 
     def last_words(self) -> str:
         """What the library logged as errors since the last call into it."""
-        return "; ".join(self.errors) or "it did not say why"
+        return "; ".join(self.log.errors) or "it did not say why"
 
     def _fault(self, engine: trt.ICudaEngine, entry: EngineEntry) -> str | None:
         module = self.module
@@ -176,6 +181,8 @@ class RtxContexts:
             module.DynamicShapesKernelSpecializationStrategy.EAGER
         )
         self._compiled = self._config.create_runtime_cache()
+        if self._compiled is None:
+            raise self._refused("gave no runtime cache")
         stored = self._cache.load(*self._key)
         if stored is not None and self._compiled.deserialize(stored):
             self._stored_bytes = len(stored)
@@ -186,7 +193,11 @@ class RtxContexts:
         return _created(self._library, self._engine.create_execution_context(self._config))
 
     def save(self) -> None:
-        compiled = bytes(self._compiled.serialize())
+        serialized = self._compiled.serialize()
+        if serialized is None:
+            # It only saves time: the kernels are compiled again at the next start.
+            return
+        compiled = bytes(serialized)
         if len(compiled) != self._stored_bytes:
             self._cache.store(compiled, *self._key)
             self._stored_bytes = len(compiled)
@@ -216,18 +227,37 @@ def identity(entry: EngineEntry, sha256: str, library: Library, gpu: Gpu) -> tup
     )
 
 
-def recording_logger(module: Any, errors: deque[str]) -> Any:
-    """A logger for `module` that keeps errors in `errors` and hands the rest to `logging`."""
+def recorder(module: Any) -> Any:
+    """The one logger that a library gets: TensorRT keeps the first one of a process for good.
 
+    Errors are kept in its `errors`, the rest goes to `logging`. An interrupt that comes while
+    TensorRT logs would be lost in its bindings: it is kept in `interrupts`.
+    """
+    with _RECORDING:
+        if module not in _RECORDERS:
+            _RECORDERS[module] = _new_recorder(module)
+        return _RECORDERS[module]
+
+
+_RECORDING = Lock()
+_RECORDERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _new_recorder(module: Any) -> Any:
     class Recorder(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
+            self.errors: deque[str] = deque(maxlen=4)
+            self.interrupts: deque[BaseException] = deque()
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
-                errors.append(message.strip())
-            elif severity == module.ILogger.WARNING:
-                LOGGER.info("%s", message)
+            try:
+                if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
+                    self.errors.append(message.strip())
+                elif severity == module.ILogger.WARNING:
+                    LOGGER.info("%s", message)
+            except BaseException as interrupt:
+                self.interrupts.append(interrupt)
 
     return Recorder()
 

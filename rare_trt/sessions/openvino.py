@@ -34,6 +34,7 @@ class OpenVinoSession:
     """
 
     backend = "openvino"
+    proof_runs = 1
 
     def __init__(self, package: Package, entry: GraphEntry, cache: Cache) -> None:
         self.precision = entry.precision

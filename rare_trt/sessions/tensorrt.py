@@ -25,7 +25,7 @@ from rare_trt.package import Package
 from rare_trt.sessions import INPUT_NAMES, LABELS, Inputs
 from rare_trt.sessions.arena import Arena, Layout, layout
 from rare_trt.sessions.device import DeviceError, DeviceMemoryError, Handle, open_device
-from rare_trt.sessions.nvidia import Contexts, Library, identity, shape_of
+from rare_trt.sessions.nvidia import Contexts, EngineLoadError, Library, identity, shape_of
 
 Sizes: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -154,6 +154,9 @@ class EngineHost:
 class EngineSession:
     """One route's engine; see `Session`. Safe to use from several threads."""
 
+    # Queued plainly, captured and launched, launched again.
+    proof_runs = 3
+
     def __init__(
         self, host: EngineHost, package: Package, entry: EngineEntry, cache: Cache
     ) -> None:
@@ -224,7 +227,7 @@ class EngineSession:
             try:
                 contexts = library.contexts(plan, entry, self._cache, self._key)
                 break
-            except BackendError:
+            except EngineLoadError:
                 # It may be for want of memory: TensorRT does not tell.
                 if not host.unload_oldest(but=self):
                     raise
@@ -247,16 +250,23 @@ class Engine:
         self._buckets: OrderedDict[Sizes, Bucket] = OrderedDict()
 
     def bucket(self, sizes: Sizes) -> Bucket:
-        """The bucket of `sizes`, made where it is new; its memory is reserved and bound."""
-        bucket = self._buckets.get(sizes)
+        """The bucket of `sizes`; made where it is new, or made before the arena moved."""
+        bucket = self._buckets.pop(sizes, None)
+        if bucket is not None and not bucket.is_current:
+            bucket.release()
+            bucket = None
         if bucket is None:
             while len(self._buckets) >= MAX_BUCKETS:
                 _, oldest = self._buckets.popitem(last=False)
                 oldest.release()
             bucket = Bucket(self._host, self._contexts, sizes)
+            try:
+                self._reserve(bucket.layout)
+                bucket.bind()
+            except BackendError:
+                bucket.release()
+                raise
         self._buckets[sizes] = bucket
-        self._buckets.move_to_end(sizes)
-        self._reserve(bucket)
         return bucket
 
     def release(self) -> None:
@@ -267,24 +277,23 @@ class Engine:
             for bucket in buckets.values():
                 last.callback(bucket.release)
 
-    def _reserve(self, bucket: Bucket) -> None:
+    def _reserve(self, needed: Layout) -> None:
         arena, host = self._host.arena, self._host
-        host.make_room(self._session, max(0, bucket.layout.device_bytes - arena.device_bytes))
+        host.make_room(self._session, max(0, needed.device_bytes - arena.device_bytes))
         while True:
             try:
-                arena.reserve(bucket.layout)
-                break
+                arena.reserve(needed)
+                return
             except DeviceMemoryError:
                 if not host.unload_oldest(but=self._session):
                     raise
-        bucket.bind()
 
 
 class Bucket:
     """One set of shapes: an execution context of its own and, from the second run on, a CUDA graph.
 
-    A graph holds addresses and the state of its context, so a context serves one set of shapes
-    only and both are renewed when the arena moves.
+    A graph holds addresses and the state of its context, so a context serves one set of shapes and
+    one place of the arena, and a bucket is made anew for another.
     """
 
     def __init__(self, host: EngineHost, contexts: Contexts, sizes: Sizes) -> None:
@@ -322,13 +331,14 @@ class Bucket:
             raise BackendError("the engine cannot tell how much memory it needs: build it again")
         return layout(self._shapes, prod(self._answer), scratch)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the arena still lies where the context was told."""
+        return self._generation == self._host.arena.generation
+
     def bind(self) -> None:
-        """Gives the context its addresses in the arena, where they have changed."""
+        """Gives the context its addresses in the arena."""
         arena = self._host.arena
-        if self._generation == arena.generation:
-            return
-        self._drop_graph()
-        self._runs = 0
         start = arena.io_address
         scratch, size = self.layout.scratch
         addresses = {name: start + offset for name, (offset, _) in self.layout.inputs.items()}
