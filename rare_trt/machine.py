@@ -7,7 +7,8 @@ import platform as system
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,9 @@ SUPPORTED: Final[Mapping[EngineBackend, tuple[tuple[int, ...], tuple[int, ...]]]
     "tensorrt": ((10, 3), (12,)),
     "tensorrt-rtx": ((1, 2), (2,)),
 }
+
+# The packages that bring TensorRT's lean runtime.
+LEAN_RUNTIMES: Final = ("tensorrt_lean_cu12_libs", "tensorrt_lean_cu13_libs")
 
 # The driver's release is written here on desktops and servers; a Jetson has neither file.
 DRIVER_FILES: Final = (Path("/sys/module/nvidia/version"), Path("/proc/driver/nvidia/version"))
@@ -42,12 +46,17 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where engines are to run. `no_gpu` says in a few words why `gpu` is None."""
+    """Where engines are to run. `no_gpu` says in a few words why `gpu` is None.
+
+    `lean_runtimes` are TensorRT's lean runtimes by release: what an engine that is to run on a
+    later release than it was built with needs of its own.
+    """
 
     platform: str
     gpu: Gpu | None
     no_gpu: str
     libraries: Mapping[EngineBackend, str]
+    lean_runtimes: Mapping[str, Path] = field(default_factory=dict)
 
 
 def this_machine() -> Machine:
@@ -64,7 +73,7 @@ def this_machine() -> Machine:
         device.close()
     versions = {backend: library_version(backend) for backend in ENGINE_BACKENDS}
     found = {backend: version for backend, version in versions.items() if version is not None}
-    return Machine(this_platform(), gpu, no_gpu, found)
+    return Machine(this_platform(), gpu, no_gpu, found, lean_runtimes())
 
 
 def this_platform() -> str:
@@ -122,6 +131,18 @@ def library_version(backend: EngineBackend) -> str | None:
     with suppress(BackendError):
         return version_of(library(backend))
     return None
+
+
+def lean_runtimes() -> dict[str, Path]:
+    """The lean runtimes of TensorRT that are installed, by release."""
+    found = {}
+    for name in LEAN_RUNTIMES:
+        with suppress(PackageNotFoundError):
+            installed = distribution(name)
+            for file in installed.files or ():
+                if file.name.startswith("libnvinfer_lean.so"):
+                    found[installed.version] = Path(str(file.locate()))
+    return found
 
 
 def driver_release() -> str:

@@ -237,12 +237,21 @@ class Runtime(Part):
     def __init__(self, logger: Any) -> None:
         assert getattr(logger, "made", False), "ILogger.__init__ was not called"
         self.engine_host_code_allowed = False
+        self.release = self.module.__version__
         # As in the real one, a weak tie: who made the logger must keep it.
         self._logger = weakref.ref(logger)
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         with self._alone("the runtime"):
             return self._deserialized(serialized_engine)
+
+    def load_runtime(self, path: str) -> Runtime | None:
+        if self.module.failing("load_runtime"):
+            self._say("could not open the lean runtime")
+            return None
+        runtime: Runtime = self.module.Runtime(self._logger())
+        runtime.release = Path(path).read_text()
+        return runtime
 
     def get_engine_validity(self, buffer: bytes) -> tuple[EngineValidity, int]:
         fault = self._fault(buffer)
@@ -271,7 +280,7 @@ class Runtime(Part):
         if not bytes(plan).startswith(MAGIC):
             return "Magic tag does not match"
         header, _ = _opened(plan)
-        if header["version"] != self.module.__version__:
+        if header["version"] != self.release:
             return f"Version tag does not match: {header['version']}"
         if self.module.compute_capability() not in header["compute_capabilities"]:
             return "Target GPU SM does not match"

@@ -613,6 +613,38 @@ def test_one_flipped_byte_is_refused_before_it_is_loaded(
     assert len(gpu.trt.live_engines) == 0
 
 
+def test_a_version_compatible_engine_runs_on_a_later_release_with_its_lean_runtime(
+    gpu: FakeGpu,
+    tiny_package_folder: Path,
+    scan: Scan,
+    expected: Labels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package, _ = build_engines(
+        open_package(tiny_package_folder),
+        "tensorrt",
+        "fp32",
+        BuilderOptions(version_compatible=True),
+        this_machine(),
+        out=tmp_path / "built.rare",
+    )
+    gpu.trt.__version__ = "10.14.0"
+    advised = pytest.raises(BackendError, match=r"pip install tensorrt-lean==10\.13\.0\.35")
+    with Segmenter(package, "tensorrt") as later, advised:
+        later.segment(scan, route=1)
+    lean = tmp_path / "libnvinfer_lean.so.10"
+    lean.write_text("10.13.0.35")
+    found = {"10.13.0.35": lean}
+    monkeypatch.setattr("rare_trt.machine.lean_runtimes", lambda: found)
+    monkeypatch.setattr("rare_trt.sessions.nvidia.lean_runtimes", lambda: found)
+    gpu.trt.fail("load_runtime")
+    with Segmenter(package, "tensorrt") as later:
+        with pytest.raises(BackendError, match="lean runtime of TensorRT"):
+            later.segment(scan, route=1)
+        assert np.array_equal(later.segment(scan, route=1).labels, expected)
+
+
 # Shapes
 
 

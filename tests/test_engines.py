@@ -587,6 +587,11 @@ HOPPER = replace(L4, name="NVIDIA H100", compute_capability="9.0")
         (
             {"options": BuilderOptions(version_compatible=True)},
             machine(L4, tensorrt="10.14.0"),
+            "pip install tensorrt-lean==10.13.0.35",
+        ),
+        (
+            {"options": BuilderOptions(version_compatible=True)},
+            replace(machine(L4, tensorrt="10.14.0"), lean_runtimes={"10.13.0.35": Path("lean.so")}),
             None,
         ),
         (

@@ -26,7 +26,12 @@ def _other_library(entry: EngineEntry, machine: Machine) -> str | None:
         return None
     built, found = numbers(entry.library), numbers(here)
     if entry.options.version_compatible and built[0] == found[0] and built <= found:
-        return None
+        if entry.library in machine.lean_runtimes:
+            return None
+        return (
+            f"built with {entry.backend} {entry.library}, whose lean runtime it needs on {here}: "
+            f"pip install tensorrt-lean=={entry.library}, or build it again"
+        )
     return f"built with {entry.backend} {entry.library}; this machine has {here}: build it again"
 
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from rare_trt.cache import Cache
 from rare_trt.errors import BackendError
-from rare_trt.machine import Gpu, library, version_of
+from rare_trt.machine import Gpu, lean_runtimes, library, version_of
 from rare_trt.manifest import EngineBackend, EngineEntry
 from rare_trt.sessions import INPUT_NAMES, LABELS
 
@@ -56,6 +56,7 @@ class Library:
         self._runtime: trt.Runtime = self.module.Runtime(self.log)
         # Host code in an engine would run here with the rights of whoever segments the scan.
         self._runtime.engine_host_code_allowed = False
+        self._lean: dict[str, trt.Runtime] = {}
 
     def contexts(
         self, plan: bytes, entry: EngineEntry, cache: Cache, key: tuple[str, ...]
@@ -67,7 +68,7 @@ class Library:
         self.log.errors.clear()
         if self.backend == "tensorrt-rtx":
             self._refuse_invalid(plan, entry)
-        engine = self._runtime.deserialize_cuda_engine(plan)
+        engine = self._runtime_of(entry).deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineLoadError(
                 f"{entry.file}: {self.backend} {self.version} cannot load it "
@@ -101,6 +102,22 @@ class Library:
                 f"{entry.file}: TensorRT for RTX {self.version} cannot run it here ({said}): run "
                 "`rare-trt build` on this machine"
             )
+
+    def _runtime_of(self, entry: EngineEntry) -> trt.Runtime:
+        """This release's own runtime, or the lean one of the release that built the engine."""
+        if entry.library == self.version:
+            return self._runtime
+        if entry.library not in self._lean:
+            path = lean_runtimes().get(entry.library)
+            runtime = None if path is None else self._runtime.load_runtime(str(path))
+            if runtime is None:
+                raise BackendError(
+                    f"{entry.file}: the lean runtime of TensorRT {entry.library} cannot be loaded "
+                    f"({self.last_words()}): install it, or run `rare-trt build` on this machine"
+                )
+            runtime.engine_host_code_allowed = False
+            self._lean[entry.library] = runtime
+        return self._lean[entry.library]
 
     def last_words(self) -> str:
         """What the library logged as errors since the last call into it."""
