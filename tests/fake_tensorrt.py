@@ -113,6 +113,10 @@ class EngineValidity(IntEnum):
     INVALID = 2
 
 
+class OnnxParserFlag(IntEnum):
+    NATIVE_INSTANCENORM = 0
+
+
 class CudaGraphStrategy(IntEnum):
     DISABLED = 0
     WHOLE_GRAPH_CAPTURE = 1
@@ -173,6 +177,7 @@ class FakeTensorRT(types.ModuleType):
         self.compiled_blobs: list[bytes] = []
         self.configs: list[IBuilderConfig] = []
         self.kept: list[Any] = []
+        self.cleared: list[OnnxParserFlag] = []
         self._faults: dict[str, int] = {}
         self.live_engines: weakref.WeakSet[ICudaEngine] = weakref.WeakSet()
         for part in PARTS:
@@ -186,6 +191,9 @@ class FakeTensorRT(types.ModuleType):
         self.driver = ctypes.CDLL("libcuda.so.1")
         self.driver.fake_room.restype = ctypes.c_size_t
         self.driver.fake_room.argtypes = [ctypes.c_void_p]
+
+    def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
+        return True
 
     def fail(self, name: str, times: int = 1) -> None:
         """Lets the next `times` calls of method `name` fail."""
@@ -727,6 +735,9 @@ class OnnxParser(Part):
         self._network = network
         self._errors: list[ParserError] = []
 
+    def clear_flag(self, flag: OnnxParserFlag) -> None:
+        self.module.cleared.append(flag)
+
     @property
     def num_errors(self) -> int:
         return len(self._errors)
@@ -754,6 +765,6 @@ PARTS: tuple[type[Part], ...] = (
 ENUMS: tuple[type[IntEnum], ...] = (
     *(TensorIOMode, DataType, TensorLocation, ExecutionContextAllocationStrategy),
     *(NetworkDefinitionCreationFlag, BuilderFlag, HardwareCompatibilityLevel, MemoryPoolType),
-    *(EngineValidity, CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy),
+    *(EngineValidity, OnnxParserFlag, CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy),
     ComputeCapability,
 )
