@@ -38,7 +38,9 @@ def main(data: Path) -> None:
                 fine = segmenter.segment(low, spacing_out_mm=1.0)
                 found = on_truth(fine.labels, fine.grid, truth)
                 parts = [dice(found == v, truth.voxels == v) for v in (1, 2)]
-                rows.append((*parts, own_dice(own.labels, truth, factor), volume(own, truth)))
+                rows.append(
+                    (*parts, own_dice(own.labels, truth, factor), volume(own, truth, factor))
+                )
             anterior, posterior, on_own, error = np.mean(rows, axis=0)
             lowest = np.mean([row[:2] for row in rows], axis=1).min()
             print(
@@ -54,9 +56,13 @@ def own_dice(labels: np.ndarray, truth: Volume, factor: int) -> float:
     return dice(labels, shares)
 
 
-def volume(result: Result, truth: Volume) -> float:
-    """Signed error of the whole structure's volume, as a share of the manual label's."""
-    return sum(result.volumes_mm3) / float((truth.voxels > 0).sum()) - 1.0
+def volume(result: Result, truth: Volume, factor: int) -> float:
+    """Signed error of the whole structure's volume, as a share of the manual label's in the scan.
+
+    The scan ends where no whole voxel is left, so it can hold less than the label does.
+    """
+    seen = truth.voxels[tuple(slice(0, n * factor) for n in result.labels.shape)]
+    return sum(result.volumes_mm3) / float((seen > 0).sum()) - 1.0
 
 
 if __name__ == "__main__":

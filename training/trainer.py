@@ -30,6 +30,7 @@ from rare_trt.training.losses import consistency_loss, segmentation_loss
 from rare_trt.training.network import RareUNet
 from rare_trt.training.recipe import Recipe
 from rare_trt.training.validation import validate
+from rare_trt.training.volumes import balance_volumes
 
 CLIP_NORM = 1.0
 WARM_UP_SHARE = 0.1
@@ -118,6 +119,8 @@ class _Run:
                 loss = self._epoch(epoch)
                 row: dict[str, float | str] = {"epoch": epoch + 1, "loss": round(loss, 5)}
                 last = epoch + 1 == self.recipe.epochs
+                if last:
+                    balance_volumes(self.network, self.training, self.recipe)
                 if last or (epoch + 1) % VALIDATE_EVERY == 0:
                     row |= self._validate()
                 else:
