@@ -28,6 +28,7 @@ from rare_trt.manifest import (
 )
 from rare_trt.package import (
     Package,
+    is_package,
     open_package,
     refuse_folder,
     store_engines,
@@ -136,7 +137,7 @@ def _start(package: Package, out: Path | None, *, overwrite: bool) -> Package:
                 f"{package.folder}: cannot be written to: name a copy of the package with -o"
             )
         return package
-    refuse_folder(out, overwrite=overwrite or _is_package(out))
+    refuse_folder(out, overwrite=overwrite or is_package(out))
     if not out.exists() or overwrite:
         return package
     copy = open_package(out)
@@ -147,10 +148,6 @@ def _start(package: Package, out: Path | None, *, overwrite: bool) -> Package:
             f"{out}: exists and is no copy of the package: name another output or pass --overwrite"
         )
     return copy
-
-
-def _is_package(folder: Path) -> bool:
-    return (folder / "manifest.json").is_file()
 
 
 def _stored(

@@ -33,19 +33,19 @@ def fastest(package: Package) -> list[EngineEntry]:
 
 
 def _fastest_of(host: EngineHost, package: Package, route: int, cache: Cache) -> EngineEntry:
-    took: dict[float, EngineEntry] = {}
+    took: list[tuple[float, EngineEntry]] = []
     faults = []
     for entry in (engine for engine in package.manifest.engines if engine.route == route):
         try:
             session = EngineSession(host, package, entry, cache)
             prove(session, package, route)
-            took[milliseconds(session, package, route)] = entry
+            took.append((milliseconds(session, package, route), entry))
             session.close()
         except BackendError as error:
             faults.append(str(error))
     if not took:
         raise BackendError("; ".join(faults))
-    return took[min(took)]
+    return min(took, key=lambda pair: pair[0])[1]
 
 
 def milliseconds(session: Session, package: Package, route: int) -> float:

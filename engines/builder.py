@@ -6,11 +6,9 @@ from 10 on.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
@@ -18,6 +16,7 @@ from tqdm import tqdm
 from rare_trt.errors import BackendError
 from rare_trt.machine import Machine, library, version_of
 from rare_trt.manifest import BuilderOptions, EngineBackend, Shapes
+from rare_trt.package import graph_on_disk
 from rare_trt.sessions.nvidia import recorder
 
 if TYPE_CHECKING:
@@ -113,11 +112,7 @@ class EngineBuilder:
         flag = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = self._builder.create_network(flag)
         parser: trt.OnnxParser = module.OnnxParser(network, self._log)
-        # The parser opens external weights by path: it gets a private copy of the verified bytes.
-        with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
-            path = Path(folder) / "graph.onnx"
-            path.write_bytes(source.graph)
-            (Path(folder) / source.weights_name).write_bytes(source.weights)
+        with graph_on_disk(source.graph, source.weights, source.weights_name) as path:
             parsed = parser.parse_from_file(str(path))
         if not parsed:
             errors = (parser.get_error(index) for index in range(parser.num_errors))
@@ -227,7 +222,7 @@ def _progress(module: Any, config: Any, route: int) -> Iterator[list[BaseExcepti
     """
     interrupts: list[BaseException] = []
     with tqdm(desc=f"route {route}", unit="step", total=0, leave=False) as bar:
-
+        # Which library it is, is known at run time only.
         class Monitor(module.IProgressMonitor):  # type: ignore[misc]
             def __init__(self) -> None:
                 module.IProgressMonitor.__init__(self)

@@ -6,7 +6,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -155,6 +157,24 @@ def with_engines(
     return replace(manifest, engines=tuple(engines), files=files)
 
 
+def is_package(folder: Path) -> bool:
+    """Whether a package, whole or not, lies in `folder`."""
+    return (folder / "manifest.json").is_file()
+
+
+@contextmanager
+def graph_on_disk(graph: bytes, weights: bytes, weights_name: str) -> Iterator[Path]:
+    """A private copy of a graph's verified bytes as files, for as long as a parser reads it.
+
+    Parsers open external weights by path: so nothing can be swapped between check and load.
+    """
+    with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
+        path = Path(folder) / "graph.onnx"
+        path.write_bytes(graph)
+        (Path(folder) / weights_name).write_bytes(weights)
+        yield path
+
+
 def refuse_folder(folder: Path, *, overwrite: bool) -> None:
     """Raises OutputError where the package `folder` may not be written."""
     if not NAME.fullmatch(folder.name):
@@ -165,7 +185,7 @@ def refuse_folder(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{folder}: is a file; expected a folder or nothing: name another output")
     if not overwrite:
         refuse_existing([folder])
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not is_package(folder):
         raise OutputError(
             f"{folder}: is a folder that holds no package; expected one to replace: name another "
             "output"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from math import ceil, prod
 from pathlib import Path
 from threading import Lock
@@ -197,7 +198,7 @@ class Segmenter:
                 try:
                     prove_once(session, self.package, route, self._cache)
                 except BaseException:
-                    session.close()
+                    _give_back(session)
                     raise
                 self._sessions[candidate] = session
             return self._sessions[candidate]
@@ -213,8 +214,14 @@ class Segmenter:
                 self._candidates[route] = [c for c in self._candidates[route] if c is not candidate]
                 session = self._sessions.pop(candidate, None)
             if session is not None:
-                session.close()
+                _give_back(session)
         warnings.warn(f"{what}; {following.name} answers: {error}", EngineWarning, stacklevel=4)
+
+
+def _give_back(session: Session) -> None:
+    """Closes a session that failed; what failed first is what is told and what is acted on."""
+    with suppress(BackendError):
+        session.close()
 
 
 def isotropic_grid(grid: Grid, spacing_mm: float, limits_mm: tuple[float, float]) -> Grid:

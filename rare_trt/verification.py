@@ -151,7 +151,8 @@ class Reference:
 
     def _logits(self, graph: GraphEntry) -> tuple[float | None, int | None]:
         """The largest error of a logit, and how many are not finite."""
-        probe = OpenVinoProbe(self._package, graph)
+        is_reference = graph.precision == "fp32"
+        probe = self._probe if is_reference else OpenVinoProbe(self._package, graph)
         if not (probe.has_logits and self._probe.has_logits):
             return None, None
         worst, non_finite = 0.0, 0

@@ -150,7 +150,7 @@ class Dims:
         return self._sizes[index]
 
     def __eq__(self, other: object) -> bool:
-        return self._sizes == tuple(other)  # type: ignore[arg-type]
+        return self._sizes == tuple(other)
 
     def __hash__(self) -> int:
         return hash(self._sizes)
@@ -659,6 +659,7 @@ class IOptimizationProfile(Part):
     def __init__(self) -> None:
         self.shapes: dict[str, Any] = {}
 
+    # Arguments are named as the real ones are.
     def set_shape(self, input: str, min: Dims, opt: Dims, max: Dims) -> None:  # noqa: A002
         self.shapes[input] = [list(shape[:]) for shape in (min, opt, max)]
 

@@ -209,7 +209,7 @@ def test_of_engines_that_fit_the_dynamic_and_the_newest_answers(
     assert len(built.manifest.engines) == 8
     choice = Choice(built, "tensorrt", Cache())
     sessions = [candidate.open() for candidate in choice.candidates(1)]
-    orders = [session.entry.options for session in sessions]  # type: ignore[attr-defined]
+    orders = [session.entry.options for session in sessions]
     assert [(o.static_shapes, o.tf32, o.optimization_level) for o in orders] == [
         (False, False, 5),
         (False, False, 0),
@@ -471,6 +471,21 @@ def test_auto_answers_with_openvino_and_says_so(
         assert best.segment(scan, route=0).backend == "tensorrt"
 
 
+def test_openvino_answers_also_where_the_failed_engine_cannot_be_closed(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+) -> None:
+    with Segmenter(tiny_engines, preload=True) as best:
+        gpu.trt.fail("execute_async_v3")
+        # The first context is that of the run, the second that of closing the session.
+        with (
+            gpu.driver.fails("cuCtxPushCurrent_v2", LAUNCH_FAILED, after=1),
+            pytest.warns(EngineWarning, match="could not queue the run"),
+        ):
+            found = best.segment(scan, route=1)
+        assert found.backend == "openvino"
+        assert np.array_equal(found.labels, expected)
+
+
 def test_a_gpu_lost_while_running_is_told_and_found_again(
     gpu: FakeGpu, proven: Segmenter, scan: Scan, expected: Labels
 ) -> None:
@@ -607,7 +622,7 @@ def test_one_flipped_byte_is_refused_before_it_is_loaded(
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     for backend in ("tensorrt", "auto"):
-        on_gpu = Segmenter(package, backend)  # type: ignore[arg-type]
+        on_gpu = Segmenter(package, backend)
         with on_gpu, pytest.raises(PackageError, match="tampered"):
             on_gpu.segment(scan, route=1)
     assert len(gpu.trt.live_engines) == 0

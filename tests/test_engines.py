@@ -36,7 +36,7 @@ def machine(
 ) -> Machine:
     found = {"tensorrt": tensorrt, "tensorrt-rtx": rtx}
     libraries = {name: version for name, version in found.items() if version is not None}
-    return Machine(HERE, gpu, "" if gpu else NO_GPU, libraries)  # type: ignore[arg-type]
+    return Machine(HERE, gpu, "" if gpu else NO_GPU, libraries)
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +393,7 @@ def test_an_interrupt_stops_the_real_build_and_leaves_nothing(
     pytest.importorskip("tensorrt_rtx")
     from rare_trt.engines import builder
 
-    class Interrupted(builder.tqdm):  # type: ignore[type-arg]
+    class Interrupted(builder.tqdm):
         pass
 
     def interrupt(self: object, *_: object, **__: object) -> None:
@@ -543,7 +543,7 @@ def entry_of(**changes: object) -> EngineEntry:
         options=BuilderOptions(),
         profile=shapes,
     )
-    return replace(entry, **changes)  # type: ignore[arg-type]
+    return replace(entry, **changes)
 
 
 FITTING = machine(L4, tensorrt="10.13.0.35", rtx="1.7.1.116")

@@ -60,10 +60,7 @@ class Choice:
 
     def skipped(self, route: int) -> list[tuple[EngineEntry, str]]:
         """Every engine of `route` that this machine cannot run, and why."""
-        manifest = self._package.manifest
-        entries = [entry for entry in manifest.engines if entry.route == route]
-        reasons = [(entry, obstacle(entry, manifest, self._machine)) for entry in entries]
-        return [(entry, reason) for entry, reason in reasons if reason is not None]
+        return [(entry, reason) for entry, reason in self._obstacles(route) if reason is not None]
 
     def graph(self, entry: GraphEntry) -> Candidate:
         """The graph `entry` on OpenVINO."""
@@ -85,23 +82,27 @@ class Choice:
                 f"{self._backend} cannot answer route {route} here ({self._why_not(route)}); "
                 "`rare-trt doctor` shows what can"
             )
-        if not runnable and self.skipped(route) and not self._warned:
+        skipped = [] if runnable or self._warned else self.skipped(route)
+        if skipped:
             self._warned = True
             warnings.warn(
-                f"none of the package's engines can run here, OpenVINO answers: "
-                f"{self.skipped(route)[0][1]}",
+                f"none of the package's engines can run here, OpenVINO answers: {skipped[0][1]}",
                 EngineWarning,
                 stacklevel=2,
             )
         return [self._engine(entry) for entry in runnable]
 
     def _runnable(self, route: int) -> list[EngineEntry]:
-        manifest = self._package.manifest
-        entries = [entry for entry in manifest.engines if entry.route == route]
-        fitting = [entry for entry in entries if obstacle(entry, manifest, self._machine) is None]
+        fitting = [entry for entry, reason in self._obstacles(route) if reason is None]
         # Later entries were built later, and sorting keeps the order of equals.
         fitting.reverse()
         return sorted(fitting, key=_rank)
+
+    def _obstacles(self, route: int) -> list[tuple[EngineEntry, str | None]]:
+        """Every engine of `route`, and what keeps it from running here."""
+        manifest = self._package.manifest
+        entries = [entry for entry in manifest.engines if entry.route == route]
+        return [(entry, obstacle(entry, manifest, self._machine)) for entry in entries]
 
     def _why_not(self, route: int) -> str:
         reasons = [

@@ -261,6 +261,7 @@ _RECORDERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def _new_recorder(module: Any) -> Any:
+    # Which library it is, is known at run time only.
     class Recorder(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)

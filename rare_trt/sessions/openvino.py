@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache as once
 from io import BytesIO
@@ -19,7 +16,7 @@ from numpy.typing import NDArray
 from rare_trt.cache import Cache
 from rare_trt.errors import BackendError
 from rare_trt.manifest import GraphEntry
-from rare_trt.package import Package
+from rare_trt.package import Package, graph_on_disk
 from rare_trt.sessions import LOGITS, Inputs
 
 # The precision is stated: OpenVINO's own default is bf16 where the CPU has it.
@@ -83,7 +80,7 @@ class OpenVinoSession:
             return None
 
     def _compiled(self, graph: bytes, weights: bytes, entry: GraphEntry) -> Any:
-        with _readable(graph, weights, entry) as path:
+        with graph_on_disk(graph, weights, Path(entry.weights).name) as path:
             try:
                 return _core().compile_model(_core().read_model(path), "CPU", CONFIG)
             except RuntimeError as error:
@@ -97,7 +94,8 @@ class OpenVinoProbe:
     """A graph that gives its logits beside its labels, for checks."""
 
     def __init__(self, package: Package, entry: GraphEntry) -> None:
-        with _readable(package.read(entry.file), package.read(entry.weights), entry) as path:
+        graph, weights = package.read(entry.file), package.read(entry.weights)
+        with graph_on_disk(graph, weights, Path(entry.weights).name) as path:
             model = _core().read_model(path)
             try:
                 model.add_outputs(LOGITS)
@@ -117,20 +115,6 @@ class OpenVinoProbe:
         result = self._request.infer(inputs, share_inputs=True)
         logits: NDArray[np.float32] = result[1][0].astype(np.float32)
         return logits
-
-
-@contextmanager
-def _readable(graph: bytes, weights: bytes, entry: GraphEntry) -> Iterator[Path]:
-    """The graph as a file for as long as it is read.
-
-    The ONNX reader opens external weights by path: it gets a private copy of the verified bytes,
-    so that nothing can be swapped between the check and the load.
-    """
-    with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
-        path = Path(folder) / "graph.onnx"
-        path.write_bytes(graph)
-        (Path(folder) / Path(entry.weights).name).write_bytes(weights)
-        yield path
 
 
 @dataclass(frozen=True)
