@@ -16,6 +16,7 @@ from tqdm import tqdm
 from rare_trt.cache import Cache
 from rare_trt.calibration.fp16 import fp16_model
 from rare_trt.calibration.golden import Golden, golden_vectors
+from rare_trt.engines.card import MODEL_CARD, model_card
 from rare_trt.errors import BackendError, RareTrtError
 from rare_trt.export.agreement import Agreement, agreement
 from rare_trt.export.onnx_from_route import GraphFiles, graph_files, onnx_from_route
@@ -43,10 +44,11 @@ from rare_trt.training.recipe import NATIVE_BAND, Recipe
 WEIGHTS: Final = "weights.bin"
 
 # How far beyond the training data a field of view may be: training crops and pads as much.
-SMALLEST_VIEW, LARGEST_VIEW = 0.6, 1.5
+SMALLEST_VIEW, LARGEST_VIEW = 0.6, 2.0
 
-# Relative to the finest and the coarsest route's spacing.
-FINEST, COARSEST = 0.5, 1.25
+# Relative to the base spacing. Finer voxels than trained on are averaged to it before the network
+# sees them.
+FINEST = 0.5
 
 MAX_PROOF_CASES: Final = 24
 
@@ -73,7 +75,8 @@ def build_package(
     view = field_of_view(checkpoint.facts)
     golden = golden_vectors(checkpoint, cases, view)
     manifest = manifest_of(out.stem, checkpoint, view, golden)
-    contents = {**graph_contents(graphs), **golden.files}
+    card = model_card(manifest, checkpoint.recipe)
+    contents = {MODEL_CARD: card, **graph_contents(graphs), **golden.files}
     with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
         draft = write_package(Path(folder) / out.name, manifest, contents, overwrite=False)
         agreements = prove(draft, checkpoint, cases, Cache(Path(folder) / "cache"))
@@ -141,7 +144,6 @@ def _graph_file(precision: Precision, name: str) -> str:
 def manifest_of(name: str, checkpoint: Checkpoint, view: FieldOfView, golden: Golden) -> Manifest:
     """The manifest of the package `name`, but for its files."""
     recipe, facts = checkpoint.recipe, checkpoint.facts
-    coarsest = recipe.base_spacing_mm * 2 ** (recipe.network.routes - 1)
     routes = range(recipe.network.routes)
     return Manifest(
         name=name,
@@ -151,7 +153,7 @@ def manifest_of(name: str, checkpoint: Checkpoint, view: FieldOfView, golden: Go
             labels=recipe.labels,
             channels=recipe.channels,
             base_spacing_mm=recipe.base_spacing_mm,
-            spacing_limits_mm=(recipe.base_spacing_mm * FINEST, coarsest * COARSEST),
+            spacing_limits_mm=(recipe.base_spacing_mm * FINEST, recipe.acquisition.spacing_mm[1]),
             intensity=recipe.intensity,
             field_of_view_mm=view,
             volume_range_mm3=facts.volume_range_mm3,

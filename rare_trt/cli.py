@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TextIO
 
-from rare_trt.commands import build, doctor, infer, info, train, verify
+from rare_trt.commands import build, convert, doctor, evaluate, infer, info, train, verify
 from rare_trt.errors import RareTrtError
 
-COMMANDS = (infer, info, train, build, verify, doctor)
+COMMANDS = (infer, info, evaluate, train, convert, build, verify, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,5 @@
-"""The part of a scan that is segmented: all of it, or a box of the trained size around a point."""
+"""The part of a scan that is segmented: all of it but padding, or a box of the trained size around
+a point."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
-from rare_trt.geometry import Array, Canonical, Grid, Shape, Triple
+from rare_trt.geometry import Array, Canonical, Grid, Shape, Triple, Volume
 from rare_trt.manifest import FieldOfView
 from rare_trt.planning import Slices
 
@@ -19,41 +20,56 @@ TOLERANCE_MM = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """What of a scan is segmented, in canonical order.
-
-    `grid` is that of the region, `box` its place in the canonical scan (None: all of it).
-    """
+    """What of a scan is segmented, in canonical order: `voxels` [i, j, k, ...] on `grid`, which is
+    `box` of the canonical scan."""
 
     canonical: Canonical
     grid: Grid
-    box: Slices | None
-
-    def cut(self, voxels: Array) -> Array:
-        """The scan's voxels [i, j, k, ...] in its own order -> the region's, canonical."""
-        found = self.canonical.from_scan(voxels)
-        return found if self.box is None else found[self.box]
+    box: Slices
+    voxels: Array
 
     def placed(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Labels of the region -> of the whole scan, in its own order; 0 outside the region."""
-        if self.box is not None:
-            inside, labels = labels, np.zeros(self.canonical.grid.shape, np.uint8)
-            labels[self.box] = inside
-        return self.canonical.to_scan(labels)
+        whole = np.zeros(self.canonical.grid.shape, np.uint8)
+        whole[self.box] = labels
+        return self.canonical.to_scan(whole)
 
 
-def region_of(grid: Grid, accepted: FieldOfView, at_mm: Triple | None) -> Region:
-    """All of a scan on `grid`, or the box of the typical size around the world point `at_mm`.
+def region_of(volume: Volume, accepted: FieldOfView, at_mm: Triple | None) -> Region:
+    """A scan without its padding, or the box of the typical size around the world point `at_mm`.
 
     Raises ScanError where its field of view is not one that `accepted` allows.
     """
-    canonical = Canonical(grid)
+    canonical = Canonical(volume.grid)
+    voxels = canonical.from_scan(volume.voxels)
     if at_mm is None:
-        check_field_of_view(canonical.grid, accepted, is_box=False)
-        return Region(canonical, canonical.grid, None)
-    box = box_at(canonical.grid, at_mm, accepted.typical)
+        box = without_padding(voxels)
+    else:
+        box = box_at(canonical.grid, at_mm, accepted.typical)
     part = box_grid(canonical.grid, box)
-    check_field_of_view(part, accepted, is_box=True)
-    return Region(canonical, part, box)
+    check_field_of_view(part, accepted, is_box=at_mm is not None)
+    return Region(canonical, part, box, voxels[box])
+
+
+def without_padding(voxels: Array) -> Slices:
+    """The box of `voxels` [i, j, k, ...] that is left without outer slices of one value.
+
+    Software pads scans with constants. They say nothing, but the network would average over them.
+    A scan that is constant throughout is left as it is.
+    """
+    box = [slice(0, n) for n in voxels.shape[:3]]
+    for axis in range(3):
+        slices = np.moveaxis(voxels[tuple(box)], axis, 0)
+        first = next((at for at, one in enumerate(slices) if _varies(one)), None)
+        if first is None:
+            return slice(0, voxels.shape[0]), slice(0, voxels.shape[1]), slice(0, voxels.shape[2])
+        padded = next(at for at, one in enumerate(slices[::-1]) if _varies(one))
+        box[axis] = slice(first, len(slices) - padded)
+    return box[0], box[1], box[2]
+
+
+def _varies(voxels: Array) -> bool:
+    return bool((voxels != voxels[0, 0]).any())
 
 
 def check_field_of_view(grid: Grid, accepted: FieldOfView, *, is_box: bool) -> None:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -53,11 +53,12 @@ GZIP_LEVEL: Final = 1
 class Scan:
     """A scan as it was read: volume (grid in mm) and the header of its place in the world.
 
-    `sha256` is that of its file, None for a scan made in memory.
+    `sha256` is that of its file, None for a scan made in memory, for which the header can be left
+    out: `Scan(Volume(voxels, grid))`.
     """
 
     volume: Volume
-    header: nib.Nifti1Header
+    header: nib.Nifti1Header = field(default_factory=nib.Nifti1Header)
     sha256: str | None = None
 
 

@@ -105,11 +105,11 @@ class Segmenter:
             else:
                 scan = read_scan(Path(scan), len(model.channels))
         with clock("prepare"):
-            region = region_of(scan.volume.grid, model.field_of_view_mm, at)
+            region = region_of(scan.volume, model.field_of_view_mm, at)
             decision = choose_route(
                 region.grid.spacing_mm, list(self._routes.values()), model.spacing_limits_mm, route
             )
-            image = normalised(region.cut(scan.volume.voxels), model.intensity)
+            image = normalised(region.voxels, model.intensity)
         with clock("plan"):
             target = region.grid
             if spacing_out_mm is not None:

@@ -5,72 +5,90 @@ Works on stored voxels, before normalisation, because a scanner varies those.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-import torch
 from nibabel.eulerangles import euler2mat
+from nibabel.quaternions import angle_axis2mat
 from numpy.random import Generator
 from numpy.typing import NDArray
-from torch.nn import functional
 
-from rare_trt.training.averaging import fitted
+from rare_trt.geometry import Grid
 from rare_trt.training.cases import Case
+from rare_trt.training.simulation import Beyond, resliced, resliced_labels, turned_grid, with_air
+
+# Degrees: heads lie a little tilted, and now and then a protocol is oblique.
+USUAL_TILT, LARGEST_TILT = 8.0, 45.0
+
+# Voxels: how much tighter a crop can be, and how many slices of air a scan can end in.
+LARGEST_CUT, LARGEST_AIR = 6, 17
 
 
-def augmented(
-    case: Case, rng: Generator, multiple: int
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A random variant of `case`: voxels [c, i, j, k] and labels [i, j, k], axes cut or padded to
-    `multiple` so that the variant can be averaged down to every route."""
-    voxels, labels = _posed(case.voxels, case.labels, rng)
-    voxels, labels = _framed(voxels, labels, rng, multiple)
-    return np.stack([_scanned(channel, rng) for channel in voxels]), labels
+def augmented(case: Case, rng: Generator, classes: int) -> Case:
+    """A random variant of `case`, image and labels still in one place."""
+    return _scanned(_framed(_posed(case, rng, classes), rng), rng)
 
 
-def _posed(
-    voxels: NDArray[np.float32], labels: NDArray[np.uint8], rng: Generator
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Mirrored, rotated and scaled about the centre."""
+def _posed(case: Case, rng: Generator, classes: int) -> Case:
+    """Mirrored, turned and scaled about the centre."""
     if rng.random() < 0.5:
-        voxels, labels = voxels[:, ::-1], labels[::-1]
-    if rng.random() > 0.7:
-        return np.ascontiguousarray(voxels), np.ascontiguousarray(labels)
-    motion = euler2mat(*np.radians(rng.normal(0.0, 8.0, 3))) * np.exp(rng.normal(0.0, 0.07, 3))
-    # affine_grid wants the motion in normalised coordinates, last axis first.
-    size = np.array(labels.shape, dtype=np.float64)
-    relative = motion * size[None, :] / size[:, None]
-    theta = np.zeros((1, 3, 4))
-    theta[0, :, :3] = relative[::-1, ::-1]
-    shape = [1, 1, *labels.shape]
-    field = functional.affine_grid(torch.from_numpy(theta).float(), shape, align_corners=False)
-    image = torch.from_numpy(np.ascontiguousarray(voxels))[None]
-    image = functional.grid_sample(image, field, padding_mode="border", align_corners=False)
-    truth = torch.from_numpy(np.ascontiguousarray(labels))[None, None].float()
-    truth = functional.grid_sample(truth, field, mode="nearest", align_corners=False)
-    return image[0].numpy(), truth[0, 0].numpy().astype(np.uint8)
+        case = replace(
+            case,
+            voxels=np.ascontiguousarray(case.voxels[:, ::-1]),
+            labels=np.ascontiguousarray(case.labels[::-1]),
+        )
+    chance = rng.random()
+    if chance < 0.25:
+        return case
+    if chance < 0.75:
+        rotation, whole = euler2mat(*np.radians(rng.normal(0.0, USUAL_TILT, 3))), False
+    else:
+        angle = np.radians(rng.uniform(-LARGEST_TILT, LARGEST_TILT))
+        # A normally distributed vector points in every direction alike.
+        rotation, whole = angle_axis2mat(angle, rng.normal(size=3)), bool(rng.random() < 0.4)
+    turned = turned_grid(case.grid, rotation, whole=whole)
+    stretched = turned.affine.copy()
+    scale = np.exp(rng.normal(0.0, 0.07, 3))
+    stretched[:3, :3] *= scale
+    stretched[:3, 3] = turned.world_mm((np.array(turned.shape) - 1) / 2 * (1.0 - scale))
+    target = Grid(turned.shape, stretched)
+    beyond: Beyond = "nearest" if rng.random() < 0.5 else "constant"
+    i, j, k = case.grid.spacing_mm
+    return replace(
+        case,
+        voxels=resliced(case.voxels, case.grid, target, beyond),
+        labels=resliced_labels(case.labels, case.grid, target, classes),
+        grid=Grid(turned.shape, np.diag([i, j, k, 1.0])),
+    )
 
 
-def _framed(
-    voxels: NDArray[np.float32], labels: NDArray[np.uint8], rng: Generator, multiple: int
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A random field of view: faces cropped, now and then a slab of air on one side."""
+def _framed(case: Case, rng: Generator) -> Case:
+    """A random field of view: faces cropped, now and then slices of air."""
+    voxels, labels, grid = case.voxels, case.labels, case.grid
     if rng.random() < 0.5:
-        cut = tuple(slice(*(rng.integers(0, 5), n - rng.integers(0, 5))) for n in labels.shape)
+        first = rng.integers(0, LARGEST_CUT, 3)
+        last = np.array(labels.shape) - rng.integers(0, LARGEST_CUT, 3)
+        cut = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
         voxels, labels = voxels[(slice(None), *cut)], labels[cut]
-    if rng.random() < 0.15:
-        pad = [(0, 0)] * 3
-        pad[rng.integers(3)] = (int(rng.integers(2, 13)), 0) if rng.random() < 0.5 else (0, 8)
-        voxels, labels = np.pad(voxels, [(0, 0), *pad]), np.pad(labels, pad)
-    keep = []
-    for n in labels.shape:
-        if rng.random() < 0.5:
-            start = int(rng.integers(0, n % multiple + 1))
-            keep.append(slice(start, start + n - n % multiple))
-        else:
-            keep.append(slice(0, n))
-    return fitted(voxels[(slice(None), *keep)], labels[tuple(keep)], multiple)
+        i, j, k = (last - first).tolist()
+        grid = grid.box((int(first[0]), int(first[1]), int(first[2])), (i, j, k))
+    if rng.random() < 0.25:
+        sides = np.zeros((2, 3), int)
+        for axis in np.flatnonzero(rng.random(3) < 0.4):
+            sides[rng.integers(2), axis] = rng.integers(1, LARGEST_AIR)
+        before, after = ((int(i), int(j), int(k)) for i, j, k in sides)
+        strongest = float(np.percentile(voxels, 99.5))
+        noise = max(0.0, strongest * float(rng.uniform(0.0, 0.1))) if rng.random() < 0.6 else 0.0
+        voxels, grid = with_air(voxels, grid, before, after, noise, rng)
+        labels = np.pad(labels, list(zip(before, after, strict=True)))
+    return replace(case, voxels=voxels, labels=labels, grid=grid)
 
 
-def _scanned(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
+def _scanned(case: Case, rng: Generator) -> Case:
+    return replace(case, voxels=np.stack([_channel(channel, rng) for channel in case.voxels]))
+
+
+def _channel(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
     """One channel under another contrast, coil sensitivity and noise level."""
     low, high = np.percentile(voxels, (0.5, 99.5))
     scale = max(float(high - low), 1e-6)

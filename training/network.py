@@ -44,6 +44,17 @@ class NetworkConfig:
         return 1 << (self.depth - route)
 
 
+class InstanceNorm(nn.InstanceNorm3d):
+    """As torch's, but also of a volume of one voxel, which becomes its bias, as ONNX has it: what a
+    deep network's bottleneck sees of a small field of view."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        normed: Tensor = torch.instance_norm(
+            features, self.weight, self.bias, None, None, True, 0.0, self.eps, False
+        )
+        return normed
+
+
 class ConvBlock(nn.Sequential):
     """`blocks` times 3³ convolution, instance norm with affine, leaky ReLU (0.01)."""
 
@@ -52,10 +63,24 @@ class ConvBlock(nn.Sequential):
         for index in range(blocks):
             layers += [
                 nn.Conv3d(channels_out if index else channels_in, channels_out, 3, padding=1),
-                nn.InstanceNorm3d(channels_out, affine=True),
+                InstanceNorm(channels_out, affine=True),
                 nn.LeakyReLU(0.01),
             ]
         super().__init__(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        # Under bf16 autocast torch 2.13 leaves weight gradients of 3³ convolutions unset on CPUs
+        # where the first axis has two voxels (tests/test_network.py): such volumes stay float32.
+        kind = features.device.type
+        if torch.is_autocast_enabled(kind) and min(features.shape[2:]) <= 2:
+            with torch.autocast(kind, enabled=False):
+                return self._blocks(features.float())
+        return self._blocks(features)
+
+    def _blocks(self, features: Tensor) -> Tensor:
+        for layer in self:
+            features = layer(features)
+        return features
 
 
 class RareUNet(nn.Module):

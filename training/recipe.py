@@ -19,12 +19,29 @@ NATIVE_BAND = (0.95, 1.05)
 
 
 @dataclass(frozen=True)
+class AcquisitionRule:
+    """Which scans are simulated from the labelled ones.
+
+    A `simulated_share` of the training steps shows every route an acquisition of its own, spacings
+    within `spacing_mm` per axis and up to `largest_ratio` between axes; the others show the scan
+    averaged to each route's spacing. The coarser end of `spacing_mm` is also the coarsest voxel
+    that the package accepts.
+    """
+
+    simulated_share: float = 0.6
+    spacing_mm: tuple[float, float] = (0.8, 10.0)
+    largest_ratio: float = 10.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What is trained, on which data, how.
 
     `labels` and `channels` are names in order of value and index (label 0 is the background).
     `cases_per_subject` consecutive case numbers belong to one subject (1: every case its own), so
-    that validation never sees a training subject.
+    that validation never sees a training subject. `cycles` are the epochs of each fall of the
+    learning rate to zero; a finished run goes on when cycles are added to its recipe.
+    `averaging` is the decay, per step, of the running mean of the weights that is kept.
     """
 
     name: str
@@ -37,16 +54,19 @@ class Recipe:
     cases_per_subject: int = 1
     intensity: IntensityRule = field(default_factory=IntensityRule)
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    epochs: int = 45
+    acquisition: AcquisitionRule = field(default_factory=AcquisitionRule)
+    cycles: tuple[int, ...] = (40,)
     batch: int = 4
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
+    averaging: float = 0.995
     validation_share: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "cases_per_subject"):
-            value = getattr(self, name)
+        counts = [("cycles", epochs) for epochs in self.cycles or (0,)]
+        counts += [(name, getattr(self, name)) for name in ("batch", "cases_per_subject")]
+        for name, value in counts:
             if not isinstance(value, int) or value < 1:
                 raise RareTrtError(
                     f"the recipe's {name} is {value!r}; expected 1, 2, 3, ...: mend it"
@@ -64,6 +84,11 @@ class Recipe:
                 f"the recipe names {found[0]} channels and {found[1]} labels; its network has "
                 f"{wanted[0]} and {wanted[1]}: make them agree"
             )
+
+    @property
+    def epochs(self) -> int:
+        """All cycles together."""
+        return sum(self.cycles)
 
     def route(self, index: int) -> Route:
         """Route `index` without a limit on its working shape: training runs cases whole."""
@@ -83,8 +108,15 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
     """A recipe from parsed JSON; raises RareTrtError that names a missing or unknown entry."""
     try:
         values = dict(values)
-        for key in ("labels", "channels"):
-            values[key] = tuple(values[key])
+        for key in ("labels", "channels", "cycles"):
+            if key in values:
+                values[key] = tuple(values[key])
+        if "acquisition" in values:
+            rule = dict(values["acquisition"])
+            if "spacing_mm" in rule:
+                low, high = rule["spacing_mm"]
+                rule["spacing_mm"] = (float(low), float(high))
+            values["acquisition"] = AcquisitionRule(**rule)
         if "intensity" in values:
             low_high = tuple(values["intensity"]["clip_percentiles"])
             share = values["intensity"]["foreground_share"]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,18 +17,20 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from rare_trt.errors import RareTrtError
 from rare_trt.files import write_files
 from rare_trt.geometry import Triple
-from rare_trt.training.acquisition import averaged_inputs
+from rare_trt.training.acquisition import Sample, samples
 from rare_trt.training.augment import augmented
 from rare_trt.training.cases import Case, find_cases, load_cases, split_by_subject
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
 from rare_trt.training.curves import curves_png
 from rare_trt.training.losses import consistency_loss, segmentation_loss
 from rare_trt.training.network import RareUNet
+from rare_trt.training.passes import route_inputs
 from rare_trt.training.recipe import Recipe
 from rare_trt.training.validation import validate
 from rare_trt.training.volumes import balance_volumes
@@ -106,6 +109,10 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
+        # What is validated and kept: the weights' running mean.
+        self.average = AveragedModel(
+            self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging)
+        )
         self.batches = math.ceil(len(training) / recipe.batch)
         self.log: list[dict[str, float | str]] = []
         self.done = 0
@@ -120,7 +127,7 @@ class _Run:
                 row: dict[str, float | str] = {"epoch": epoch + 1, "loss": round(loss, 5)}
                 last = epoch + 1 == self.recipe.epochs
                 if last:
-                    balance_volumes(self.network, self.training, self.recipe)
+                    balance_volumes(self._kept(), self.training, self.recipe)
                 if last or (epoch + 1) % VALIDATE_EVERY == 0:
                     row |= self._validate()
                 else:
@@ -148,9 +155,11 @@ class _Run:
 
     def _accumulate(self, case: Case, rng: np.random.Generator, batch: int) -> float:
         """Adds one case's gradient. Cases run one by one: each keeps its own least padding."""
-        voxels, labels = augmented(case, rng, 2 ** (self.recipe.network.routes - 1))
+        shown, aligned = samples(
+            augmented(case, rng, self.recipe.network.classes), rng, self.recipe
+        )
         with torch.autocast(self.device.type, self.dtype):
-            loss = self._loss(voxels, labels, case.grid.spacing_mm)
+            loss = self._loss(shown, aligned=aligned)
         self.scaler.scale(loss / batch).backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -160,29 +169,27 @@ class _Run:
             )
         return value
 
-    def _loss(
-        self, voxels: NDArray[np.float32], labels: NDArray[np.uint8], spacing: Triple
-    ) -> Tensor:
-        truth = torch.from_numpy(labels).long()[None].to(self.device)
+    def _loss(self, shown: Sequence[Sample], *, aligned: bool) -> Tensor:
+        """Mean segmentation loss over the routes; samples that are `aligned` also tell each
+        gateway what the encoder makes of the same place."""
         segmentation: list[Tensor] = []
         gateways: list[Tensor] = []
         encoder: list[Tensor] = []
-        for route in range(self.recipe.network.routes):
-            inputs = averaged_inputs(voxels, spacing, route, self.recipe, self.device)
+        for route, sample in enumerate(shown):
+            inputs = route_inputs(
+                sample.voxels, sample.grid, route, sample.truth_grid, self.recipe, self.device
+            )
             features = self.network.enter(inputs.working(), route)
             skips = self.network.encode(features, route)
             if route == 0:
                 encoder = skips[1 : self.recipe.network.routes]
             else:
                 gateways.append(features)
-            # Some CPUs' bf16 convolutions leave weight gradients of volumes of a few voxels unset
-            # (NaN now and then), so the bottleneck is trained in float32.
-            with torch.autocast(self.device.type, enabled=False):
-                deepest = self.network.deepen([skips[-1].float()])
-            logits = inputs.answered(self.network.decode(deepest, skips, route))
+            logits = inputs.answered(self.network.decode(self.network.deepen(skips), skips, route))
+            truth = torch.from_numpy(sample.labels).long()[None].to(self.device)
             segmentation.append(segmentation_loss(logits, truth))
         loss = torch.stack(segmentation).mean()
-        return loss + consistency_loss(gateways, encoder) if gateways else loss
+        return loss + consistency_loss(gateways, encoder) if aligned and gateways else loss
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimiser)
@@ -194,32 +201,43 @@ class _Run:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
+        self.average.update_parameters(self.network)
 
     def _learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a half cosine to zero; a function of the step, so resumable."""
-        total = self.recipe.epochs * self.batches
+        """In each cycle a linear warm-up, then a half cosine to zero; a function of the step, so
+        resumable."""
+        cycles = iter(self.recipe.cycles)
+        total = next(cycles) * self.batches
+        while step >= total:
+            step -= total
+            total = next(cycles) * self.batches
         warm = max(1.0, WARM_UP_SHARE * total)
         if step < warm:
             return self.recipe.learning_rate * (step + 1) / warm
         progress = (step - warm) / max(1.0, total - warm)
         return self.recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
+    def _kept(self) -> RareUNet:
+        module = self.average.module
+        assert isinstance(module, RareUNet)
+        return module
+
     def _case_names(self) -> list[list[str]]:
         return [[case.name for case in side] for side in (self.training, self.validation)]
 
     def _validate(self) -> dict[str, float | str]:
-        mean = validate(self.network, self.validation, self.recipe).mean(axis=0)
+        mean = validate(self._kept(), self.validation, self.recipe).mean(axis=0)
         self.facts = replace(self.facts, dice=tuple(tuple(row) for row in mean.round(4).tolist()))
         return {f"dice_route{r}": round(float(row.mean()), 4) for r, row in enumerate(mean)}
 
     def _checkpoint(self) -> Checkpoint:
         facts = replace(self.facts, epochs=self.done)
-        return Checkpoint(self.network.eval(), self.recipe, facts)
+        return Checkpoint(self._kept().eval(), self.recipe, facts)
 
     def _save(self) -> None:
         self._checkpoint().save(self.out)
-        self.network.train()
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{key}": t for key, t in state.items()}
         notes = {
@@ -255,8 +273,7 @@ class _Run:
             raise RareTrtError(
                 f"{path}: is not the state of a run of this version; remove it to begin anew"
             )
-        # Compared as JSON, because that is how the recipe was kept.
-        if notes["recipe"] != json.dumps(self.recipe.as_json()):
+        if not self._goes_on(json.loads(notes["recipe"])):
             raise RareTrtError(
                 f"{path}: holds a run of another recipe; expected the same one to resume: "
                 "name an empty folder, or the old recipe"
@@ -266,10 +283,10 @@ class _Run:
                 f"{path}: holds a run on other cases; expected the same data to resume, lest "
                 "training cases become validation cases: name an empty folder, or the old data"
             )
-        prefix = "network."
-        self.network.load_state_dict(
-            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        )
+        for prefix, module in (("network.", self.network), ("average.", self.average)):
+            module.load_state_dict(
+                {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            )
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimiser."):
@@ -285,6 +302,14 @@ class _Run:
         dice = tuple(tuple(row) for row in json.loads(notes["dice"]))
         self.facts = replace(self.facts, dice=dice)
         self.done = len(self.log)
+
+    def _goes_on(self, kept: dict[str, Any]) -> bool:
+        """Whether this recipe is the `kept` one, or the same with more cycles after its own."""
+        # Compared as JSON, because that is how the recipe was kept.
+        own = json.loads(json.dumps(self.recipe.as_json()))
+        if isinstance(kept, dict) and "cycles" in kept:
+            own["cycles"] = own["cycles"][: len(kept["cycles"])]
+        return bool(own == kept)
 
 
 def _csv(log: Sequence[dict[str, float | str]]) -> bytes:

@@ -23,7 +23,7 @@ def add_parser(commands: Parsers) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint")
     parser.add_argument("--recipe", default="hippocampus", metavar="NAME|FILE.json")
-    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--epochs", type=int, help="one cycle of as many; default: the recipe's")
     parser.set_defaults(run=run)
 
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         raise missing_extra(error, "train") from error
     recipe = load_recipe(options.recipe)
     if options.epochs is not None:
-        recipe = replace(recipe, epochs=options.epochs)
+        recipe = replace(recipe, cycles=(options.epochs,))
     checkpoint = train(options.data, options.out, recipe)
     for route, scores in enumerate(checkpoint.facts.dice):
         print(f"route {route}: validation Dice {' / '.join(f'{s:.3f}' for s in scores)}")

@@ -1,0 +1,91 @@
+"""`rare-trt evaluate`: how well a package answers on scans of every kind, against manual labels."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from rare_trt.commands import missing_extra
+from rare_trt.files import refuse_existing, write_files
+from rare_trt.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rare_trt.commands import Parsers
+    from rare_trt.training.summary import Summary
+
+
+def add_parser(commands: Parsers) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a package on labelled scans, at every spacing",
+        description="Makes scans of other spacings, voxel shapes, angles, noise and fields of view "
+        "from labelled ones, segments them and compares the answers with the full labels. Uses "
+        "the cases that were kept back from training where DIR has them, else all. Writes "
+        "cases.csv, summary.csv and dice.png.",
+    )
+    parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        # Imported late by what uses them, so asked for before the long work.
+        import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(error, "evaluate") from error
+    from rare_trt.training.cases import find_cases, load_cases
+    from rare_trt.training.evaluation import acquisitions, measurements
+    from rare_trt.training.summary import dice_png, measurements_csv, summaries, summaries_csv
+
+    paths = [options.output / name for name in ("cases.csv", "summary.csv", "dice.png")]
+    if not options.overwrite:
+        refuse_existing(paths)
+    with Segmenter.load(options.package) as segmenter:
+        manifest = segmenter.package.manifest
+        files = find_cases(options.data)
+        kept_back = [one for one in files if one.name in manifest.model.training.validation_cases]
+        cases = load_cases(
+            kept_back or files, len(manifest.model.channels), len(manifest.model.labels)
+        )
+        made = acquisitions(manifest.model.base_spacing_mm)
+        work = tqdm(
+            measurements(segmenter, cases, made), "evaluating", len(cases) * len(made), unit="scan"
+        )
+        rows = [row for scan in work for row in scan]
+    found = summaries(rows)
+    contents = (measurements_csv(rows), summaries_csv(found), dice_png({manifest.name: found}))
+    write_files(dict(zip(paths, contents, strict=True)), overwrite=options.overwrite)
+    print("\n".join(_table(found)))
+    of = "kept back from training" if kept_back else "of which the network may have seen some"
+    print(f"\n{len(cases)} cases, {of}; all acquisitions are simulated. {options.output}")
+    return 0
+
+
+def _table(found: Sequence[Summary]) -> list[str]:
+    """A Markdown table, one line per acquisition."""
+    labels = list(found[0].label_dice)
+    names = [*(f"Dice {label}" for label in labels), "own grid", "surface, mm", "volume", "ms"]
+    lines = [
+        f"| scan | route | Dice (95 %) | lowest | {' | '.join(names)} |",
+        "|---" * (4 + len(names)) + "|",
+    ]
+    for one in found:
+        own = "" if one.own_dice != one.own_dice else f"{one.own_dice:.3f}"
+        parts = " | ".join(f"{value:.3f}" for value in one.label_dice.values())
+        routes = ", ".join(str(route) for route in one.routes)
+        missed = f" ({one.not_found} not found)" if one.not_found else ""
+        lines.append(
+            f"| {one.acquisition} | {routes} | {one.dice:.3f} ({one.dice_low:.3f} to "
+            f"{one.dice_high:.3f}) | {one.lowest_dice:.3f} | {parts} | {own} | "
+            f"{one.surface_mm:.2f}{missed} | {one.volume_error:+.1%} | {one.milliseconds:.0f} |"
+        )
+    return lines
