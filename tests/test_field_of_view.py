@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
-from rare_trt.field_of_view import box_at, box_grid, check_field_of_view
-from rare_trt.geometry import Canonical, Grid
+from rare_trt.field_of_view import (
+    box_at,
+    box_grid,
+    check_field_of_view,
+    region_of,
+    without_padding,
+)
+from rare_trt.geometry import Canonical, Grid, Volume
 from rare_trt.manifest import FieldOfView
 
 ACCEPTED = FieldOfView(min=(20.0, 30.0, 20.0), typical=(36.0, 50.0, 36.0), max=(60.0, 80.0, 60.0))
@@ -180,3 +186,47 @@ def numbers_in_brackets(text: str) -> list[NDArray[np.float64]]:
         np.array([float(number) for number in found.split(",")])
         for found in re.findall(r"\[([^\]]*)\]", text)
     ]
+
+
+@quick
+@given(
+    st.tuples(*[st.integers(0, 4)] * 3),
+    st.tuples(*[st.integers(0, 4)] * 3),
+    st.sampled_from([0.0, -1024.0, 7.5]),
+    st.booleans(),
+)
+def test_outer_slices_of_one_value_are_padding(
+    before: tuple[int, int, int], after: tuple[int, int, int], value: float, channels: bool
+) -> None:
+    inner = np.random.default_rng(0).normal(size=(5, 6, 7, 2) if channels else (5, 6, 7))
+    pad = [*zip(before, after, strict=True), (0, 0)][: inner.ndim]
+    found = without_padding(np.pad(inner, pad, constant_values=value))
+    assert found == tuple(slice(b, b + n) for b, n in zip(before, inner.shape[:3], strict=True))
+
+
+def test_a_constant_slice_inside_is_no_padding_and_a_constant_scan_stays_whole() -> None:
+    voxels = np.random.default_rng(0).normal(size=(8, 8, 8))
+    voxels[3:5] = 0.0
+    assert without_padding(voxels) == (slice(0, 8),) * 3
+    assert without_padding(np.ones((4, 5, 6))) == (slice(0, 4), slice(0, 5), slice(0, 6))
+
+
+def test_one_channel_that_varies_keeps_a_slice() -> None:
+    voxels = np.zeros((6, 6, 6, 2))
+    voxels[2:4, 2:4, 2:4, 0] = np.arange(8).reshape(2, 2, 2)
+    voxels[1:5, 1:5, 1:5, 1] = np.arange(64).reshape(4, 4, 4)
+    assert without_padding(voxels) == (slice(1, 5),) * 3
+
+
+def test_padding_does_not_count_as_field_of_view() -> None:
+    inner = np.random.default_rng(0).normal(size=(36, 50, 36))
+    padded = Volume(np.pad(inner, 40), grid_of((116, 130, 116), (1.0, 1.0, 1.0)))
+    region = region_of(padded, ACCEPTED, None)
+    assert region.grid.shape == (36, 50, 36)
+    assert (region.voxels == inner).all()
+    back = region.placed(np.ones((36, 50, 36), np.uint8))
+    assert back.shape == (116, 130, 116)
+    assert back.sum() == inner.size
+    with pytest.raises(ScanError, match="76 x 90 x 76"):
+        noisy = np.random.default_rng(1).normal(size=(76, 90, 76))
+        region_of(Volume(noisy, grid_of((76, 90, 76), (1.0, 1.0, 1.0))), ACCEPTED, None)

@@ -52,6 +52,7 @@ def recipe() -> Recipe:
         load_recipe("hippocampus"),
         network=network,
         cycles=(2,),
+        averaging=0.5,
         batch=2,
         cases_per_subject=1,
         validation_share=0.2,
@@ -78,6 +79,11 @@ def test_the_same_labels_from_torch_and_from_the_runtime(
     package = write_package(
         tmp_path / "fp32.rare", replace(manifest, graphs=graphs), contents, overwrite=False
     )
+    card = built.read("MODEL_CARD.md").decode()
+    for words in (built.manifest.model.training.data, "CC BY-SA 4.0", "case_00", "not measured"):
+        assert words in card
+    for scores in built.manifest.model.training.dice:
+        assert " | ".join(f"{score:.3f}" for score in scores) in card
     checkpoint = load_checkpoint(trained)
     for name, route in (("hippocampus_1mm", 0), ("hippocampus_2mm", 1)):
         volume = read_scan(examples / f"{name}.nii.gz").volume
@@ -108,7 +114,6 @@ def test_a_run_leaves_a_checkpoint_a_log_and_curves(trained: Path, recipe: Recip
     ]
     rows = list(csv.DictReader((trained / "log.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert float(rows[1]["loss"]) < float(rows[0]["loss"])
     assert 0.0 <= float(rows[1]["dice_route1"]) <= 1.0
     with Image.open(trained / "curves.png") as curves:
         assert curves.width > 500
@@ -116,6 +121,13 @@ def test_a_run_leaves_a_checkpoint_a_log_and_curves(trained: Path, recipe: Recip
     assert (facts.cases, facts.epochs, len(facts.validation)) == (5, 2, 1)
     assert facts.smallest_fov_mm[1] < facts.largest_fov_mm[1]
     assert len(facts.dice) == recipe.network.routes
+
+
+def test_the_loss_falls(labelled: Path, recipe: Recipe, tmp_path: Path) -> None:
+    still = replace(recipe.acquisition, simulated_share=0.0)
+    train(labelled, tmp_path, replace(recipe, cycles=(6,), acquisition=still))
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.1
 
 
 def stop_before(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +160,53 @@ def test_a_run_cut_short_goes_on_where_it_stopped(
 def test_another_recipe_does_not_resume(trained: Path, labelled: Path, recipe: Recipe) -> None:
     with pytest.raises(RareTrtError, match="another recipe"):
         train(labelled, trained, replace(recipe, batch=1))
+
+
+def test_a_finished_run_goes_on_when_cycles_are_added(
+    trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    longer = train(labelled, out, replace(recipe, cycles=(2, 1)))
+    assert longer.facts.epochs == 3
+    rows = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, out))
+    assert any((after[name] != tensor).any() for name, tensor in before.items())
+    for cycles in ((3,), (1, 2)):
+        with pytest.raises(RareTrtError, match="another recipe"):
+            train(labelled, out, replace(recipe, cycles=cycles))
+
+
+def test_the_learning_rate_rises_and_falls_in_every_cycle(
+    labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def epoch(run: trainer._Run, at: int) -> float:
+        seen.extend(run._learning_rate(at * run.batches + step) for step in range(run.batches))
+        return 1.0
+
+    monkeypatch.setattr(trainer._Run, "_epoch", epoch)
+    train(labelled, tmp_path, replace(recipe, cycles=(20, 10)))
+    first, second = np.array(seen[: len(seen) * 2 // 3]), np.array(seen[len(seen) * 2 // 3 :])
+    for cycle in (first, second):
+        assert cycle.max() == pytest.approx(recipe.learning_rate, rel=0.02)
+        assert cycle[-1] < 0.02 * recipe.learning_rate
+        assert (np.diff(cycle[cycle.argmax() :]) <= 0).all()
+
+
+def test_what_is_kept_is_the_running_mean_of_the_weights(
+    labelled: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    train(labelled, tmp_path, recipe)
+    state = load_file(tmp_path / "state.safetensors")
+    kept = load_file(tmp_path / "model.safetensors")
+    for name, tensor in kept.items():
+        if not name.startswith("heads"):
+            assert (tensor == state[f"average.module.{name}"]).all()
+    last = {name: state[f"network.{name}"] for name in kept}
+    assert any((last[name] != tensor).any() for name, tensor in kept.items())
 
 
 def test_other_data_do_not_resume(
