@@ -184,35 +184,34 @@ def striped() -> Case:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_each_route_is_shown_a_scan_in_its_place_with_labels_in_theirs(
+def test_each_route_is_shown_scans_in_their_place_with_labels_in_theirs(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(acquisition, "_corrupted", lambda voxels, rng: voxels)
     for seed in range(30):
-        shown, aligned = samples(striped(), default_rng(seed), recipe(simulated_share=share))
-        assert aligned is (share == 0.0)
-        assert len(shown) == 4
-        # Aligned samples are cut or padded anywhere: their grid begins at the first kept voxel.
-        for sample in shown:
-            voxel = np.array(sample.grid.spacing_mm)
-            at = places(sample.grid)
-            if aligned:
-                at = at + (sample.voxels - at)[:, :1, :1, :1]
-            else:
-                truth = places(sample.truth_grid)
-                expected = (truth[0] > 12.0).astype(int) + (truth[1] > 22.0).astype(int)
-                assert (sample.labels == expected).all()
+        shown = samples(striped(), default_rng(seed), recipe(simulated_share=share))
+        assert [(one.route, one.aligned) for one in shown] == [
+            (0, share == 0.0),
+            *((1, True), (2, True), (3, True), (1, False), (2, False), (3, False)),
+        ]
+        for one in shown:
+            assert one.voxels.shape[1:] == one.grid.shape
+            assert one.labels.shape == one.truth_grid.shape
+        for one in (one for one in shown if not one.aligned):
+            truth = places(one.truth_grid)
+            assert (one.labels == (truth[0] > 12.0).astype(int) + (truth[1] > 22.0)).all()
             # A Gaussian slice reaches further than a box.
-            seen = inner(sample.grid, FULL, np.maximum(voxel, 1.0) * 2.2)
-            if not aligned:
-                assert np.abs(sample.voxels - at)[:, seen].max(initial=0.0) < 0.13
-            assert sample.voxels.shape[1:] == sample.grid.shape
-            assert sample.labels.shape == sample.truth_grid.shape
-        if aligned:
-            assert len({sample.labels.shape for sample in shown}) == 1
-            assert all(n % 8 == 0 for n in shown[0].labels.shape)
-            for route, sample in enumerate(shown):
-                assert sample.voxels == pytest.approx(averaged(shown[0].voxels, 2**route), abs=1e-4)
+            seen = inner(one.grid, FULL, np.maximum(one.grid.spacing_mm, 1.0) * 2.2)
+            assert np.abs(one.voxels - places(one.grid))[:, seen].max(initial=0.0) < 0.13
+        aligned = [one for one in shown if one.aligned]
+        assert len({one.labels.shape for one in aligned}) == 1
+        assert all(n % 8 == 0 for n in aligned[0].labels.shape)
+        # One field of view, cut or padded anywhere.
+        finest = aligned[0]
+        for one in aligned[1:]:
+            factor = 2 ** (one.route - finest.route)
+            assert one.voxels == pytest.approx(averaged(finest.voxels, factor), abs=1e-4)
+            assert one.grid.extent_mm == pytest.approx(finest.grid.extent_mm)
 
 
 def test_spacings_are_drawn_within_the_rule_and_near_the_route() -> None:

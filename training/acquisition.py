@@ -1,9 +1,8 @@
-"""What each route is shown of a case: the scan averaged to the route's spacing, or a random
+"""What each route is shown of a case: the scan averaged to the route's spacing, and a random
 acquisition of about its resolution."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -16,7 +15,7 @@ from rare_trt.geometry import Grid, Triple
 from rare_trt.training.averaging import averaged, fitted
 from rare_trt.training.cases import Case
 from rare_trt.training.passes import RouteInputs, route_inputs
-from rare_trt.training.recipe import AcquisitionRule, Recipe
+from rare_trt.training.recipe import Recipe
 from rare_trt.training.simulation import (
     Profile,
     acquired,
@@ -35,9 +34,12 @@ FEWEST = 2
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A scan as one route is shown it, voxels [c, i, j, k] on `grid`, and the labels it is to
-    find, on `truth_grid` at base spacing."""
+    """A scan as `route` is shown it, voxels [c, i, j, k] on `grid`, and the labels to find, on
+    `truth_grid` at base spacing. Of one case all `aligned` samples show the same field of view, so
+    that the gateways' features can be compared with the encoder's."""
 
+    route: int
+    aligned: bool
     voxels: NDArray[np.float32]
     grid: Grid
     labels: NDArray[np.uint8]
@@ -59,6 +61,14 @@ def averaged_inputs(
     return route_inputs(averaged(voxels, 2**route), low, route, full, recipe, device)
 
 
+def samples(case: Case, rng: Generator, recipe: Recipe) -> list[Sample]:
+    """Coarser routes are shown both kinds; route 0, which takes most of the time, either."""
+    shown = aligned_samples(case, rng, recipe.network.routes)
+    if rng.random() < recipe.acquisition.simulated_share:
+        shown[0] = simulated_sample(case, rng, 0, recipe)
+    return shown + [simulated_sample(case, rng, one.route, recipe) for one in shown[1:]]
+
+
 def aligned_samples(case: Case, rng: Generator, routes: int) -> list[Sample]:
     """`case` averaged to every route's spacing, all of one field of view."""
     multiple = 2 ** (routes - 1)
@@ -72,16 +82,9 @@ def aligned_samples(case: Case, rng: Generator, routes: int) -> list[Sample]:
     i, j, k = labels.shape
     full = Grid((i, j, k), np.diag([*case.grid.spacing_mm, 1.0]))
     return [
-        Sample(averaged(voxels, 2**r), _averaged_grid(full, 2**r), labels, full)
+        Sample(r, True, averaged(voxels, 2**r), _averaged_grid(full, 2**r), labels, full)
         for r in range(routes)
     ]
-
-
-def simulated_samples(case: Case, rng: Generator, recipe: Recipe) -> list[Sample]:
-    """An acquisition of `case` of its own for every route."""
-    routes = range(recipe.network.routes)
-    spacings = [drawn_spacing(rng, route, recipe) for route in routes]
-    return [_simulated(case, spacing, rng, recipe.acquisition) for spacing in spacings]
 
 
 def drawn_spacing(rng: Generator, route: int, recipe: Recipe) -> Triple:
@@ -104,7 +107,9 @@ def drawn_spacing(rng: Generator, route: int, recipe: Recipe) -> Triple:
     return i, j, k
 
 
-def _simulated(case: Case, spacing: Triple, rng: Generator, rule: AcquisitionRule) -> Sample:
+def simulated_sample(case: Case, rng: Generator, route: int, recipe: Recipe) -> Sample:
+    """A random acquisition of `case` for `route`."""
+    spacing = drawn_spacing(rng, route, recipe)
     extent, step = np.array(case.grid.extent_mm), np.array(spacing)
     # The last voxel ends inside the object, or beyond its border.
     inside = rng.random(3) < 0.6
@@ -121,9 +126,8 @@ def _simulated(case: Case, spacing: Triple, rng: Generator, rule: AcquisitionRul
     last = np.minimum(last, case.grid.shape).astype(int)
     seen = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
     i, j, k = (last - first).tolist()
-    return Sample(
-        voxels, low, case.labels[seen], case.grid.box((first[0], first[1], first[2]), (i, j, k))
-    )
+    truth_grid = case.grid.box((int(first[0]), int(first[1]), int(first[2])), (i, j, k))
+    return Sample(route, False, voxels, low, case.labels[seen], truth_grid)
 
 
 def _corrupted(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
@@ -134,14 +138,6 @@ def _corrupted(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.float3
         share, factor = rng.uniform(0.0, 0.002), rng.uniform(1.0, 10.0)
         voxels = with_hot_voxels(voxels, float(share), float(factor), rng)
     return voxels
-
-
-def samples(case: Case, rng: Generator, recipe: Recipe) -> tuple[Sequence[Sample], bool]:
-    """One sample per route, and whether they are one scan averaged (the gateways' features are
-    comparable with the encoder's then)."""
-    if rng.random() < recipe.acquisition.simulated_share:
-        return simulated_samples(case, rng, recipe), False
-    return aligned_samples(case, rng, recipe.network.routes), True
 
 
 def _averaged_grid(full: Grid, factor: int) -> Grid:

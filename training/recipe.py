@@ -22,9 +22,10 @@ NATIVE_BAND = (0.95, 1.05)
 class AcquisitionRule:
     """Which scans are simulated from the labelled ones.
 
-    A `simulated_share` of the training steps shows every route an acquisition of its own, spacings
-    within `spacing_mm` per axis and up to `largest_ratio` between axes; the others show the scan
-    averaged to each route's spacing. The coarser end of `spacing_mm` is also the coarsest voxel
+    Every step shows each route the scan averaged to its spacing and an acquisition of its own,
+    spacings within `spacing_mm` per axis and up to `largest_ratio` between axes; route 0, which
+    takes most of the time, one of the two: in a `simulated_share` of the steps the acquisition. The
+    coarser end of `spacing_mm` is also the coarsest voxel
     that the package accepts.
     """
 

@@ -66,8 +66,6 @@ def _slice_weights(
     size: int, first: float, step: float, samples: int, profile: Profile
 ) -> NDArray[np.float32]:
     """Weights [samples, size]: the share of each slice profile that falls into each voxel."""
-    from scipy.special import ndtr
-
     centres = (first + step * np.arange(samples))[:, None]
     # Two voxels' borders of a linear interpolation, or the slice's own width.
     width = max(1.0, step)
@@ -76,6 +74,8 @@ def _slice_weights(
     if profile == "box":
         below = np.clip((faces - centres) / width + 0.5, 0.0, 1.0)
     else:
+        from scipy.special import ndtr
+
         below = ndtr((faces - centres) * FWHM / width)
     return np.diff(below, axis=1).astype(np.float32)
 

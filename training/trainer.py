@@ -155,11 +155,9 @@ class _Run:
 
     def _accumulate(self, case: Case, rng: np.random.Generator, batch: int) -> float:
         """Adds one case's gradient. Cases run one by one: each keeps its own least padding."""
-        shown, aligned = samples(
-            augmented(case, rng, self.recipe.network.classes), rng, self.recipe
-        )
+        variant = augmented(case, rng, self.recipe.network.classes)
         with torch.autocast(self.device.type, self.dtype):
-            loss = self._loss(shown, aligned=aligned)
+            loss = self._loss(samples(variant, rng, self.recipe))
         self.scaler.scale(loss / batch).backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -169,27 +167,29 @@ class _Run:
             )
         return value
 
-    def _loss(self, shown: Sequence[Sample], *, aligned: bool) -> Tensor:
-        """Mean segmentation loss over the routes; samples that are `aligned` also tell each
-        gateway what the encoder makes of the same place."""
-        segmentation: list[Tensor] = []
+    def _loss(self, shown: Sequence[Sample]) -> Tensor:
+        """Mean segmentation loss over the routes; where route 0 shows what the others show too, it
+        also tells each gateway what the encoder makes of the same place."""
+        routes = self.recipe.network.routes
+        segmentation: list[list[Tensor]] = [[] for _ in range(routes)]
         gateways: list[Tensor] = []
         encoder: list[Tensor] = []
-        for route, sample in enumerate(shown):
+        for sample in shown:
+            route = sample.route
             inputs = route_inputs(
                 sample.voxels, sample.grid, route, sample.truth_grid, self.recipe, self.device
             )
             features = self.network.enter(inputs.working(), route)
             skips = self.network.encode(features, route)
-            if route == 0:
-                encoder = skips[1 : self.recipe.network.routes]
-            else:
+            if sample.aligned and route == 0:
+                encoder = skips[1:routes]
+            elif sample.aligned:
                 gateways.append(features)
             logits = inputs.answered(self.network.decode(self.network.deepen(skips), skips, route))
             truth = torch.from_numpy(sample.labels).long()[None].to(self.device)
-            segmentation.append(segmentation_loss(logits, truth))
-        loss = torch.stack(segmentation).mean()
-        return loss + consistency_loss(gateways, encoder) if aligned and gateways else loss
+            segmentation[route].append(segmentation_loss(logits, truth))
+        loss = torch.stack([torch.stack(of_route).mean() for of_route in segmentation]).mean()
+        return loss + consistency_loss(gateways, encoder) if encoder and gateways else loss
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimiser)
