@@ -30,7 +30,7 @@ def main(data: Path, name: str) -> None:
     package = open_package(name)
     held = package.manifest.model.training.validation_cases
     cases = load_cases([one for one in find_cases(data) if one.name in held], 1, 3)
-    print("| route | spacing | own voxels | resampled | gain of own voxels |\n|---|---|---|---|---|")
+    print("| route | spacing | own voxels | resampled | gain |\n|---|---|---|---|---|")
     native, resampling = with_band(package, (0.5, 2.0)), with_band(package, (1.0, 1.000001))
     with Segmenter(native) as own, Segmenter(resampling) as resampled:
         for entry in package.manifest.routes:
