@@ -1,0 +1,65 @@
+"""The worst answers of an evaluation as a picture: each over its scan, above the manual labels.
+
+    python benchmarks/failures.py DATA FOLDER PICTURE.png [PACKAGE]
+
+DATA holds images/ and labels/, FOLDER what `rare-trt evaluate` wrote. For three resolutions the
+case of lowest Dice is shown.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+from compare import measured, per_case
+from PIL import Image
+
+from rare_trt import Segmenter
+from rare_trt.geometry import Volume
+from rare_trt.nifti import Scan
+from rare_trt.picture import picture_png
+from rare_trt.training.cases import Case, find_cases, load_cases
+from rare_trt.training.evaluation import acquisitions
+
+SHOWN = ("1 mm", "4 mm", "1 x 1 x 6 mm")
+
+
+def main(data: Path, folder: Path, picture: Path, package: str) -> None:
+    """Writes the picture and prints which cases it shows."""
+    rows = measured(folder / "cases.csv")
+    panels = []
+    with Segmenter.load(package) as segmenter:
+        model = segmenter.package.manifest.model
+        made = {one.name: one for one in acquisitions(model.base_spacing_mm)}
+        for name in SHOWN:
+            scores = per_case(rows, name)
+            names = list(dict.fromkeys(row.case for row in rows))
+            case = case_named(data, names[int(scores.argmin())])
+            volume, _ = made[name].make(case, np.random.default_rng(0))
+            result = segmenter.segment(Scan(volume), spacing_out_mm=model.base_spacing_mm)
+            title = f"{case.name}, {name}: Dice {scores.min():.3f}, the lowest of {len(names)}"
+            print(title)
+            truth = Volume(case.labels, case.grid)
+            for labels, what in ((Volume(result.labels, result.grid), title), (truth, "manual")):
+                legend = [f"{label}" for label in model.labels[1:]]
+                panels.append(picture_png(volume, labels, what, legend))
+    images = [Image.open(io.BytesIO(panel)) for panel in panels]
+    canvas = Image.new("RGB", (images[0].width, sum(image.height for image in images)))
+    top = 0
+    for image in images:
+        canvas.paste(image, (0, top))
+        top += image.height
+    canvas.save(picture)
+
+
+def case_named(data: Path, name: str) -> Case:
+    """The one case of `data` with this name."""
+    (case,) = load_cases([one for one in find_cases(data) if one.name == name], 1, 3)
+    return case
+
+
+if __name__ == "__main__":
+    package = sys.argv[4] if len(sys.argv) > 4 else "hippocampus"
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), package)
