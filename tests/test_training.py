@@ -319,6 +319,10 @@ def test_averaging_is_the_mean_of_blocks() -> None:
         ({"batch": 0}, "batch is 0"),
         ({"cycles": ["ten"]}, "cycles is 'ten'"),
         ({"learning_rate": -1}, "learning_rate is -1"),
+        ({"averaging": 1.0}, "averaging is 1.0"),
+        ({"acquisition": {"simulated_share": 2}}, "simulated_share is 2"),
+        ({"acquisition": {"spacing_mm": [4, 2]}}, r"spacing_mm is \(4.0, 2.0\)"),
+        ({"acquisition": {"largest_ratio": 0.5}}, "largest_ratio is 0.5"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused(

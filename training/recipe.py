@@ -33,6 +33,18 @@ class AcquisitionRule:
     spacing_mm: tuple[float, float] = (0.8, 10.0)
     largest_ratio: float = 10.0
 
+    def __post_init__(self) -> None:
+        finest, coarsest = self.spacing_mm
+        for name, holds, expected in (
+            ("simulated_share", 0.0 <= self.simulated_share <= 1.0, "0 to 1"),
+            ("spacing_mm", 0.0 < finest < coarsest, "the finest before the coarsest, above 0"),
+            ("largest_ratio", self.largest_ratio >= 1.0, "1 or more"),
+        ):
+            if not holds:
+                raise RareTrtError(
+                    f"the recipe's {name} is {getattr(self, name)}; expected {expected}: mend it"
+                )
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -78,6 +90,10 @@ class Recipe:
                 raise RareTrtError(
                     f"the recipe's {name} is {value!r}; expected more than 0: mend it"
                 )
+        if not 0.0 <= self.averaging < 1.0:
+            raise RareTrtError(
+                f"the recipe's averaging is {self.averaging}; expected 0 to less than 1: mend it"
+            )
         found = (len(self.channels), len(self.labels))
         wanted = (self.network.channels, self.network.classes)
         if found != wanted:
