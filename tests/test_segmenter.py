@@ -231,7 +231,9 @@ def test_tiles_agree_on_unseen_scans(
 def test_a_box_around_a_point_is_the_crop_alone(segmenter: Segmenter, scan: Scan) -> None:
     """A large scan with the crop inside it: --at must answer as for the crop."""
     i, j, k = scan.volume.grid.shape
-    big = np.full((i + 60, j + 60, k + 60), scan.volume.voxels.min(), np.float32)
+    rng = np.random.default_rng(0)
+    # Never constant, which would be padding.
+    big = rng.normal(scan.volume.voxels.min(), 1.0, (i + 60, j + 60, k + 60)).astype(np.float32)
     big[30 : 30 + i, 30 : 30 + j, 30 : 30 + k] = scan.volume.voxels
     affine = scan.volume.grid.affine.copy()
     affine[:3, 3] = scan.volume.grid.world_mm(np.array([-30, -30, -30]))
@@ -247,6 +249,18 @@ def test_a_box_around_a_point_is_the_crop_alone(segmenter: Segmenter, scan: Scan
     assert dice(inside > 0, expected > 0, 1) > 0.9
     with pytest.raises(ScanError, match="outside the scan"):
         segmenter.segment(head, at=(1000.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("value", [0.0, -1000.0, 1e6])
+def test_padding_changes_nothing(segmenter: Segmenter, scan: Scan, value: float) -> None:
+    pad = [(7, 20), (0, 33), (15, 1)]
+    voxels = np.pad(scan.volume.voxels, pad, constant_values=value)
+    affine = scan.volume.grid.affine.copy()
+    affine[:3, 3] = scan.volume.grid.world_mm(np.array([-7, 0, -15]))
+    padded, plain = segmenter.segment(reframed(scan, voxels, affine)), segmenter.segment(scan)
+    assert (padded.labels == np.pad(plain.labels, pad)).all()
+    assert padded.volumes_mm3 == pytest.approx(plain.volumes_mm3)
+    assert padded.grid.shape == voxels.shape
 
 
 def test_what_a_physicist_should_look_at_is_flagged(segmenter: Segmenter, scan: Scan) -> None:
