@@ -19,10 +19,10 @@ from rare_trt import Scan, Segmenter, Volume
 from rare_trt.metrics import dice
 from rare_trt.package import Package, open_package
 from rare_trt.training.cases import find_cases, load_cases
-from rare_trt.training.evaluation import labels_at
+from rare_trt.training.evaluation import labels_on
 from rare_trt.training.simulation import acquired, whole_voxels
 
-MULTIPLES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
+MULTIPLES = (0.85, 0.9, *(round(0.95 + 0.01 * step, 2) for step in range(11)), 1.1, 1.15, 1.2)
 
 
 def main(data: Path, name: str) -> None:
@@ -45,7 +45,7 @@ def main(data: Path, name: str) -> None:
                         result = segmenter.segment(
                             Scan(Volume(voxels, low)), route=entry.index, spacing_out_mm=1.0
                         )
-                        found = labels_at(result.labels, result.grid, case.grid)
+                        found = labels_on(result.labels, result.grid, case.grid, 3)
                         row.append(np.mean(dice(found, case.labels, 3)))
                     scores.append(row)
                 first, second = np.mean(scores, axis=0)

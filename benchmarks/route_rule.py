@@ -22,7 +22,7 @@ from rare_trt import Scan, Segmenter, Volume
 from rare_trt.geometry import Triple
 from rare_trt.metrics import dice
 from rare_trt.training.cases import find_cases, load_cases
-from rare_trt.training.evaluation import VOXELS, labels_at, spacing_name
+from rare_trt.training.evaluation import VOXELS, labels_on, spacing_name
 from rare_trt.training.simulation import acquired, whole_voxels
 
 ACQUISITIONS: list[Triple] = sorted(
@@ -62,7 +62,7 @@ def main(data: Path, package: str) -> None:
                 for route in routes:
                     scan = Scan(Volume(voxels, low))
                     result = segmenter.segment(scan, route=route, spacing_out_mm=1.0)
-                    found = labels_at(result.labels, result.grid, case.grid)
+                    found = labels_on(result.labels, result.grid, case.grid, 3)
                     table[row, route] += np.mean(dice(found, case.labels, 3)) / len(cases)
     print("| acquisition | " + " | ".join(f"route {r}" for r in routes) + " | cheapest in .005 |")
     print("|---" * (2 + len(routes)) + "|")

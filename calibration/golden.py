@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from rare_trt.geometry import Grid, Shape
-from rare_trt.manifest import FieldOfView, GoldenEntry, Precision
+from rare_trt.manifest import Arithmetic, FieldOfView, GoldenEntry
 from rare_trt.training.averaging import averaged
 from rare_trt.training.cases import Case
 from rare_trt.training.checkpoint import Checkpoint
@@ -26,8 +26,8 @@ from rare_trt.training.passes import route_inputs
 # Sums run in another order on another machine, and fp16 rounds each of them: that moves voxels
 # where two classes are as good as equal (measured: at most 2 in 100,000 in fp16). A fault moves far
 # more than these. Per precision: a share of all voxels, and as many voxels in a small answer.
-MAX_SHARE: Final[Mapping[Precision, float]] = {"fp32": 1e-4, "fp16": 1e-3}
-MAX_VOXELS: Final[Mapping[Precision, int]] = {"fp32": 4, "fp16": 16}
+MAX_SHARE: Final[Mapping[Arithmetic, float]] = {"fp32": 1e-4, "fp16": 1e-3}
+MAX_VOXELS: Final[Mapping[Arithmetic, int]] = {"fp32": 4, "fp16": 16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +41,18 @@ class Golden:
 def golden_vectors(checkpoint: Checkpoint, cases: Sequence[Case], view: FieldOfView) -> Golden:
     """One vector per route and kind, made from `cases` in turn."""
     base = checkpoint.recipe.base_spacing_mm
-    sizes: dict[str, Shape] = {
-        "min": _voxels(view.min, base, np.ceil),
-        "typical": _voxels(view.typical, base, np.round),
-        "max": _voxels(view.max, base, np.floor),
-        "odd": _odd(_voxels(view.typical, base, np.round)),
-    }
+    typical = _voxels(view.typical, base, np.round)
     entries: list[GoldenEntry] = []
     files: dict[str, bytes] = {}
     for route in range(checkpoint.recipe.network.routes):
+        spacing = base * 2**route
+        # In the route's voxels, so that the coarsest scan, too, stays within the field of view.
+        sizes: dict[str, Shape] = {
+            "min": _voxels(view.min, spacing, np.ceil),
+            "typical": _voxels(typical, spacing / base, np.ceil),
+            "max": _voxels(view.max, spacing, np.floor),
+            "odd": _voxels(_odd(typical), spacing / base, np.ceil),
+        }
         for index, (kind, size) in enumerate(sizes.items()):
             scan, grid = _scan(cases[index % len(cases)], size, route, base)
             labels, label_grid = reference_labels(checkpoint, scan, grid, route)
@@ -83,9 +86,9 @@ def reference_labels(
 
 
 def _scan(case: Case, size: Shape, route: int, base: float) -> tuple[NDArray[np.uint8], Grid]:
-    """`case` cut or mirrored out to `size` voxels and averaged to the route's spacing, as uint8."""
+    """`case` averaged to the spacing of `route` as uint8, cut or mirrored out to `size` voxels."""
     factor = 2**route
-    shape = [max(2, -(-n // factor)) * factor for n in size]
+    shape = [max(2, n) * factor for n in size]
     voxels = case.voxels
     for axis, n in enumerate(shape, start=1):
         start = max(0, voxels.shape[axis] - n) // 2
@@ -106,11 +109,11 @@ def _nifti(voxels: NDArray[np.uint8], grid: Grid) -> bytes:
 
 
 def _voxels(
-    size_mm: Sequence[float],
-    base: float,
+    size: Sequence[float],
+    voxel: float,
     rounding: Callable[[NDArray[np.float64]], NDArray[np.float64]],
 ) -> Shape:
-    i, j, k = rounding(np.array(size_mm) / base).astype(int).tolist()
+    i, j, k = rounding(np.array(size) / voxel).astype(int).tolist()
     return i, j, k
 
 

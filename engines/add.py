@@ -71,7 +71,8 @@ def build_engines(
     package = _start(package, out, overwrite=overwrite)
     timings = _timing_file(out or package.folder, backend, machine)
     builder = EngineBuilder(backend, options, machine, _read(timings))
-    precisions = PRECISIONS if precision == "best" else (precision,)
+    there = {graph.precision for graph in package.manifest.graphs}
+    precisions = [p for p in PRECISIONS if p in there] if precision == "best" else [precision]
     built, contents = _built(package, precisions, builder, machine)
     if precision == "best":
         built = _fastest(package, built, contents)
@@ -89,7 +90,9 @@ def _built(
 ) -> tuple[list[Built], dict[str, bytes]]:
     """The engines of every route in `precisions`, and the files of those that were missing."""
     built, contents = [], {}
-    graphs = [graph for precision in precisions for graph in _graphs(package, precision)]
+    graphs = list(
+        dict.fromkeys(graph for precision in precisions for graph in _graphs(package, precision))
+    )
     for graph in tqdm(graphs, "building", unit="engine", leave=False):
         entry = _entry(package, graph, builder, machine)
         known = _known(package.manifest.engines, entry)
@@ -141,9 +144,9 @@ def _start(package: Package, out: Path | None, *, overwrite: bool) -> Package:
     if not out.exists() or overwrite:
         return package
     copy = open_package(out)
-    if replace(copy.manifest, engines=(), files={}) != replace(
-        package.manifest, engines=(), files={}
-    ):
+    # Engines aside all must be equal, the hashes of graphs and weights too: the engines are built
+    # from the copy's.
+    if with_engines(copy.manifest, (), {}) != with_engines(package.manifest, (), {}):
         raise OutputError(
             f"{out}: exists and is no copy of the package: name another output or pass --overwrite"
         )
@@ -184,7 +187,17 @@ def _use(engine: EngineEntry, *, any_precision: bool) -> EngineEntry:
 
 
 def _graphs(package: Package, precision: Precision) -> list[GraphEntry]:
-    return [package.graph(route.index, precision) for route in package.manifest.routes]
+    """Every route's graph in `precision`; in fp16 where calibration left a route without INT8."""
+    routes = [route.index for route in package.manifest.routes]
+    if precision != "int8":
+        return [package.graph(route, precision) for route in routes]
+    if not package.manifest.calibration:
+        raise BackendError(
+            f"{package.folder}: has no INT8 graphs: run `rare-trt calibrate` on it first, or name "
+            "another precision"
+        )
+    without = {entry.route for entry in package.manifest.calibration if entry.reason is not None}
+    return [package.graph(route, "fp16" if route in without else "int8") for route in routes]
 
 
 def _entry(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -16,13 +17,14 @@ from tqdm import tqdm
 from rare_trt.cache import Cache
 from rare_trt.calibration.fp16 import fp16_model
 from rare_trt.calibration.golden import Golden, golden_vectors
+from rare_trt.calibration.seen import MAX_CASES, seen
+from rare_trt.engines.calibrate import DICE_BUDGET, calibrated
 from rare_trt.engines.card import MODEL_CARD, model_card
 from rare_trt.errors import BackendError, RareTrtError
 from rare_trt.export.agreement import Agreement, agreement
 from rare_trt.export.onnx_from_route import GraphFiles, graph_files, onnx_from_route
 from rare_trt.geometry import Shape, Triple
 from rare_trt.manifest import (
-    PRECISIONS,
     FieldOfView,
     GraphEntry,
     Manifest,
@@ -39,9 +41,10 @@ from rare_trt.training.acquisition import averaged_inputs
 from rare_trt.training.averaging import fitted
 from rare_trt.training.cases import Case, find_cases, load_cases
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
-from rare_trt.training.recipe import NATIVE_BAND, Recipe
+from rare_trt.training.recipe import Recipe
 
 WEIGHTS: Final = "weights.bin"
+UNCALIBRATED: Final[tuple[Precision, ...]] = ("fp32", "fp16")
 
 # How far beyond the training data a field of view may be: training crops and pads as much.
 SMALLEST_VIEW, LARGEST_VIEW = 0.6, 2.0
@@ -75,11 +78,15 @@ def build_package(
     view = field_of_view(checkpoint.facts)
     golden = golden_vectors(checkpoint, cases, view)
     manifest = manifest_of(out.stem, checkpoint, view, golden)
+    manifest = replace(manifest, model=with_seen(manifest, data, checkpoint.recipe))
     card = model_card(manifest, checkpoint.recipe)
     contents = {MODEL_CARD: card, **graph_contents(graphs), **golden.files}
     with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
         draft = write_package(Path(folder) / out.name, manifest, contents, overwrite=False)
-        agreements = prove(draft, checkpoint, cases, Cache(Path(folder) / "cache"))
+        cache = Cache(Path(folder) / "cache")
+        agreements = prove(draft, checkpoint, cases, cache)
+        if all(result.holds for result in agreements):
+            manifest, contents = calibrated(draft, data, DICE_BUDGET, cache)
     broken = [str(result) for result in agreements if not result.holds]
     if broken:
         raise BackendError(
@@ -90,7 +97,7 @@ def build_package(
 
 
 def typed_graphs(checkpoint: Checkpoint) -> dict[Precision, GraphFiles]:
-    """Every route's graph in every precision."""
+    """Every route's graph in the precisions that need no calibration."""
     network = checkpoint.network
     fp32 = [onnx_from_route(network, route) for route in range(network.config.routes)]
     fp16 = [fp16_model(model) for model in fp32]
@@ -103,6 +110,16 @@ def proof_cases(data: Path, checkpoint: Checkpoint) -> list[Case]:
     kept_back = [case for case in files if case.name in checkpoint.facts.validation]
     network = checkpoint.recipe.network
     return load_cases((kept_back or files)[:MAX_PROOF_CASES], network.channels, network.classes)
+
+
+def with_seen(manifest: Manifest, data: Path, recipe: Recipe) -> Model:
+    """The manifest's model, and what the scans of `data` look like that were not kept back."""
+    files = find_cases(data)
+    held = manifest.model.training.validation_cases
+    shown = [case for case in files if case.name not in held] or files
+    some = shown[:: -(-len(shown) // MAX_CASES)]
+    cases = load_cases(some, recipe.network.channels, recipe.network.classes)
+    return replace(manifest.model, seen=seen(cases, manifest.model, manifest.routes, recipe))
 
 
 def prove(
@@ -175,11 +192,12 @@ def manifest_of(name: str, checkpoint: Checkpoint, view: FieldOfView, golden: Go
                 _graph_file(precision, f"route{route}.onnx"),
                 _graph_file(precision, WEIGHTS),
             )
-            for precision in PRECISIONS
+            for precision in UNCALIBRATED
             for route in routes
         ),
         engines=(),
         golden=golden.entries,
+        calibration=(),
         files={},
     )
 
@@ -187,7 +205,7 @@ def manifest_of(name: str, checkpoint: Checkpoint, view: FieldOfView, golden: Go
 def route_entry(recipe: Recipe, index: int, view: FieldOfView) -> RouteEntry:
     """Route `index` with the working shapes that `view` leads to."""
     route = recipe.route(index)
-    low, high = NATIVE_BAND
+    low, high = route.native_band
     return RouteEntry(
         index=index,
         spacing_mm=route.spacing_mm,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.shape_inference import infer_shapes
 
 # 18 cannot hold fp16 quantisation, and TensorRT 10.3's parser knows 19 whole.
@@ -16,13 +16,16 @@ OPSET: Final = 19
 
 ALLOWED: Final = frozenset(
     (
-        *("Add", "Cast", "Concat", "Constant", "Conv", "ConvTranspose", "Div", "Expand", "Gather"),
-        *("Greater", "InstanceNormalization", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Reshape"),
-        *("Shape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
+        *("Add", "Cast", "Concat", "Constant", "Conv", "ConvTranspose", "DequantizeLinear"),
+        *("Div", "Expand", "Gather", "Greater", "InstanceNormalization", "LeakyRelu", "MatMul"),
+        *("MaxPool", "Mul", "QuantizeLinear", "Reshape", "Shape", "Slice", "Squeeze", "Sub"),
+        *("Transpose", "Unsqueeze", "Where"),
     )
 )
 
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
+
+QUANTISERS: Final = ("QuantizeLinear", "DequantizeLinear")
 
 DTYPES: Final = frozenset(
     {
@@ -30,6 +33,7 @@ DTYPES: Final = frozenset(
         FLOAT16,
         TensorProto.INT64,
         TensorProto.INT32,
+        TensorProto.INT8,
         TensorProto.BOOL,
         TensorProto.UINT8,
     }
@@ -63,6 +67,23 @@ def lint(model: ModelProto) -> list[str]:
             node.op_type != "Cast" or types.get(node.input[0]) not in (FLOAT, FLOAT16)
         ):
             faults.append(f"{name}: uint8 not made by a cast from float")
+    return faults + _quantisation_faults(model, types)
+
+
+def _quantisation_faults(model: ModelProto, types: dict[str, int]) -> list[str]:
+    """TensorRT takes INT8 symmetric, with constant scales, and only between Q and DQ."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    faults = []
+    for node in model.graph.node:
+        if node.op_type not in QUANTISERS:
+            kinds = [types.get(name) for name in (*node.input, *node.output) if name]
+            if TensorProto.INT8 in kinds:
+                faults.append(f"{node.name}: {node.op_type} takes or gives INT8")
+            continue
+        if any(name not in constants for name in node.input[1:]):
+            faults.append(f"{node.name}: scale or zero point is no constant")
+        elif len(node.input) > 2 and numpy_helper.to_array(constants[node.input[2]]).any():
+            faults.append(f"{node.name}: zero point is not 0")
     return faults
 
 

@@ -48,9 +48,18 @@ class GraphFiles:
     weights: bytes
 
 
-def graph_files(models: Sequence[ModelProto], weights_name: str) -> GraphFiles:
-    """`models`, one per route, with their weights moved out; what routes share is stored once."""
-    weights = externalise(models, weights_name)
+NOTHING: Final = GraphFiles((), b"")
+
+
+def graph_files(
+    models: Sequence[ModelProto], weights_name: str, beside: GraphFiles = NOTHING
+) -> GraphFiles:
+    """`models`, one per route, with their weights moved out; what routes share is stored once.
+
+    Their weights follow those of the graphs `beside`, which stay as they are, and what those hold
+    is not stored again.
+    """
+    weights = externalise(models, weights_name, beside)
     return GraphFiles(tuple(model.SerializeToString() for model in models), weights)
 
 
@@ -67,10 +76,28 @@ def onnx_from_route(network: RareUNet, route: int) -> ModelProto:
     return model
 
 
-def externalise(models: Sequence[ModelProto], location: str) -> bytes:
-    """Moves the weights of `models` into one file at `location`, each distinct tensor once."""
+def loaded_graph(graph: bytes, weights: bytes) -> ModelProto:
+    """The model that `graph_files` made into a file, its weights inside again."""
+    model = onnx.load_model_from_string(graph)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.raw_data = weights[_place(tensor)]
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    return model
+
+
+def externalise(models: Sequence[ModelProto], location: str, beside: GraphFiles = NOTHING) -> bytes:
+    """Moves the weights of `models` into one file at `location`, each distinct tensor once, behind
+    those of the graphs `beside`."""
     data = bytearray()
     places: dict[bytes, int] = {}
+    for graph in beside.graphs:
+        for tensor in onnx.load_model_from_string(graph).graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                place = _place(tensor)
+                places[sha256(beside.weights[place]).digest()] = place.start
+                data.extend(beside.weights[len(data) : place.stop])
     for model in models:
         for tensor in model.graph.initializer:
             raw = tensor.raw_data
@@ -90,6 +117,13 @@ def externalise(models: Sequence[ModelProto], location: str) -> bytes:
             ):
                 tensor.external_data.add(key=key, value=value)
     return bytes(data)
+
+
+def _place(tensor: TensorProto) -> slice:
+    """Where in the file of weights an external `tensor` lies."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    start = int(place["offset"])
+    return slice(start, start + int(place["length"]))
 
 
 def _exported(graph: RouteGraph, network: RareUNet, route: int) -> ModelProto:

@@ -40,11 +40,11 @@ class Cache:
         try:
             if not self._is_private():
                 return None
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                digest, content = file.read(DIGEST_BYTES), file.read()
         except OSError:
             return None
-        content = data[DIGEST_BYTES:]
-        if _digest(key, content) != data[:DIGEST_BYTES]:
+        if _digest(key, content) != digest:
             return None
         with suppress(OSError):
             path.touch()
@@ -78,4 +78,6 @@ class Cache:
 
 
 def _digest(key: tuple[str, ...], content: bytes) -> bytes:
-    return sha256(chr(0).join(key).encode() + b"\0\0" + content).digest()
+    digest = sha256(chr(0).join(key).encode() + b"\0\0")
+    digest.update(content)
+    return digest.digest()

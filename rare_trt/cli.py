@@ -6,18 +6,26 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
-from typing import TextIO
+from importlib import import_module
+from typing import Final, TextIO
 
-from rare_trt.commands import build, convert, doctor, evaluate, infer, info, train, verify
+from rare_trt._version import VERSION
 from rare_trt.errors import RareTrtError
 
-COMMANDS = (infer, info, evaluate, train, convert, build, verify, doctor)
+# Each is a module of rare_trt.commands, in the order of the help.
+COMMANDS: Final = (
+    *("infer", "serve", "info", "evaluate", "train", "convert"),
+    *("build", "calibrate", "verify", "sign", "doctor", "bench"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command: 0 done, 1 a user's error in one sentence on stderr, 2 wrong usage."""
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    # One command's options are read without loading the others: they would double the start.
+    options = parser(given[:1] if given[:1] and given[0] in COMMANDS else COMMANDS).parse_args(
+        given
+    )
     warnings.showwarning = _show_warning
     try:
         status: int = options.run(options)
@@ -29,6 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"rare-trt: {error.filename or 'the system'}: {error.strerror or error}: check the "
             "path, its permissions and the free space",
+            file=sys.stderr,
+        )
+        return 1
+    except MemoryError as error:
+        print(
+            f"rare-trt: not enough memory ({str(error) or 'for a small block'}): free memory, or "
+            "raise this process's limit",
             file=sys.stderr,
         )
         return 1
@@ -49,16 +64,16 @@ def _show_warning(
     print(f"rare-trt: warning: {message}", file=sys.stderr)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of `commands`."""
     top = argparse.ArgumentParser(
         prog="rare-trt",
         description="RARE-UNet segmentation: one route per scan resolution. Research use only.",
     )
-    top.add_argument("--version", action="version", version=version("rare-trt"))
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_parser(commands)
+    top.add_argument("--version", action="version", version=VERSION)
+    added = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in commands:
+        import_module(f"rare_trt.commands.{name}").add_parser(added)
     return top
 
 

@@ -15,6 +15,10 @@ class PackageError(RareTrtError):
     """The package is absent, damaged, tampered with or too new."""
 
 
+class SignatureError(PackageError):
+    """The package is not signed as was asked for, or the key is none."""
+
+
 class BackendError(RareTrtError):
     """The backend asked for cannot run here, or gave answers that cannot be trusted."""
 
@@ -29,3 +33,7 @@ class OutputError(RareTrtError):
 
 class EngineWarning(UserWarning):
     """An engine failed or does not fit; another backend gave the answer."""
+
+
+class SignatureWarning(UserWarning):
+    """A signed package was changed, and is no longer signed."""

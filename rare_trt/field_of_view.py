@@ -72,16 +72,21 @@ def _varies(voxels: Array) -> bool:
     return bool((voxels != voxels[0, 0]).any())
 
 
+def within(extent_mm: Triple, low_mm: Triple, high_mm: Triple) -> bool:
+    """Whether an extent lies between two others along every axis."""
+    extents = zip(low_mm, extent_mm, high_mm, strict=True)
+    return all(low - TOLERANCE_MM <= size <= high + TOLERANCE_MM for low, size, high in extents)
+
+
 def check_field_of_view(grid: Grid, accepted: FieldOfView, *, is_box: bool) -> None:
     """Raises ScanError where a canonical `grid` covers more or less than the network was trained
     on: it would label nonsense. `is_box` says that it is a box cut out by --at already."""
-    low, high = np.array(accepted.min), np.array(accepted.max)
-    extent = np.array(grid.extent_mm)
-    if (extent >= low - TOLERANCE_MM).all() and (extent <= high + TOLERANCE_MM).all():
+    if within(grid.extent_mm, accepted.min, accepted.max):
         return
     raise ScanError(
-        f"the field of view is {_mm(extent)} mm (right-left, anterior-posterior, "
-        f"superior-inferior); this package takes {_mm(low)} to {_mm(high)} mm: "
+        f"the field of view is {as_mm(grid.extent_mm)} mm (right-left, anterior-posterior, "
+        f"superior-inferior); this package takes {as_mm(accepted.min)} to "
+        f"{as_mm(accepted.max)} mm: "
         + (
             "the scan's border cuts the box: choose a point further inside for --at"
             if is_box
@@ -105,7 +110,7 @@ def box_at(grid: Grid, point_mm: Triple, size_mm: Triple) -> Slices:
         corners = grid.world_mm(np.array(list(product(*([-0.5, n - 0.5] for n in grid.shape)))))
         low, high = corners.min(axis=0).round(1), corners.max(axis=0).round(1)
         raise ScanError(
-            f"the point {_mm(np.array(point_mm))} lies outside the scan, which reaches from "
+            f"the point {as_mm(point_mm)} lies outside the scan, which reaches from "
             f"{low.tolist()} to {high.tolist()} mm (right, anterior, superior): mend --at"
         )
     wanted = np.maximum(1, np.round(np.array(size_mm) / spacing)).astype(int)
@@ -122,5 +127,6 @@ def box_grid(grid: Grid, box: Slices) -> Grid:
     return grid.box(start, (i, j, k))
 
 
-def _mm(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
-    return " x ".join(f"{value:.4g}" for value in values.tolist())
+def as_mm(values: Triple) -> str:
+    """'35 x 50.5 x 36'."""
+    return " x ".join(f"{value:.4g}" for value in values)

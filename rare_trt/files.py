@@ -1,15 +1,23 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and on the disk before anyone is told so.
+
+What is written has a temporary name first, `.NAME.part` beside NAME, under a lock that ends with
+its process. So what a killed process left is told from what a living one writes, and goes when NAME
+is written next; nothing reads it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from errno import EISDIR
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from errno import EINVAL, EISDIR, ENOTSUP
 from pathlib import Path
 
 from rare_trt.errors import OutputError
+from rare_trt.renaming import rename_new
 
 
 def sha256(data: bytes) -> str:
@@ -29,56 +37,177 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
 
     Folders are made as needed. Raises OutputError with one sentence; no temporary file, no new
     file and no new folder is then left. Replacing several files is as good as the file system
-    allows: it renames them one by one.
+    allows: it renames them one by one. Whatever stops the process or the machine, each file is the
+    old one or the new one.
     """
     temporary: dict[Path, Path] = {}
     absent: set[Path] = set()
     written: list[Path] = []
     new_folders: list[Path] = []
     path = Path()
+    with ExitStack() as claims:
+        try:
+            for path, data in contents.items():
+                if path.exists():
+                    if not overwrite:
+                        refuse_existing([path])
+                    if path.is_dir():
+                        raise IsADirectoryError(EISDIR, "it is a folder")
+                else:
+                    absent.add(path)
+                    new_folders += make_folder(path.parent)
+                temp = temporary_name(path)
+                claims.enter_context(claimed(temp, temp.touch))
+                write_synced(temp, data)
+                temporary[path] = temp
+            for path, temp in temporary.items():
+                if overwrite:
+                    temp.replace(path)
+                else:
+                    rename_new(temp, path)
+                if path in absent:
+                    written.append(path)
+            for folder in {path.parent for path in (*contents, *new_folders)}:
+                sync_folder(folder)
+        except BaseException as error:
+            for file in written:
+                with suppress(OSError):
+                    file.unlink()
+            claims.close()
+            remove_folders(new_folders)
+            if isinstance(error, FileExistsError):
+                refuse_existing([path])
+            if isinstance(error, OSError):
+                raise unwritable(path, error) from error
+            raise
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """What a user is told where `path` could not be written."""
+    return OutputError(
+        f"{path}: cannot be written ({error.strerror}): check the folder's permissions and the "
+        "free space"
+    )
+
+
+def temporary_name(path: Path) -> Path:
+    """Where `path` is written before it has its name."""
+    return path.with_name(f".{path.name}.part")
+
+
+@contextmanager
+def claimed(temporary: Path, make: Callable[..., None]) -> Iterator[None]:
+    """`temporary`, made by `make(exist_ok=False)` and locked; what is left of it goes at the end.
+
+    What a killed process left there is removed first. Raises OutputError where a living one holds
+    it.
+    """
+    while True:
+        try:
+            make(exist_ok=False)
+        except FileExistsError:
+            _remove_leftover(temporary)
+            continue
+        try:
+            handle = opened(temporary)
+        except FileNotFoundError:
+            continue
+        _lock(handle, wait=True)
+        # Before the lock another process may have taken it for a leftover.
+        if _is_still(handle, temporary):
+            break
+        os.close(handle)
     try:
-        for path, data in contents.items():
-            if path.exists():
-                if not overwrite:
-                    refuse_existing([path])
-                if path.is_dir():
-                    raise IsADirectoryError(EISDIR, "it is a folder")
-            else:
-                absent.add(path)
-                if not path.parent.exists():
-                    new_folders += [folder for folder in path.parents if not folder.exists()]
-                    path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path] = _write_temporary(path, data)
-        for path, temp in temporary.items():
-            temp.replace(path)
-            if path in absent:
-                written.append(path)
-    except BaseException as error:
-        _remove([*temporary.values(), *written], new_folders)
-        if isinstance(error, OSError):
-            raise OutputError(
-                f"{path}: cannot be written ({error.strerror}): check the folder's permissions "
-                "and the free space"
-            ) from error
-        raise
+        yield
+    finally:
+        if _is_still(handle, temporary):
+            _remove(temporary)
+        os.close(handle)
 
 
-def _remove(files: Sequence[Path], folders: Sequence[Path]) -> None:
-    for path in files:
-        with suppress(OSError):
-            path.unlink()
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes `data`, and waits until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the disk has the names in `folder`, where the system lets one wait for it."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (EINVAL, ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Makes `folder` where it is missing; gives those that are new, the innermost first."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return new
+
+
+def remove_folders(folders: Sequence[Path]) -> None:
+    """Removes those of `folders` that are empty, the innermost first."""
     for folder in sorted(set(folders), key=lambda folder: len(folder.parts), reverse=True):
         with suppress(OSError):
             folder.rmdir()
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
-    temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+def _remove_leftover(temporary: Path) -> None:
     try:
-        with temp.open("xb") as file:
-            file.write(data)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temp.unlink()
-        raise
-    return temp
+        handle = opened(temporary)
+    except FileNotFoundError:
+        return
+    try:
+        if not _lock(handle, wait=False):
+            raise OutputError(
+                f"{temporary}: is being written by another program: wait until it has ended"
+            )
+        if _is_still(handle, temporary):
+            _remove(temporary)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def opened(path: Path) -> int:
+    """`path` opened to be read, without following a link or waiting for the other end of a pipe."""
+    # Windows has neither.
+    cautious = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | cautious)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Whether the lock was free; file systems without locks have it free always."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_still(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False

@@ -29,6 +29,11 @@ Array: TypeAlias = NDArray[Any]
 # resampling along those axes would segment with distorted anatomy.
 MAX_SHEAR_DEG = 2.0
 
+# Voxel sizes and distances from the world's origin that a scan can have. Beyond them numbers
+# overflow, vanish when squared, or swallow a voxel's size.
+VOXEL_SIZES_MM = (1e-4, 1e4)
+FARTHEST_MM = 1e6
+
 # Squared cosine to a world axis above which no other assignment of axes can be nearer.
 PLAIN = 0.6
 
@@ -124,6 +129,11 @@ class Canonical:
         ni, nj, nk = (grid.shape[axis] for axis in np.argsort(self._ornt[:, 0]))
         self.grid = Grid((ni, nj, nk), grid.affine @ inv_ornt_aff(self._ornt, grid.shape))
 
+    @property
+    def axes(self) -> Array:
+        """[3, 2]: the world axis that each of the scan's axes is nearest to, and its direction."""
+        return self._ornt
+
     def scan_grid(self, grid: Grid) -> Grid:
         """A grid in canonical order -> the same voxels in the scan's own order."""
         ni, nj, nk = (grid.shape[axis] for axis in np.argsort(self._back[:, 0]))
@@ -163,10 +173,17 @@ def affine_fault(affine: NDArray[np.float64]) -> str | None:
     # Plain floats: this runs for every grid, and three columns are too few for array calls.
     i, j, k = affine[:3, :3].T.tolist()
     size_i, size_j, size_k = math.hypot(*i), math.hypot(*j), math.hypot(*k)
-    if min(size_i, size_j, size_k) <= 0.0:
+    smallest, largest = VOXEL_SIZES_MM
+    if min(size_i, size_j, size_k) < smallest or max(size_i, size_j, size_k) > largest:
         return (
             f"the affine gives voxels of {size_i:.4g} x {size_j:.4g} x {size_k:.4g} mm; "
-            "expected three positive sizes: mend the header"
+            f"expected three sizes of {smallest:g} to {largest:g} mm: mend the header"
+        )
+    away = max(abs(offset) for offset in affine[:3, 3].tolist())
+    if away > FARTHEST_MM:
+        return (
+            f"the affine places the scan {away:.4g} mm from the world's origin; expected at most "
+            f"{FARTHEST_MM:g} mm: mend the header"
         )
     cosine = max(
         abs(i[0] * j[0] + i[1] * j[1] + i[2] * j[2]) / (size_i * size_j),

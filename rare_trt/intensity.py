@@ -35,14 +35,15 @@ def normalised(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np.float32]
     channels = voxels[..., None] if voxels.ndim == 3 else voxels
     out = np.empty((channels.shape[3], *channels.shape[:3]), np.float32)
     for channel in range(channels.shape[3]):
-        out[channel] = _normalised_channel(channels[..., channel], rule)
+        _normalise_channel(channels[..., channel], rule, out[channel])
     return out
 
 
-def _normalised_channel(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np.float32]:
+def _normalise_channel(voxels: NDArray[Any], rule: IntensityRule, out: NDArray[np.float32]) -> None:
     # float32 holds 24 bits: wider types are brought to 0..1 first, lest an offset eat the contrast.
     wide = voxels.dtype.itemsize > 4 or (voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 4)
-    values: NDArray[Any] = voxels.astype(np.float64 if wide else np.float32)
+    values: NDArray[Any] = np.empty(out.shape, np.float64) if wide else out
+    values[...] = voxels
     low, high = np.percentile(values, rule.clip_percentiles).tolist()
     if not high > low:
         raise ScanError(
@@ -57,4 +58,5 @@ def _normalised_channel(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np
     deviation = foreground.std(dtype=np.float64)
     values -= mean
     values /= max(deviation, MIN_DEVIATION)
-    return values.astype(np.float32, copy=False)
+    if wide:
+        out[...] = values

@@ -21,10 +21,19 @@ from rare_trt.intensity import IntensityRule
 from rare_trt.routing import Route
 
 FORMAT: Final = "rare-trt package"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 4
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
-PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
+# Beside the files that it lists.
+MANIFEST: Final = "manifest.json"
+SIGNATURE: Final = "manifest.sig"
+
+# What a graph is typed as.
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
+
+# What a session computes in: its graph's precision, or on some CPUs with the float parts in bf16.
+Arithmetic: TypeAlias = Literal["fp32", "fp16", "int8", "fp16+bf16", "int8+bf16"]
+ARITHMETICS: Final[tuple[Arithmetic, ...]] = (*PRECISIONS, "fp16+bf16", "int8+bf16")
 
 EngineBackend: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 ENGINE_BACKENDS: Final[tuple[EngineBackend, ...]] = ("tensorrt", "tensorrt-rtx")
@@ -60,8 +69,31 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
+class RouteSeen:
+    """What the training scans of `route` look like: per channel the range of each number."""
+
+    route: int
+    ranges: tuple[Mapping[str, tuple[float, float]], ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the training scans look like (rare_trt/seen.py), so that others can be told apart.
+
+    Taken over `scans` scans, real and simulated. Views are their extents per canonical axis;
+    `patterns` holds, per channel, the mean of a scan in 4 x 4 x 4 blocks, k fastest.
+    """
+
+    scans: int
+    min_view_mm: Triple
+    max_view_mm: Triple
+    patterns: tuple[tuple[float, ...], ...]
+    routes: tuple[RouteSeen, ...]
+
+
+@dataclass(frozen=True)
 class Model:
-    """What the network answers, and for which scans."""
+    """What the network answers, and for which scans. `seen` may be unknown: older packages."""
 
     task: str
     labels: tuple[str, ...]
@@ -73,6 +105,7 @@ class Model:
     volume_range_mm3: tuple[tuple[float, float], ...]
     network: Mapping[str, Any]
     training: TrainingRecord
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +189,43 @@ class GoldenEntry:
     kind: str
     scan: str
     labels: str
-    max_disagreement: Mapping[str, float]
+    max_disagreement: Mapping[Arithmetic, float]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run a route on a CPU, measured against float32 on labelled scans.
+
+    `dice_lost` is how much lower its mean Dice against manual labels is, `agreement` the mean Dice
+    between the two answers, `speed` how many times as fast it ran on the CPU it was measured on.
+    """
+
+    arithmetic: Arithmetic
+    dice_lost: float
+    agreement: float
+    speed: float
+
+
+@dataclass(frozen=True)
+class CalibrationEntry:
+    """How a route was quantised, and what may run it on a CPU.
+
+    Ranges by `method` over `scans` scans whose hash is `scans_sha256`. `int8_convolutions` of
+    `convolutions` are INT8; none: `reason` says why. `table` is the file with every step of the
+    search. `variants` held the budget on `measured_scans` other scans, fastest first.
+    """
+
+    route: int
+    method: str
+    scans: int
+    scans_sha256: str
+    dice_budget: float
+    convolutions: int
+    int8_convolutions: tuple[str, ...]
+    reason: str | None
+    table: str
+    measured_scans: int
+    variants: tuple[Variant, ...]
 
 
 @dataclass(frozen=True)
@@ -178,6 +247,7 @@ class Manifest:
     graphs: tuple[GraphEntry, ...]
     engines: tuple[EngineEntry, ...]
     golden: tuple[GoldenEntry, ...]
+    calibration: tuple[CalibrationEntry, ...]
     files: Mapping[str, FileEntry]
 
     def graph_sha256(self, graph: GraphEntry) -> str:
@@ -186,35 +256,85 @@ class Manifest:
         return sha256(digests.encode())
 
     def to_json(self) -> bytes:
-        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        return (json.dumps(values, indent=1, sort_keys=False) + "\n").encode()
+        return sealed({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)})
 
 
-def manifest_from_json(data: bytes) -> Manifest:
-    """The manifest in `data`; raises PackageError that names what is wrong."""
+def sealed(values: Mapping[str, Any]) -> bytes:
+    """`values` as the bytes of a manifest, their SHA-256 as its last entry."""
+    body = json.dumps(values, indent=1, sort_keys=False).removesuffix("\n}").encode()
+    return body + seal(body)
+
+
+def manifest_from_json(data: bytes, *, fits_schema: bool = False) -> Manifest:
+    """The manifest in `data`; raises PackageError that names what is wrong.
+
+    `fits_schema` says that these very bytes were held to the schema before.
+    """
     try:
         values = json.loads(
-            data, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
+            data.decode(), parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
         )
+        # Halves of surrogate pairs can be escaped, but neither printed nor written.
+        json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise PackageError(
             f"manifest.json is not JSON ({error}); build the package again"
         ) from error
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise PackageError(
-            f"the package has format version {version}; this rare-trt reads up to "
-            f"{FORMAT_VERSION}: install a newer rare-trt"
-        )
-    if version == 1:
-        # Version 2 added engines, and changed nothing else.
-        values = {**values, "format_version": 2, "engines": []}
-    _check_schema(values)
+    if isinstance(values, dict):
+        values = _upgraded(values, data)
+    if not fits_schema:
+        _check_schema(values)
     manifest = _manifest(values)
     fault = _fault(manifest)
     if fault:
         raise PackageError(f"manifest.json contradicts itself ({fault}); build the package again")
     return manifest
+
+
+def _upgraded(values: dict[str, Any], data: bytes) -> dict[str, Any]:
+    """`values` in the newest format; refuses a newer one, and one whose seal is broken."""
+    version = values.get("format_version")
+    if isinstance(version, bool) or not isinstance(version, int | float):
+        return values
+    if version > FORMAT_VERSION:
+        raise PackageError(
+            f"the package has format version {version}; this rare-trt reads up to "
+            f"{FORMAT_VERSION}: install a newer rare-trt"
+        )
+    if version == FORMAT_VERSION:
+        _check_seal(data)
+        return values
+    if "sha256" in values:
+        # One byte of the version would make a sealed manifest one that needs no seal.
+        raise PackageError(
+            f"{MANIFEST} has a seal, which format version {version} has not; it was damaged or "
+            "changed by hand: install the package again"
+        )
+    # Version 2 added engines, version 3 INT8 and its calibration, version 4 the seal and what the
+    # training scans look like, and they changed nothing else.
+    if version == 1:
+        values, version = {**values, "engines": []}, 2
+    if version == 2:
+        values, version = {**values, "calibration": []}, 3
+    if version == 3:
+        values = {**values, "format_version": 4, "sha256": sha256(data)}
+    return values
+
+
+def seal(body: bytes) -> bytes:
+    """What a manifest ends with after `body`: the SHA-256 of those very bytes, white space too."""
+    return f',\n "sha256": "{sha256(body)}"\n}}\n'.encode()
+
+
+SEAL_BYTES: Final = len(seal(b""))
+
+
+def _check_seal(data: bytes) -> None:
+    if data[-SEAL_BYTES:] != seal(data[:-SEAL_BYTES]):
+        raise PackageError(
+            f"{MANIFEST} does not end with the SHA-256 of what stands before; it was damaged or "
+            "changed by hand: install the package again"
+        )
 
 
 def _check_schema(values: Any) -> None:
@@ -232,9 +352,13 @@ def _check_schema(values: Any) -> None:
 def _validator() -> Callable[[Any], Any]:
     from fastjsonschema import compile as compile_schema
 
-    schema = (resources.files("rare_trt") / "manifest.schema.json").read_text()
-    validate: Callable[[Any], Any] = compile_schema(json.loads(schema))
+    validate: Callable[[Any], Any] = compile_schema(json.loads(schema_json()))
     return validate
+
+
+def schema_json() -> bytes:
+    """The published description of manifest.json."""
+    return (resources.files("rare_trt") / "manifest.schema.json").read_bytes()
 
 
 def _manifest(values: dict[str, Any]) -> Manifest:
@@ -263,6 +387,7 @@ def _manifest(values: dict[str, Any]) -> Manifest:
                     "dice": tuple(tuple(row) for row in training["dice"]),
                 }
             ),
+            seen=_seen(model["seen"]) if model.get("seen") else None,
         ),
         routes=tuple(
             RouteEntry(
@@ -280,10 +405,39 @@ def _manifest(values: dict[str, Any]) -> Manifest:
         graphs=tuple(GraphEntry(**entry) for entry in values["graphs"]),
         engines=tuple(_engine(entry) for entry in values["engines"]),
         golden=tuple(GoldenEntry(**entry) for entry in values["golden"]),
+        calibration=tuple(_calibration(entry) for entry in values["calibration"]),
         files={
             name: FileEntry(entry["sha256"], int(entry["bytes"]))
             for name, entry in values["files"].items()
         },
+    )
+
+
+def _seen(entry: dict[str, Any]) -> Seen:
+    return Seen(
+        scans=int(entry["scans"]),
+        **_triples({name: entry[name] for name in ("min_view_mm", "max_view_mm")}),
+        patterns=tuple(tuple(pattern) for pattern in entry["patterns"]),
+        routes=tuple(
+            RouteSeen(
+                int(route["route"]),
+                tuple(
+                    {name: _pair(limits) for name, limits in channel.items()}
+                    for channel in route["ranges"]
+                ),
+            )
+            for route in entry["routes"]
+        ),
+    )
+
+
+def _calibration(entry: dict[str, Any]) -> CalibrationEntry:
+    return CalibrationEntry(
+        **entry
+        | {
+            "int8_convolutions": tuple(entry["int8_convolutions"]),
+            "variants": tuple(Variant(**variant) for variant in entry["variants"]),
+        }
     )
 
 
@@ -311,8 +465,10 @@ def _fault(manifest: Manifest) -> str | None:
     indices = [entry.index for entry in manifest.routes]
     typed: list[GraphEntry | EngineEntry] = [*manifest.graphs, *manifest.engines]
     used = [entry.route for entry in typed] + [g.route for g in manifest.golden]
+    used += [entry.route for entry in manifest.calibration]
     named = [name for graph in manifest.graphs for name in (graph.file, graph.weights)]
     named += [engine.file for engine in manifest.engines]
+    named += [entry.table for entry in manifest.calibration]
     named += [name for golden in manifest.golden for name in (golden.scan, golden.labels)]
     missing = sorted(set(named) - set(manifest.files))
     pairs = [model.spacing_limits_mm, model.intensity.clip_percentiles]
@@ -321,6 +477,8 @@ def _fault(manifest: Manifest) -> str | None:
         return f"routes {indices} name one twice"
     if not set(used) <= set(indices):
         return f"graphs, engines or golden vectors name a route that is not among {indices}"
+    if not manifest.files.keys().isdisjoint((MANIFEST, SIGNATURE)):
+        return f"{MANIFEST} or {SIGNATURE} is among the files, which they describe"
     if missing:
         return f"{missing[0]} is named but not among the files"
     bounded = {(g.route, precision) for g in manifest.golden for precision in g.max_disagreement}
@@ -331,6 +489,9 @@ def _fault(manifest: Manifest) -> str | None:
     unbounded = [g.scan for g in manifest.golden if not _bounds_all(g, typed)]
     if unbounded:
         return f"golden vector {unbounded[0]} has no bound for a precision of its route"
+    unfit = _calibration_fault(manifest) or _seen_fault(model)
+    if unfit:
+        return unfit
     if len(model.volume_range_mm3) != len(model.labels) - 1:
         return f"{len(model.volume_range_mm3)} volume ranges for {len(model.labels) - 1} labels"
     if any(not low < high for low, high in pairs):
@@ -338,6 +499,55 @@ def _fault(manifest: Manifest) -> str | None:
     if any(g.file.rpartition("/")[0] != g.weights.rpartition("/")[0] for g in manifest.graphs):
         return "a graph and its weights lie in different folders"
     return None
+
+
+def _calibration_fault(manifest: Manifest) -> str | None:
+    """What of the calibration does not fit the graphs and the golden vectors."""
+    graphs = {(graph.route, graph.precision) for graph in manifest.graphs}
+    for entry in manifest.calibration:
+        for variant in entry.variants:
+            if (entry.route, graph_precision(variant.arithmetic)) not in graphs:
+                return f"route {entry.route} has a variant {variant.arithmetic} without its graph"
+            vectors = [golden for golden in manifest.golden if golden.route == entry.route]
+            if any(variant.arithmetic not in vector.max_disagreement for vector in vectors):
+                return f"no bound for {variant.arithmetic} on route {entry.route}"
+    calibrated = [entry.route for entry in manifest.calibration]
+    if len(set(calibrated)) != len(calibrated):
+        return f"routes {calibrated} were calibrated twice"
+    uncalibrated = {route for route, precision in graphs if precision == "int8"} - set(calibrated)
+    if uncalibrated:
+        return f"route {min(uncalibrated)} has an INT8 graph without its calibration"
+    return None
+
+
+def _seen_fault(model: Model) -> str | None:
+    """What of the training scans' looks does not fit the channels."""
+    if model.seen is None:
+        return None
+    per_channel = [len(model.seen.patterns), *(len(r.ranges) for r in model.seen.routes)]
+    if any(found != len(model.channels) for found in per_channel):
+        return f"what training saw is not there once per channel ({len(model.channels)})"
+    return None
+
+
+def arithmetic(precision: Precision, *, bf16: bool) -> Arithmetic:
+    """What a graph of `precision` is computed in, its float parts in bf16 or not."""
+    if not bf16:
+        return precision
+    if precision == "fp32":
+        raise ValueError("float32 graphs run in float32")
+    return "fp16+bf16" if precision == "fp16" else "int8+bf16"
+
+
+def graph_precision(computed: Arithmetic) -> Precision:
+    """The precision of the graph that is computed so."""
+    if computed == "fp16+bf16":
+        return "fp16"
+    return "int8" if computed == "int8+bf16" else computed
+
+
+def needs_bf16(computed: Arithmetic) -> bool:
+    return computed.endswith("+bf16")
 
 
 def _bounds_all(golden: GoldenEntry, typed: Sequence[GraphEntry | EngineEntry]) -> bool:

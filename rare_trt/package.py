@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
+import stat
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rare_trt.errors import OutputError, PackageError
-from rare_trt.files import refuse_existing, sha256, write_files
+from rare_trt.cache import Cache
+from rare_trt.errors import OutputError, PackageError, SignatureWarning
+from rare_trt.files import (
+    claimed,
+    make_folder,
+    opened,
+    refuse_existing,
+    remove_folders,
+    sha256,
+    sync_folder,
+    temporary_name,
+    unwritable,
+    write_files,
+    write_synced,
+)
 from rare_trt.manifest import (
+    MANIFEST,
+    SIGNATURE,
     EngineEntry,
     FileEntry,
     GraphEntry,
     Manifest,
     Precision,
     manifest_from_json,
+    schema_json,
 )
+from rare_trt.renaming import exchange, rename_new
 
 SHIPPED = Path(__file__).parent / "packages"
 SUFFIX = ".rare"
+MAX_MANIFEST_BYTES = 1 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.rare")
 
 
@@ -52,11 +71,25 @@ class Package:
         return data
 
     def inside(self, name: str) -> Path:
-        """Where the file `name` lies; raises PackageError where a link leads out of the folder."""
-        path = self.folder / name
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise PackageError(f"{path}: leads out of the package; expected a file inside it")
-        return path
+        """Where the file `name` lies; raises PackageError where a link leads there."""
+        return _inside(self.folder, name)
+
+    def check(self) -> None:
+        """Reads every file; raises PackageError where one is not what it was.
+
+        So does a file or a link that the manifest does not name: nothing reads it, and nothing
+        vouches for it.
+        """
+        for name in self.manifest.files:
+            self.read(name)
+        known = {MANIFEST, SIGNATURE, *self.manifest.files}
+        for path in sorted(self.folder.rglob("*")):
+            is_folder = path.is_dir() and not path.is_symlink()
+            if not is_folder and path.relative_to(self.folder).as_posix() not in known:
+                raise PackageError(
+                    f"{path}: is in the package, but the manifest does not name it; expected "
+                    "nothing else: remove it, nothing reads it"
+                )
 
     def graph(self, route: int, precision: Precision) -> GraphEntry:
         """The graph of `route` at `precision`."""
@@ -68,22 +101,64 @@ class Package:
         )
 
 
-def open_package(name_or_folder: str | os.PathLike[str]) -> Package:
-    """A package that ships with rare-trt, by name, or the one in a folder."""
+def open_package(
+    name_or_folder: str | os.PathLike[str],
+    *,
+    require_signature: str | os.PathLike[str] | None = None,
+) -> Package:
+    """A package that ships with rare-trt, by name, or the one in a folder.
+
+    With `require_signature`, a public key in PEM, the manifest must carry the signature of its
+    private half, which is looked at before anything else: raises PackageError otherwise.
+    """
+    folder = package_folder(name_or_folder)
+    data = read_manifest(folder)
+    if require_signature is not None:
+        from rare_trt.signing import check_signature
+
+        check_signature(folder, data, Path(require_signature))
+    digest = sha256(data)
+    # Compiling the schema takes longer than all else about opening a package, so this machine
+    # remembers the manifests that fitted it.
+    cache, key = Cache(), ("manifest", digest, sha256(schema_json()))
+    fits_schema = cache.load(*key) is not None
+    try:
+        manifest = manifest_from_json(data, fits_schema=fits_schema)
+    except PackageError as error:
+        raise PackageError(f"{folder}: {error}") from error
+    if not fits_schema:
+        cache.store(b"", *key)
+    return Package(folder, manifest, digest)
+
+
+def package_folder(name_or_folder: str | os.PathLike[str]) -> Path:
+    """Where the package of that name, or in that folder, lies; raises PackageError."""
     shipped = SHIPPED / f"{name_or_folder}{SUFFIX}"
     is_name = Path(name_or_folder).name == str(name_or_folder)
     folder = shipped if is_name and shipped.is_dir() else Path(name_or_folder)
-    if not folder.is_dir():
-        names = ", ".join(sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))) or "none"
+    if folder.is_dir():
+        return folder
+    if _set_aside(folder).is_dir():
         raise PackageError(
-            f"{name_or_folder}: no such package; expected a folder, or one that ships with "
-            f"rare-trt ({names}): check --package"
+            f"{folder}: was being replaced when the program was stopped; expected a package: "
+            f"rename {_set_aside(folder)}, which is the one from before, to {folder.name}"
         )
-    data = _read(folder / "manifest.json", limit=1 << 20)
-    try:
-        return Package(folder, manifest_from_json(data), sha256(data))
-    except PackageError as error:
-        raise PackageError(f"{folder}: {error}") from error
+    names = ", ".join(sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))) or "none"
+    raise PackageError(
+        f"{name_or_folder}: no such package; expected a folder, or one that ships with rare-trt "
+        f"({names}): check --package"
+    )
+
+
+def read_manifest(folder: Path) -> bytes:
+    """The bytes of the manifest of the package in `folder`."""
+    return _read(_inside(folder, MANIFEST), limit=MAX_MANIFEST_BYTES)
+
+
+def read_signature(folder: Path) -> bytes | None:
+    """The bytes of the signature of the package in `folder`, None where it has none."""
+    path = _inside(folder, SIGNATURE)
+    return _read(path, limit=MAX_MANIFEST_BYTES) if path.exists() else None
 
 
 def write_package(
@@ -91,35 +166,37 @@ def write_package(
 ) -> Package:
     """Writes `contents` and `manifest` (its `files` filled in from them) as the package `folder`.
 
-    Everything is written beside `folder` first and renamed, so that `folder` is never half there.
+    Everything is written beside `folder` first, and takes its place when it is on the disk, so
+    that at every moment the old package or the new one is there, where the file system can
+    exchange two names (Linux: ext4, XFS, Btrfs, tmpfs, overlay). Elsewhere there is a moment
+    between two renames; a process killed in it leaves the old package beside, and opening says so.
+    The signature of a package that was replaced goes with it, with a SignatureWarning.
     """
     folder = folder.resolve()
     refuse_folder(folder, overwrite=overwrite)
     files = {name: FileEntry(sha256(data), len(data)) for name, data in contents.items()}
     data = replace(manifest, files=files).to_json()
     manifest_from_json(data)
-    token = secrets.token_hex(4)
-    new = folder.with_name(f".{folder.name}.{token}.part")
-    old = folder.with_name(f".{folder.name}.{token}.old")
+    new = temporary_name(folder)
+    signed = (folder / SIGNATURE).exists()
+    new_parents: list[Path] = []
     try:
-        for name, content in {**contents, "manifest.json": data}.items():
-            path = new / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        new_parents = make_folder(folder.parent)
+        with claimed(new, new.mkdir):
+            for name, content in {**contents, MANIFEST: data}.items():
+                path = new / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_synced(path, content)
+            for made in (new, *(path for path in new.rglob("*") if path.is_dir())):
+                sync_folder(made)
+            _put(new, folder)
+            for changed in {folder.parent, *(path.parent for path in new_parents)}:
+                sync_folder(changed)
     except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be written ({error.strerror}): check the folder's permissions and "
-            "the free space"
-        ) from error
-    finally:
-        # Whatever interrupted, an interrupt from the keyboard included, a package is there.
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folders(new_parents)
+        raise unwritable(folder, error) from error
+    if signed:
+        _warn_unsigned(folder)
     return open_package(folder)
 
 
@@ -129,7 +206,8 @@ def store_engines(
     """Makes `engines` those of the package in its folder; `contents` are the new ones' files.
 
     The files come first and the manifest last, each renamed into place, so that the package is
-    whole at every moment. Raises OutputError, with the package as it was.
+    whole at every moment. A signature no longer holds: it is removed, with a SignatureWarning.
+    Raises OutputError, with the package as it was.
     """
     manifest = with_engines(package.manifest, engines, contents)
     data = manifest.to_json()
@@ -141,9 +219,13 @@ def store_engines(
             f"{package.folder}: was changed by another program meanwhile: run the build again"
         )
     # All or none: the manifest is renamed last, and what was written before it goes if it fails.
-    write_files({**new, package.folder / "manifest.json": data}, overwrite=True)
+    write_files({**new, package.folder / MANIFEST: data}, overwrite=True)
     for path in gone:
         path.unlink(missing_ok=True)
+    signature = package.inside(SIGNATURE)
+    if signature.exists():
+        signature.unlink()
+        _warn_unsigned(package.folder)
     return open_package(package.folder)
 
 
@@ -159,7 +241,7 @@ def with_engines(
 
 def is_package(folder: Path) -> bool:
     """Whether a package, whole or not, lies in `folder`."""
-    return (folder / "manifest.json").is_file()
+    return (folder / MANIFEST).is_file()
 
 
 @contextmanager
@@ -195,12 +277,60 @@ def refuse_folder(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{parent}: cannot be written to: check its permissions")
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _put(new: Path, folder: Path) -> None:
+    """Gives the folder `new` the name `folder`; what had it before goes."""
+    if not folder.exists():
+        rename_new(new, folder)
+        return
+    old = _set_aside(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if exchange(new, folder):
+        shutil.rmtree(new, ignore_errors=True)
+        return
+    folder.rename(old)
     try:
-        with path.open("rb") as file:
-            return file.read(limit + 1)
-    except OSError as error:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Where a package lies while another takes its place, where two names cannot be exchanged."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _warn_unsigned(folder: Path) -> None:
+    warnings.warn(
+        f"{folder}: was changed, so its signature no longer holds and was removed: sign it again "
+        "with `rare-trt sign`",
+        SignatureWarning,
+        stacklevel=3,
+    )
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if path.resolve() != folder.resolve() / name:
         raise PackageError(
-            f"{path}: cannot be read ({error.strerror}); expected a file of the package: install "
-            "the package again"
-        ) from error
+            f"{path}: is a link or lies behind one; expected a file in the package's own folder: "
+            "install the package again"
+        )
+    return path
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """At most `limit` + 1 bytes of the file `path`."""
+    try:
+        handle = opened(path)
+        with os.fdopen(handle, "rb") as file:
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                return file.read(limit + 1)
+        reason = "it is no file"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise PackageError(
+        f"{path}: cannot be read ({reason}); expected a file of the package: install the package "
+        "again"
+    )

@@ -26,6 +26,10 @@ Slices: TypeAlias = tuple[slice, slice, slice]
 # handful of compiled shapes. The working grid is not: instance norm feels padding.
 BUCKET = 16
 
+# Neighbouring tiles share half of their voxels, up to this many: half of what the shipped network
+# was shown in training. More would be paid for in time by every large volume.
+MAX_OVERLAP = 64
+
 # Axes that drift apart by more than this over a volume are not parallel.
 MAX_STRAY_VOXELS = 0.1
 
@@ -160,10 +164,10 @@ def _axis_tiles(plan: Plan, axis: int, max_size: int) -> list[_AxisTile]:
     if len(into) <= max_size:
         everything = slice(0, into.shape[1])
         return [_AxisTile(everything, into, out, slice(0, len(out)))]
-    # Tiles hold the scan's own voxels alone, no padding, and at least half of each is overlap: its
-    # answers stay a quarter of it away from its cut faces.
+    # Tiles hold the scan's own voxels alone, no padding, and their answers stay half an overlap
+    # away from their cut faces.
     size = plan.core[axis]
-    count = 1 + ceil((size - max_size) / (max_size / 2))
+    count = tile_count(size, max_size)
     starts = np.linspace(0, max(0, size - max_size), count).round().astype(int)
     # The output voxel's place on the working axis decides which tile's centre is nearest; voxels
     # outside the scan have none and follow their neighbours.
@@ -182,6 +186,11 @@ def _axis_tiles(plan: Plan, axis: int, max_size: int) -> list[_AxisTile]:
         output = slice(int(rows[0]), int(rows[-1]) + 1)
         found.append(_AxisTile(image, into[window, image], out[output, window], output))
     return found
+
+
+def tile_count(size: int, tile: int) -> int:
+    """Into how many overlapping tiles of at most `tile` voxels an axis of `size` is cut."""
+    return 1 + max(0, ceil((size - tile) / (tile - min(tile / 2, MAX_OVERLAP))))
 
 
 def answer_parts(grid: Grid, base_spacing_mm: float) -> Shape:

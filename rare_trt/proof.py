@@ -18,7 +18,7 @@ from rare_trt.nifti import scan_from_bytes
 from rare_trt.package import Package
 from rare_trt.planning import Plan, plan
 from rare_trt.running import answered
-from rare_trt.sessions import Session
+from rare_trt.sessions import Runs, Session
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class GoldenRun:
     max_shape: Shape
     labels: NDArray[np.uint8]
 
-    def disagreement(self, session: Session) -> float:
+    def disagreement(self, session: Runs) -> float:
         """The share of voxels that `session` labels otherwise."""
         answer = answered(session, self.image, self.steps, self.max_shape)
         return float((answer != self.labels).mean())

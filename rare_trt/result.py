@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from rare_trt.files import write_files
 from rare_trt.geometry import Grid, Triple, Volume
-from rare_trt.manifest import Precision
-from rare_trt.nifti import Scan, label_bytes, stem
+from rare_trt.manifest import Arithmetic, graph_precision
+from rare_trt.naming import is_compressed, names_path
+from rare_trt.nifti import Scan, label_bytes
 from rare_trt.package import Package
 from rare_trt.picture import picture_png
 from rare_trt.routing import RouteDecision
@@ -31,7 +32,7 @@ class Result:
 
     `volumes_mm3` holds one volume per label from 1 up, counted where the answer is finest.
     `timings_ms` gives the milliseconds of each stage. `at_mm` is the point whose box was segmented,
-    or None for the whole scan.
+    or None for the whole scan. `remarks` say what is odd about the scan itself.
     """
 
     labels: NDArray[np.uint8]
@@ -39,17 +40,18 @@ class Result:
     scan: Scan
     route: RouteDecision
     backend: str
-    precision: Precision
+    precision: Arithmetic
     package: Package
     timings_ms: dict[str, float]
     volumes_mm3: tuple[float, ...]
     touches_edge: bool
     at_mm: Triple | None
+    remarks: tuple[str, ...] = ()
 
     def flags(self) -> list[str]:
         """What a physicist should look at before trusting the labels; empty where nothing is."""
         model = self.package.manifest.model
-        found = []
+        found = list(self.remarks)
         names = model.labels[1:]
         present = np.bincount(self.labels.ravel(), minlength=len(model.labels))[1:] > 0
         for name, volume, (low, high), is_there in zip(
@@ -76,7 +78,7 @@ class Result:
     def report(self) -> dict[str, Any]:
         """Everything about this run but the labels, ready for JSON."""
         manifest = self.package.manifest
-        graph = self.package.graph(self.route.route, self.precision)
+        graph = self.package.graph(self.route.route, graph_precision(self.precision))
         return {
             "versions": {name: version(name) for name in REPORTED},
             "package": {
@@ -118,18 +120,27 @@ class Result:
     ) -> None:
         """Writes the labels (.nii or .nii.gz), their names (BIDS dseg.tsv beside them), and on
         request the report (JSON) and a picture (PNG): all of them or none."""
-        clock = Stopwatch(self.timings_ms)
-        target = Path(labels)
-        compressed = target.name.lower().endswith(".gz")
-        with clock("encode"):
-            contents = {target: label_bytes(self.labels, self.scan, self.grid, compressed)}
-            contents[names_path(target)] = self._names_tsv()
-            if picture is not None:
-                contents[Path(picture)] = self._picture()
-        if report is not None:
-            contents[Path(report)] = (json.dumps(self.report(), indent=2) + "\n").encode()
-        with clock("write"):
+        contents = self.files(
+            Path(labels),
+            report=None if report is None else Path(report),
+            picture=None if picture is None else Path(picture),
+        )
+        with Stopwatch(self.timings_ms)("write"):
             write_files(contents, overwrite=overwrite)
+
+    def files(
+        self, labels: Path, *, report: Path | None = None, picture: Path | None = None
+    ) -> dict[Path, bytes]:
+        """What `save` writes to these paths."""
+        with Stopwatch(self.timings_ms)("encode"):
+            compressed = is_compressed(labels)
+            contents = {labels: label_bytes(self.labels, self.scan, self.grid, compressed)}
+            contents[names_path(labels)] = self._names_tsv()
+            if picture is not None:
+                contents[picture] = self._picture()
+        if report is not None:
+            contents[report] = (json.dumps(self.report(), indent=2) + "\n").encode()
+        return contents
 
     def _picture(self) -> bytes:
         names = self.package.manifest.model.labels[1:]
@@ -143,16 +154,3 @@ class Result:
         names = self.package.manifest.model.labels
         rows = [f"{value}\t{name}" for value, name in enumerate(names)]
         return ("index\tname\n" + "\n".join(rows) + "\n").encode()
-
-
-def names_path(labels: Path) -> Path:
-    """Where the label names of the file `labels` go."""
-    return labels.with_name(f"{stem(labels)}_dseg.tsv")
-
-
-def output_paths(
-    labels: Path, report: Path | str | None = None, picture: Path | str | None = None
-) -> list[Path]:
-    """Every file that saving a result to these paths writes."""
-    more = [Path(path) for path in (report, picture) if path is not None]
-    return [labels, names_path(labels), *more]

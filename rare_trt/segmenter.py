@@ -18,16 +18,21 @@ from numpy.typing import NDArray
 from rare_trt.cache import Cache
 from rare_trt.errors import BackendError, EngineWarning, ScanError, ShapeError
 from rare_trt.field_of_view import region_of
-from rare_trt.geometry import Grid, Triple
+from rare_trt.gate import check_channels, check_voxels, place_remarks
+from rare_trt.geometry import Array, Grid, Shape, Triple
 from rare_trt.intensity import normalised
-from rare_trt.nifti import Scan, check_voxels, read_scan
+from rare_trt.manifest import Arithmetic
+from rare_trt.memory import tile_shape, usual_limit
+from rare_trt.nifti import Scan, read_scan
+from rare_trt.options import Backend
 from rare_trt.package import Package, open_package
-from rare_trt.planning import TOLERANCE, answer_parts, largest_share, plan
-from rare_trt.proof import prove_once
+from rare_trt.planning import TOLERANCE, Plan, answer_parts, largest_share, plan
+from rare_trt.proof import golden_runs, prove_once
 from rare_trt.result import Result
 from rare_trt.routing import choose_route
 from rare_trt.running import answered
-from rare_trt.sessions import Backend, Session
+from rare_trt.seen import unlike
+from rare_trt.sessions import Session
 from rare_trt.sessions.choice import Candidate, Choice
 from rare_trt.stopwatch import Stopwatch
 
@@ -43,6 +48,11 @@ class Segmenter:
     EngineWarning; a backend asked for by name answers or raises BackendError.
 
     `gpu_memory_limit` bounds the bytes that loaded engines and their working memory take.
+    `memory_limit` bounds the bytes of host memory that the process takes while OpenVINO segments
+    one scan on one route: larger volumes are cut in tiles. Without it the bound is 8 GiB, or half
+    of the machine's memory if that is less.
+    `precision` asks for one of the precisions that the package offers; a route without it is
+    refused with BackendError.
     """
 
     def __init__(
@@ -52,10 +62,13 @@ class Segmenter:
         *,
         preload: bool = False,
         gpu_memory_limit: int | None = None,
+        memory_limit: int | None = None,
+        precision: Arithmetic | None = None,
     ) -> None:
         self.package = package
         self._cache = Cache()
-        self._choice = Choice(package, backend, self._cache, gpu_memory_limit)
+        self._choice = Choice(package, backend, self._cache, gpu_memory_limit, precision)
+        self._memory_limit = usual_limit() if memory_limit is None else memory_limit
         self._candidates: dict[int, list[Candidate]] = {}
         self._sessions: dict[Candidate, Session] = {}
         self._opening = Lock()
@@ -77,10 +90,23 @@ class Segmenter:
         *,
         preload: bool = False,
         gpu_memory_limit: int | None = None,
+        memory_limit: int | None = None,
+        precision: Arithmetic | None = None,
+        require_signature: str | os.PathLike[str] | None = None,
     ) -> Segmenter:
-        """A package that ships with rare-trt, by name, or the one in a folder."""
-        opened = open_package(package)
-        return cls(opened, backend, preload=preload, gpu_memory_limit=gpu_memory_limit)
+        """A package that ships with rare-trt, by name, or the one in a folder.
+
+        `require_signature` is a public key in PEM that must have signed it.
+        """
+        opened = open_package(package, require_signature=require_signature)
+        return cls(
+            opened,
+            backend,
+            preload=preload,
+            gpu_memory_limit=gpu_memory_limit,
+            memory_limit=memory_limit,
+            precision=precision,
+        )
 
     def segment(
         self,
@@ -89,39 +115,55 @@ class Segmenter:
         route: int | None = None,
         at: Triple | None = None,
         spacing_out_mm: float | None = None,
+        strict: bool = False,
     ) -> Result:
         """Labels of `scan`, a NIfTI file or one already read.
 
         `route` overrides the choice by spacing. `at` (world mm) segments only a box of the
         trained size around that point; labels outside it are 0. Labels lie on the scan's own
         grid; with `spacing_out_mm` on an isotropic grid along the scan's axes that covers what
-        was segmented. Raises ScanError where the scan cannot be segmented as it is.
+        was segmented. Raises ScanError where the scan cannot be segmented as it is; with `strict`
+        also where it is unlike the training data, or its place in the world is doubtful, which
+        are otherwise among the result's flags.
         """
         model = self.package.manifest.model
+        if strict and model.seen is None:
+            raise ScanError(
+                "the package does not say what its training data look like, which a strict run "
+                "holds scans against: build it again, or leave --strict out"
+            )
         clock = Stopwatch()
         with clock("read"):
-            if isinstance(scan, Scan):
-                check_voxels(scan.volume.voxels, len(model.channels))
-            else:
+            if not isinstance(scan, Scan):
                 scan = read_scan(Path(scan), len(model.channels))
+            if scan.admitted is scan.volume.voxels:
+                check_channels(scan.volume.voxels.shape, len(model.channels))
+                remarks = place_remarks(scan.header, scan.volume.grid.shape)
+            else:
+                check_voxels(scan.volume.voxels, len(model.channels))
+                remarks = []
         with clock("prepare"):
             region = region_of(scan.volume, model.field_of_view_mm, at)
             decision = choose_route(
                 region.grid.spacing_mm, list(self._routes.values()), model.spacing_limits_mm, route
             )
             image = normalised(region.voxels, model.intensity)
+            if model.seen is not None:
+                remarks += unlike(image, region.grid, decision.route, model.intensity, model.seen)
+            if strict and remarks:
+                raise ScanError("; ".join(remarks) + ": look at the scan, or leave --strict out")
         with clock("plan"):
             target = region.grid
             if spacing_out_mm is not None:
                 target = isotropic_grid(target, spacing_out_mm, model.spacing_limits_mm)
             parts = answer_parts(target, model.base_spacing_mm)
             steps = plan(region.grid, self._routes[decision.route], target.subdivided(parts))
-        max_shape = self._routes[decision.route].max_shape
-        session, answer = self._with_session(
-            decision.route,
-            lambda session: answered(session, image, steps, max_shape, clock),
-            clock,
-        )
+
+        def work(session: Session) -> NDArray[np.uint8]:
+            max_shape = self._max_shape(session, decision.route, steps, scan.volume.voxels)
+            return answered(session, image, steps, max_shape, clock)
+
+        session, answer = self._with_session(decision.route, work, clock)
         with clock("labels"):
             labels = largest_share(answer, parts, len(model.labels))
             touches_edge = _touches_edge(labels)
@@ -141,7 +183,20 @@ class Segmenter:
             volumes_mm3=_volumes_mm3(answer, target, parts, len(model.labels)),
             touches_edge=touches_edge,
             at_mm=at,
+            remarks=tuple(remarks),
         )
+
+    def warm(self) -> None:
+        """Loads every route and has it answer a golden vector, so that no scan is a first one."""
+        for route in self._routes:
+            run = next(golden_runs(self.package, route))
+            with suppress(ShapeError):
+                self._with_session(route, run.disagreement)
+
+    @property
+    def device_bytes(self) -> int:
+        """What loaded engines and their working memory take of the GPU's memory."""
+        return self._choice.device_bytes
 
     def close(self) -> None:
         """Lets go of all loaded graphs and engines; safe to call twice."""
@@ -160,6 +215,20 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _max_shape(self, session: Session, route: int, steps: Plan, voxels: Array) -> Shape:
+        """The largest working shape that `session` runs in one piece."""
+        entry = self._routes[route]
+        if session.bytes_per_voxel is None:
+            return entry.max_shape
+        return tile_shape(
+            steps,
+            entry,
+            session.bytes_per_voxel,
+            voxels.shape,
+            voxels.itemsize,
+            self._memory_limit,
+        )
 
     def _with_session(
         self, route: int, work: Callable[[Session], Answer], clock: Stopwatch | None = None

@@ -28,7 +28,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rare_trt.sessions.openvino import CONFIG, _core
+from rare_trt.sessions.openvino import FLOAT32, _core
 
 MAGIC = b"fake TensorRT plan\0"
 INPUTS = ("image", "in_i", "in_j", "in_k", "out_i", "out_j", "out_k")
@@ -311,7 +311,7 @@ class ICudaEngine(Part):
         self.header, self.say = header, say
         self._weights = weights
         core = _core()
-        compiled = core.compile_model(core.read_model(graph), "CPU", CONFIG)
+        compiled = core.compile_model(core.read_model(graph), "CPU", FLOAT32)
         self.request = compiled.create_infer_request()
         self.profile = {
             name: tuple(tuple(shape) for shape in shapes)

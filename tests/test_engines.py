@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import FakeGpu
@@ -21,8 +22,8 @@ from rare_trt.engines.profiles import profile_shapes
 from rare_trt.engines.targets import TARGETS, Target, outlooks
 from rare_trt.errors import BackendError, OutputError, PackageError
 from rare_trt.machine import Gpu, Machine, this_machine, this_platform
-from rare_trt.manifest import BuilderOptions, EngineEntry
-from rare_trt.package import Package, open_package
+from rare_trt.manifest import BuilderOptions, EngineEntry, sealed
+from rare_trt.package import Package, open_package, write_package
 from rare_trt.sessions import INPUT_NAMES, Session
 from rare_trt.sessions.fit import obstacle
 
@@ -129,12 +130,18 @@ def test_other_options_and_precisions_stand_beside_the_first(
         more.read(entry.file)
 
 
+def seal_anew(folder: Path, values: dict[str, Any]) -> None:
+    """Makes `values`, whatever was changed in them, the manifest of the package in `folder`."""
+    del values["sha256"]
+    (folder / "manifest.json").write_bytes(sealed(values))
+
+
 def test_an_engine_of_another_graph_is_replaced(rtx_engines: Package, tmp_path: Path) -> None:
     folder = tmp_path / "stale.rare"
     shutil.copytree(rtx_engines.folder, folder)
     values = json.loads((folder / "manifest.json").read_text())
     values["engines"][2]["graph_sha256"] = "0" * 64
-    (folder / "manifest.json").write_text(json.dumps(values))
+    seal_anew(folder, values)
     stale = open_package(folder)
     assert "another graph" in str(obstacle(stale.manifest.engines[2], stale.manifest, machine()))
     renewed, built = build_engines(stale, "tensorrt-rtx", "fp16", BuilderOptions(), this_machine())
@@ -157,6 +164,16 @@ def test_verify_refuses_one_flipped_byte_in_any_engine(
     assert main(["verify", str(folder)]) == 1
     error = capsys.readouterr().err
     assert entry.file in error and "damaged or tampered" in error and error.count("\n") == 1
+
+
+def test_a_copy_with_other_weights_is_no_copy(package: Package, tmp_path: Path) -> None:
+    contents = {name: package.read(name) for name in package.manifest.files}
+    weights = package.graph(0, "fp16").weights
+    contents[weights] = contents[weights][:-1] + bytes([contents[weights][-1] ^ 1])
+    out = tmp_path / "copy.rare"
+    write_package(out, package.manifest, contents, overwrite=False)
+    with pytest.raises(OutputError, match="is no copy of the package"):
+        build_engines(package, "tensorrt-rtx", "fp16", BuilderOptions(), this_machine(), out=out)
 
 
 def test_an_output_that_is_something_else_is_left_alone(package: Package, tmp_path: Path) -> None:
@@ -327,7 +344,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
         prove(session, package, route)
 
     monkeypatch.setattr(best, "prove", judged)
-    took = {"fp16": 1.0, "fp32": 2.0}
+    took = {"fp16": 1.0, "fp32": 2.0, "int8": 3.0}
     monkeypatch.setattr(best, "milliseconds", lambda session, *_: took[session.precision])
     return failing
 
@@ -361,7 +378,7 @@ def test_best_that_fails_leaves_the_package_as_it_was(
     here, out = this_machine(), tmp_path / "best.rare"
     build_engines(package, "tensorrt", "fp16", BuilderOptions(), here, out=out)
     before = files_of(tmp_path)
-    told.update({("fp16", 2), ("fp32", 2)})
+    told.update({("fp16", 2), ("fp32", 2), ("int8", 2)})
     with pytest.raises(BackendError, match="golden vector"):
         build_engines(package, "tensorrt", "best", BuilderOptions(), here, out=out)
     assert files_of(tmp_path) == before
@@ -413,7 +430,7 @@ def test_a_link_out_of_the_package_is_never_written_or_removed_through(
     shutil.copytree(tiny_package_folder, own)
     victim.mkdir()
     (own / "engines").symlink_to(victim)
-    with pytest.raises(PackageError, match="leads out of the package"):
+    with pytest.raises(PackageError, match="lies behind one"):
         build_engines(open_package(own), "tensorrt", "fp32", BuilderOptions(), this_machine())
     assert list(victim.iterdir()) == []
     (own / "engines").unlink()
@@ -426,9 +443,9 @@ def test_a_link_out_of_the_package_is_never_written_or_removed_through(
     values = json.loads((own / "manifest.json").read_text())
     for engine in values["engines"]:
         engine["library"] = "10.3.0"
-    (own / "manifest.json").write_text(json.dumps(values))
+    seal_anew(own, values)
     before = files_of(victim)
-    with pytest.raises(PackageError, match="leads out of the package"):
+    with pytest.raises(PackageError, match="lies behind one"):
         build_engines(open_package(own), "tensorrt", "fp32", BuilderOptions(), this_machine())
     assert files_of(victim) == before
     assert built.manifest.engines
@@ -663,6 +680,6 @@ def test_damaged_engines_do_not_hide_in_the_manifest(rtx_engines: Package, tmp_p
     shutil.copytree(rtx_engines.folder, folder)
     values = json.loads((folder / "manifest.json").read_text())
     del values["files"][values["engines"][0]["file"]]
-    (folder / "manifest.json").write_text(json.dumps(values))
+    seal_anew(folder, values)
     with pytest.raises(PackageError, match="is named but not among the files"):
         open_package(folder)

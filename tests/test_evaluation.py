@@ -10,13 +10,21 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.quaternions import angle_axis2mat
 from PIL import Image
 
 from rare_trt import Grid, Segmenter, Volume, read_scan
 from rare_trt.cli import main
 from rare_trt.metrics import dice
 from rare_trt.training.cases import Case, CaseFiles, load_case
-from rare_trt.training.evaluation import acquisitions, labels_at, measurements
+from rare_trt.training.evaluation import (
+    TILT_AXIS,
+    acquisitions,
+    labels_at,
+    labels_on,
+    measurements,
+)
+from rare_trt.training.simulation import resliced_labels, turned_grid
 from rare_trt.training.summary import Summary, dice_png, interval, summaries, summaries_csv
 from rare_trt.training.surfaces import mean_surface_distance_mm
 
@@ -52,6 +60,17 @@ def test_labels_are_looked_up_in_the_world() -> None:
     found = labels_at(labels, grid, beyond)
     assert (found[1:5] == labels).all()
     assert (found[[0, 5]] == 0).all()
+
+
+def test_a_turned_answer_is_read_by_shares(case: Case) -> None:
+    """The manual label turned and read back: single points would cost a perfect answer more."""
+    turned = turned_grid(case.grid, angle_axis2mat(np.radians(20.0), TILT_AXIS), whole=True)
+    answer = resliced_labels(case.labels, case.grid, turned, 3)
+    by_share = dice(labels_on(answer, turned, case.grid, 3), case.labels, 3)
+    by_point = dice(labels_at(answer, turned, case.grid), case.labels, 3)
+    assert min(by_share) > 0.97
+    assert all(share > point for share, point in zip(by_share, by_point, strict=True))
+    assert (labels_on(case.labels, case.grid, case.grid, 3) == case.labels).all()
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_the_cases() -> None:

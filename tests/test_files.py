@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rare_trt.errors import OutputError
-from rare_trt.files import refuse_existing, sha256, write_files
+from rare_trt.files import (
+    claimed,
+    refuse_existing,
+    sha256,
+    temporary_name,
+    write_files,
+    write_synced,
+)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -96,17 +105,85 @@ def test_refuse_existing_names_the_first_that_exists(tmp_path: Path) -> None:
         refuse_existing([tmp_path / "a", tmp_path / "b"])
 
 
-def test_what_another_process_wrote_meanwhile_stays(
+def test_what_another_process_wrote_meanwhile_stays_when_ours_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failing call takes back what it wrote itself, and nothing else."""
     target = tmp_path / "a.bin"
 
-    def overtaken(path: Path, data: bytes) -> Path:
-        path.write_bytes(b"theirs")
+    def overtaken(path: Path, data: bytes) -> None:
+        target.write_bytes(b"theirs")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rare_trt.files._write_temporary", overtaken)
+    monkeypatch.setattr("rare_trt.files.write_synced", overtaken)
     with pytest.raises(OutputError, match="No space left"):
         write_files({target: b"ours"}, overwrite=False)
-    assert target.read_bytes() == b"theirs"
+    assert tree(tmp_path) == {"a.bin": b"theirs"}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_another_process_wrote_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Between our look and our rename; also where the system cannot look and rename at once."""
+    target = tmp_path / "a.bin"
+
+    def overtaken(path: Path, data: bytes) -> None:
+        write_synced(path, data)
+        target.write_bytes(b"theirs")
+
+    if not at_once:
+        monkeypatch.setattr("rare_trt.renaming._renameat2", lambda *_: False)
+    monkeypatch.setattr("rare_trt.files.write_synced", overtaken)
+    with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
+        write_files({target: b"ours"}, overwrite=False)
+    assert tree(tmp_path) == {"a.bin": b"theirs"}
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    (tmp_path / ".a.bin.part").write_bytes(b"half")
+    (tmp_path / ".b.bin.part").write_bytes(b"of another file")
+    write_files({tmp_path / "a.bin": b"whole"}, overwrite=False)
+    assert tree(tmp_path) == {"a.bin": b"whole", ".b.bin.part": b"of another file"}
+
+
+def test_what_a_living_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    part = temporary_name(tmp_path / "a.bin")
+    with claimed(part, part.touch):
+        part.write_bytes(b"theirs")
+        with pytest.raises(OutputError, match="being written by another program"):
+            write_files(
+                {tmp_path / "new" / "b.bin": b"1", tmp_path / "a.bin": b"2"}, overwrite=True
+            )
+        assert tree(tmp_path) == {".a.bin.part": b"theirs"}
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links of POSIX")
+def test_a_link_or_a_pipe_under_the_temporary_name_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / ".a.bin.part").symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_files({tmp_path / "a.bin": b"1"}, overwrite=True)
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    os.mkfifo(tmp_path / ".b.bin.part")
+    write_files({tmp_path / "b.bin": b"1"}, overwrite=True)
+    assert (tmp_path / "b.bin").read_bytes() == b"1"
+
+
+def test_many_writers_of_one_file_leave_one_of_them_whole(tmp_path: Path) -> None:
+    """Each either writes all of its bytes, or says that another one is writing."""
+
+    def write(number: int) -> int | None:
+        try:
+            write_files({tmp_path / "a.bin": bytes([number]) * 20_000}, overwrite=True)
+        except OutputError as error:
+            assert "being written by another program" in str(error)
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        done = [number for number in pool.map(write, range(40)) if number is not None]
+    assert done
+    (found,) = tree(tmp_path).values()
+    assert found in [bytes([number]) * 20_000 for number in done]

@@ -25,6 +25,8 @@ HEAVY = (
     "tensorrt_rtx",
     "scipy",
     "yaml",
+    "uvicorn",
+    "prometheus_client",
 )
 
 
@@ -90,7 +92,7 @@ def test_importing_rare_trt_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], *([c.__name__.split(".")[-1], "--help"] for c in COMMANDS)],
+    [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)],
 )
 def test_every_help_works_with_no_extra_installed(arguments: list[str]) -> None:
     done = without(HEAVY, f"from rare_trt.cli import main; main({arguments!r})")
@@ -104,6 +106,7 @@ def test_every_help_works_with_no_extra_installed(arguments: list[str]) -> None:
         (["train", "--data", "x", "--out", "y"], "rare-trt[train]"),
         (["evaluate", "--data", "x", "-o", "y"], "rare-trt[evaluate]"),
         (["convert", "x", "--data", "y", "--out", "z"], "rare-trt[train]"),
+        (["serve", "--port", "0"], "rare-trt[serve]"),
         (["build", "x", "--data", "y", "-o", "z.rare"], "rare-trt[calibrate]"),
     ],
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import pytest
 import rare_trt
 from rare_trt import Segmenter
 from rare_trt.errors import BackendError, OutputError, PackageError
-from rare_trt.manifest import manifest_from_json
+from rare_trt.manifest import manifest_from_json, sealed
 from rare_trt.package import open_package, write_package
+from rare_trt.renaming import exchange
 
 SCHEMA = json.loads((Path(rare_trt.__file__).parent / "manifest.schema.json").read_text())
 V1 = Path(__file__).parent / "data" / "tiny_v1.rare"
@@ -30,13 +34,15 @@ def copy(tmp_path: Path) -> Path:
 
 
 def shipped_values() -> dict[str, Any]:
+    """The shipped manifest in today's format, without its seal."""
     values: dict[str, Any] = json.loads(open_package("hippocampus").manifest.to_json())
+    del values["sha256"]
     return values
 
 
 def test_the_shipped_manifest_fits_the_published_schema_and_survives_a_round_trip() -> None:
     package = open_package("hippocampus")
-    jsonschema.validate(shipped_values(), SCHEMA)
+    jsonschema.validate(json.loads(package.manifest.to_json()), SCHEMA)
     assert manifest_from_json(package.manifest.to_json()) == package.manifest
 
 
@@ -86,18 +92,94 @@ def test_a_longer_or_missing_file_is_refused(copy: Path) -> None:
         open_package(copy).read("graphs/fp32/route0.onnx")
 
 
-def test_a_link_out_of_the_package_is_refused(copy: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "outside.onnx"
-    shutil.move(copy / "graphs/fp32/route0.onnx", outside)
-    (copy / "graphs/fp32/route0.onnx").symlink_to(outside)
-    with pytest.raises(PackageError, match="leads out of the package"):
+def test_no_link_is_followed_whatever_it_leads_to(copy: Path, tmp_path: Path) -> None:
+    graph = copy / "graphs/fp32/route0.onnx"
+    elsewhere = tmp_path / "elsewhere.onnx"
+    shutil.move(graph, elsewhere)
+    graph.symlink_to(elsewhere)
+    with pytest.raises(PackageError, match="is a link"):
         open_package(copy).read("graphs/fp32/route0.onnx")
+    graph.unlink()
+    graph.symlink_to(copy / "graphs/fp32/route1.onnx")
+    with pytest.raises(PackageError, match="is a link"):
+        open_package(copy).read("graphs/fp32/route0.onnx")
+    shutil.move(copy / "graphs", tmp_path / "graphs")
+    (copy / "graphs").symlink_to(tmp_path / "graphs")
+    with pytest.raises(PackageError, match="lies behind one"):
+        open_package(copy).read("graphs/fp32/route1.onnx")
+    shutil.move(copy / "manifest.json", tmp_path / "manifest.json")
+    (copy / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(PackageError, match="is a link"):
+        open_package(copy)
+
+
+def test_a_package_may_itself_be_behind_a_link(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.rare").symlink_to(copy)
+    open_package(tmp_path / "link.rare").check()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("name", ["manifest.json", "graphs/fp32/route0.onnx"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(PackageError, match="it is no file"):
+        open_package(copy).read(name)
+
+
+def test_what_the_manifest_does_not_name_answers_nothing_and_fails_the_check(
+    copy: Path, tiny_scan: Path
+) -> None:
+    open_package(copy).check()
+    (copy / "graphs" / "extra.onnx").write_bytes(b"?")
+    with Segmenter.load(copy) as segmenter:
+        segmenter.segment(tiny_scan)
+    with pytest.raises(PackageError, match=r"extra\.onnx: is in the package.*does not name"):
+        open_package(copy).check()
+
+
+def resaved(folder: Path) -> Path:
+    """The package in `folder`, written anew there in today's format."""
+    package = open_package(folder)
+    contents = {name: package.read(name) for name in package.manifest.files}
+    return write_package(folder, package.manifest, contents, overwrite=True).folder
+
+
+def test_every_byte_of_a_manifest_is_held(copy: Path) -> None:
+    """One bit of each flipped, a byte removed or added: white space, version, seal and all."""
+    whole = (resaved(copy) / "manifest.json").read_bytes()
+    manifest_from_json(whole)
+    changed = [
+        bytes([*whole[:at], whole[at] ^ 1 << at % 8, *whole[at + 1 :]]) for at in range(len(whole))
+    ]
+    changed += [whole[:at] + whole[at + 1 :] for at in range(0, len(whole), 7)]
+    changed += [whole[:at] + b" " + whole[at:] for at in range(0, len(whole) + 1, 7)]
+    for data in changed:
+        with pytest.raises(PackageError):
+            manifest_from_json(data)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_sealed_manifest_cannot_be_made_one_that_needs_no_seal(copy: Path, version: int) -> None:
+    path = resaved(copy) / "manifest.json"
+    data = path.read_bytes().replace(b'"format_version": 4', b'"format_version": %d' % version)
+    path.write_bytes(data.replace(b"tiny_v1", b"tiny_v9"))
+    with pytest.raises(PackageError, match="has a seal"):
+        open_package(copy)
+
+
+@pytest.mark.parametrize("own", ["manifest.json", "manifest.sig"])
+def test_a_manifest_does_not_list_itself_or_its_signature(own: str) -> None:
+    values = shipped_values()
+    values["files"][own] = {"sha256": "0" * 64, "bytes": 1}
+    with pytest.raises(PackageError, match="among the files"):
+        manifest_from_json(sealed(values))
 
 
 def test_a_newer_format_is_refused_kindly(copy: Path) -> None:
-    values = json.loads((copy / "manifest.json").read_text()) | {"format_version": 3}
+    values = json.loads((copy / "manifest.json").read_text()) | {"format_version": 5}
     (copy / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(PackageError, match=r"format version 3.*install a newer rare-trt"):
+    with pytest.raises(PackageError, match=r"format version 5.*install a newer rare-trt"):
         open_package(copy)
 
 
@@ -139,7 +221,7 @@ def damaged(values: dict[str, Any], path: str, value: Any) -> bytes:
         del place[key]
     else:
         place[key] = value
-    return json.dumps(values).encode()
+    return sealed(values)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +270,7 @@ def test_entries_that_contradict_each_other_are_refused(path: str, value: Any, w
     values = shipped_values()
     if "~" in path:
         del values["files"][path.split("/", 1)[1].replace("~", "/")]
-        data = json.dumps(values).encode()
+        data = sealed(values)
     else:
         data = damaged(values, path, value)
     with pytest.raises(PackageError, match=words):
@@ -209,11 +291,41 @@ def test_writing_replaces_a_package_whole_or_not_at_all(copy: Path, tmp_path: Pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "tiny.rare"]
 
 
-def test_an_interrupt_between_the_renames_leaves_the_old_package(
+def test_a_package_is_there_at_every_moment_of_being_replaced(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two names can be exchanged: seen after every rename that the call does."""
+    package = open_package(copy)
+    contents = {name: package.read(name) for name in package.manifest.files}
+    seen = []
+
+    def watched(first: Path, second: Path) -> bool:
+        done = exchange(first, second)
+        seen.append(open_package(copy).manifest)
+        return done
+
+    if not exchange(*probe(copy.parent)):
+        pytest.skip("this file system cannot exchange two names")
+    monkeypatch.setattr("rare_trt.package.exchange", watched)
+    manifest = replace(package.manifest, created_with="a later release")
+    write_package(copy, manifest, contents, overwrite=True)
+    assert [found.created_with for found in seen] == ["a later release"]
+    assert [p.name for p in copy.parent.iterdir() if "rare" in p.name] == [copy.name]
+
+
+def probe(folder: Path) -> tuple[Path, Path]:
+    """Two folders whose names can be exchanged, or not."""
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    return folder / "one", folder / "two"
+
+
+def test_where_names_cannot_be_exchanged_an_interrupt_leaves_the_old_package(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = open_package(copy)
     contents = {name: package.read(name) for name in package.manifest.files}
+    monkeypatch.setattr("rare_trt.package.exchange", lambda first, second: False)
     rename = Path.rename
 
     def interrupted(path: Path, target: Path) -> Path:
@@ -221,11 +333,37 @@ def test_an_interrupt_between_the_renames_leaves_the_old_package(
             raise KeyboardInterrupt
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_package(copy, package.manifest, contents, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_package(copy, package.manifest, contents, overwrite=True)
     assert open_package(copy) == package
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+    write_package(copy, package.manifest, contents, overwrite=True)
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_package_that_a_killed_program_left_aside_is_named(copy: Path) -> None:
+    """The one moment without a package, where names cannot be exchanged."""
+    copy.rename(copy.with_name(".tiny.rare.old"))
+    with pytest.raises(PackageError, match=r"rename .*\.tiny\.rare\.old, .* to tiny\.rare"):
+        open_package(copy)
+
+
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(copy: Path) -> None:
+    package = open_package(copy)
+    contents = {name: package.read(name) for name in package.manifest.files}
+    part = copy.with_name(".tiny.rare.part")
+    shutil.copytree(copy, part)
+    write_package(copy, package.manifest, contents, overwrite=True)
+    assert not part.exists()
+    shutil.copytree(copy, part)
+    living = os.open(part, os.O_RDONLY)
+    fcntl.flock(living, fcntl.LOCK_EX)
+    with pytest.raises(OutputError, match="being written by another program"):
+        write_package(copy, package.manifest, contents, overwrite=True)
+    assert (part / "manifest.json").exists()
+    os.close(living)
 
 
 @pytest.mark.parametrize("name", ["x", "my package.rare", ".rare", "a.b.rare"])

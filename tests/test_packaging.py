@@ -63,6 +63,7 @@ def test_the_wheel_holds_exactly_the_packages_and_their_data(wheel: Path) -> Non
     assert packages == {
         "rare_trt",
         "rare_trt/commands",
+        "rare_trt/serving",
         "rare_trt/sessions",
         *(f"rare_trt/{stage}" for stage in STAGES),
     }
@@ -82,6 +83,7 @@ def test_the_base_install_needs_neither_torch_nor_onnx(wheel: Path) -> None:
         "fastjsonschema",
         "platformdirs",
         "pillow",
+        "isal",
         "tqdm",
     }
 

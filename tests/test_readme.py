@@ -66,3 +66,13 @@ def test_every_file_that_the_documents_name_is_there() -> None:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
             if not target.startswith(("http:", "https:")):
                 assert (document.parent / target).exists(), f"{document.name} names {target}"
+
+
+def test_the_tests_that_the_safety_page_names_are_there() -> None:
+    text = (REPOSITORY / "docs" / "SAFETY.md").read_text()
+    tests = "\n".join(path.read_text() for path in (REPOSITORY / "tests").glob("test_*.py"))
+    named = set(re.findall(r"\btest_\w+(?!\w|\.py)", text))
+    assert len(named) > 15
+    assert [name for name in sorted(named) if f"def {name}(" not in tests] == []
+    files = set(re.findall(r"\btest_\w+\.py", text))
+    assert [name for name in files if not (REPOSITORY / "tests" / name).is_file()] == []

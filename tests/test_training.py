@@ -77,7 +77,10 @@ def test_the_same_labels_from_torch_and_from_the_runtime(
     graphs = tuple(graph for graph in manifest.graphs if graph.precision == "fp32")
     contents = {name: built.read(name) for name in manifest.files if "fp16" not in name}
     package = write_package(
-        tmp_path / "fp32.rare", replace(manifest, graphs=graphs), contents, overwrite=False
+        tmp_path / "fp32.rare",
+        replace(manifest, graphs=graphs, calibration=()),
+        contents,
+        overwrite=False,
     )
     card = built.read("MODEL_CARD.md").decode()
     for words in (built.manifest.model.training.data, "CC BY-SA 4.0", "case_00", "not measured"):
@@ -100,7 +103,11 @@ def test_the_same_labels_from_torch_and_from_the_runtime(
         with Segmenter(package) as segmenter:
             result = segmenter.segment(examples / f"{name}.nii.gz", spacing_out_mm=1.0)
         assert result.route.route == route
-        assert (result.labels != expected).mean() <= 1e-5
+        # They differ only where two labels are as good as equal: sums run in another order.
+        different = result.labels != expected
+        second, best = np.sort(logits[0].numpy(), axis=0)[-2:]
+        assert different.mean() <= 2e-5
+        assert ((best - second)[different] < 1e-3).all()
 
 
 def test_a_run_leaves_a_checkpoint_a_log_and_curves(trained: Path, recipe: Recipe) -> None:

@@ -26,7 +26,7 @@ from rare_trt.training.simulation import (
 
 # Octaves about a route's spacing within which it is shown acquisitions (root mean square of the
 # three spacings): neighbouring routes overlap, so that the choice between them can be measured.
-OCTAVES = (-0.5, 1.4)
+OCTAVES = (-0.5, 1.0)
 
 # Fewer voxels than this along an axis are no scan.
 FEWEST = 2

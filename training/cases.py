@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from rare_trt.errors import ScanError
 from rare_trt.geometry import Canonical, Grid
-from rare_trt.nifti import is_scan_name, read_scan, stem
+from rare_trt.naming import is_scan_name, stem
+from rare_trt.nifti import read_scan
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Every acquisition is made from the labelled scan (training/simulation.py); the runtime segments it,
 from voxels to labels on a grid of the base spacing, and the answer is compared with the manual
-label on the label's own grid, each of its voxels with the answer at its place in the world.
+label on the label's own grid, each of its voxels with what the answer says of its place in the
+world.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ VOXELS: Final[tuple[Triple, ...]] = (
     *((1.0, 1.0, 2.0), (1.0, 1.0, 4.0), (1.0, 4.0, 1.0), (4.0, 1.0, 1.0)),
     *((1.0, 1.0, 6.0), (1.0, 6.0, 1.0), (6.0, 1.0, 1.0), (2.0, 2.0, 4.0), (2.0, 2.0, 6.0)),
 )
+
+# Points per axis at which a voxel of the manual label reads an answer. With one point even the
+# manual label, turned by 20 degrees and back, would get a Dice of no more than .962; with three
+# .982 (mean of 8 cases). Where the grids agree it makes no difference.
+POINTS: Final = 3
 
 # Heads tilt about the right-left axis more than about the others.
 TILT_AXIS: Final = (2.0, 1.0, 1.0)
@@ -130,7 +136,7 @@ def _measured(
     model = segmenter.package.manifest.model
     classes = len(model.labels)
     fine = segmenter.segment(Scan(volume), spacing_out_mm=model.base_spacing_mm)
-    found = labels_at(fine.labels, fine.grid, case.grid)
+    found = labels_on(fine.labels, fine.grid, case.grid, classes)
     seen = labels_at(np.ones(fine.grid.shape, np.uint8), fine.grid, case.grid) > 0
     voxel = float(np.prod(case.grid.spacing_mm))
     scores = dice(found, case.labels, classes)
@@ -153,6 +159,15 @@ def _measured(
         )
         for label in range(1, classes)
     ]
+
+
+def labels_on(
+    labels: NDArray[np.uint8], grid: Grid, target: Grid, classes: int
+) -> NDArray[np.uint8]:
+    """`labels` on `grid` as each voxel of `target` sees them: the label with the largest share of
+    it, over 3 x 3 x 3 points."""
+    parts = (POINTS, POINTS, POINTS)
+    return largest_share(labels_at(labels, grid, target.subdivided(parts)), parts, classes)
 
 
 def labels_at(labels: NDArray[np.uint8], grid: Grid, target: Grid) -> NDArray[np.uint8]:

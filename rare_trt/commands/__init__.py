@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from rare_trt.errors import BackendError
@@ -17,3 +18,23 @@ def missing_extra(error: ImportError, extra: str) -> BackendError:
         f"this command needs the package {error.name}, which the base install leaves out: "
         f"pip install 'rare-trt[{extra}]'"
     )
+
+
+def add_signature_option(parser: argparse.ArgumentParser) -> None:
+    """For every command that opens a package."""
+    parser.add_argument(
+        "--require-signature",
+        type=Path,
+        metavar="KEY.pem",
+        help="public key that must have signed the package; nothing else of it is used otherwise",
+    )
+
+
+def byte_count(text: str) -> int:
+    """Bytes from a text as 4GiB, for a parser."""
+    from rare_trt.memory import bytes_of
+
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rare_trt.commands import missing_extra
+from rare_trt.commands import add_signature_option, missing_extra
 from rare_trt.errors import BackendError
 from rare_trt.machine import INSTALL, Machine, this_machine
 from rare_trt.manifest import ENGINE_BACKENDS, PRECISIONS, BuilderOptions, EngineBackend
@@ -65,11 +65,14 @@ def add_parser(commands: Parsers) -> None:
     engines.add_argument(
         "--static", action="store_true", help="for scans of the typical size alone"
     )
+    add_signature_option(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
     if options.checkpoint is not None:
+        if options.require_signature is not None:
+            options.parser.error("--require-signature goes with --package")
         if options.data is None or options.output is None or options.plan:
             options.parser.error(
                 "a package from a CHECKPOINT needs --data and -o, and takes no --plan; to build "
@@ -100,7 +103,7 @@ def _build_package(options: argparse.Namespace) -> int:
 def _build_engines(options: argparse.Namespace) -> int:
     from rare_trt.engines.add import build_engines
 
-    package = open_package(options.package)
+    package = open_package(options.package, require_signature=options.require_signature)
     machine = this_machine()
     backend = options.backend or _backend(machine)
     builder_options = _builder_options(options)

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from rare_trt.advisories import LOOKED_AT, Advisory, State, advisories
+from rare_trt.commands import add_signature_option
 from rare_trt.commands.info import table
 from rare_trt.errors import PackageError, RareTrtError
 from rare_trt.machine import (
@@ -69,12 +70,15 @@ def add_parser(commands: Parsers) -> None:
         "have. Changes nothing; exits 0 whatever it finds.",
     )
     parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
+    add_signature_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     machine, around = looked()
-    package = _tried(partial(open_package, options.package))
+    package = _tried(
+        partial(open_package, options.package, require_signature=options.require_signature)
+    )
     sections: dict[str, Callable[[], list[str]]] = {
         "This machine": partial(machine_lines, machine, around),
         f"Package {options.package}": partial(package_lines, package, machine, around),

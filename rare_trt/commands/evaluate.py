@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rare_trt.commands import missing_extra
+from rare_trt.commands import add_signature_option, missing_extra
 from rare_trt.files import refuse_existing, write_files
 from rare_trt.segmenter import Segmenter
 
@@ -32,6 +32,7 @@ def add_parser(commands: Parsers) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    add_signature_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     paths = [options.output / name for name in ("cases.csv", "summary.csv", "dice.png")]
     if not options.overwrite:
         refuse_existing(paths)
-    with Segmenter.load(options.package) as segmenter:
+    with Segmenter.load(options.package, require_signature=options.require_signature) as segmenter:
         manifest = segmenter.package.manifest
         files = find_cases(options.data)
         kept_back = [one for one in files if one.name in manifest.model.training.validation_cases]

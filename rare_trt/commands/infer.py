@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from rare_trt.errors import OutputError, RareTrtError, ScanError
+from rare_trt.commands import add_signature_option, byte_count
+from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
 from rare_trt.files import refuse_existing
-from rare_trt.nifti import SUFFIXES, is_scan_name, stem
-from rare_trt.result import Result, names_path, output_paths
-from rare_trt.segmenter import Segmenter
-from rare_trt.sessions import BACKENDS
+from rare_trt.jobs import Job, check_outputs, labels_beside, scan_stem
+from rare_trt.naming import is_scan_name, names_path
+from rare_trt.options import BACKENDS, Backend, add_options, asked_on
+from rare_trt.ways import Here, There, Told, Way
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from rare_trt.client import Server
     from rare_trt.commands import Parsers
 
+# With a server these are its own affair, and asking for them is refused.
+SERVERS_OWN: Final = ("package", "backend", "memory_limit", "require_signature")
 
-@dataclass(frozen=True)
-class Job:
-    """One scan and where its outputs go."""
-
-    scan: Path
-    labels: Path
-    report: Path | None
-    picture: Path | None
+# What one scan of several may fail of while the others go on.
+FAULTS: Final = (RareTrtError, OSError)
 
 
 def add_parser(commands: Parsers) -> None:
@@ -39,57 +37,55 @@ def add_parser(commands: Parsers) -> None:
     )
     parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN", help="a scan or a folder")
     parser.add_argument("-o", "--output", type=Path, help="label file, or folder for several scans")
+    parser.add_argument("--package", metavar="NAME|DIR", help="default: hippocampus")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: auto")
     parser.add_argument(
-        "--package", default="hippocampus", metavar="NAME|DIR", help="default: hippocampus"
+        "--server", metavar="URL|SOCKET", help="a running `rare-trt serve` of this machine computes"
     )
-    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    add_options(parser)
     parser.add_argument(
-        "--route", type=_route, default=None, metavar="auto|0..3", help="default: by voxel spacing"
-    )
-    parser.add_argument(
-        "--at",
-        type=_point,
-        metavar="X,Y,Z",
-        help="segment a box of the trained size around this point (world mm; write --at=-20,...)",
-    )
-    parser.add_argument(
-        "--spacing-out", type=float, metavar="MM", help="labels on a grid of this spacing"
+        "--memory-limit",
+        type=byte_count,
+        metavar="BYTES",
+        help="host memory for OpenVINO, as 4GiB: larger volumes are cut in tiles (default: 8GiB, "
+        "or half of this machine's if less)",
     )
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="one scan only")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="one scan only")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    add_signature_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     jobs = plan_jobs(options)
-    with Segmenter.load(options.package, options.backend) as segmenter:
-        if len(jobs) == 1:
-            result = _run_job(segmenter, jobs[0], options)
-            _print(jobs[0], result)
-            return 0
-        return _run_all(segmenter, jobs, options)
+    asked = asked_on(options)
+    if options.server is not None:
+        return _run_all(There(_server(options), asked, options.overwrite), jobs, options)
+    # Heavy, and a client of a server needs none of it.
+    from rare_trt.segmenter import Segmenter
+
+    backend: Backend = options.backend or "auto"
+    with Segmenter.load(
+        options.package or "hippocampus",
+        backend,
+        memory_limit=options.memory_limit,
+        require_signature=options.require_signature,
+    ) as segmenter:
+        return _run_all(Here(segmenter, asked, options.overwrite), jobs, options)
 
 
 def plan_jobs(options: argparse.Namespace) -> list[Job]:
     """One job per scan; raises before any work where outputs would collide."""
     scans = [scan for path in options.scans for scan in _expanded(path)]
     if len(scans) == 1 and not options.scans[0].is_dir():
-        labels = options.output or scans[0].with_name(f"{_stem(scans[0])}_labels.nii.gz")
+        labels = options.output or labels_beside(scans[0])
         if labels.is_dir():
-            labels = labels / f"{_stem(scans[0])}_labels.nii.gz"
+            labels = labels / labels_beside(scans[0]).name
         jobs = [Job(scans[0], labels, options.report, options.picture)]
     else:
         jobs = _folder_jobs(scans, options)
-    if options.picture and options.picture.suffix.lower() != ".png":
-        raise OutputError(f"{options.picture}: expected a name that ends in .png: rename it")
-    outputs = Counter(path.resolve() for job in jobs for path in _outputs(job))
-    inputs = {scan.resolve() for scan in scans}
-    for path, times in outputs.items():
-        if path in inputs or times > 1:
-            raise OutputError(
-                f"{path}: is an input, or is to be written twice: name another output"
-            )
+    check_outputs(jobs)
     return jobs
 
 
@@ -100,20 +96,54 @@ def _folder_jobs(scans: list[Path], options: argparse.Namespace) -> list[Job]:
         raise OutputError(f"{options.output}: is a file; expected a folder for several scans")
     if options.report or options.picture:
         raise OutputError("--report and --picture go with one scan: segment scans one by one")
-    return [Job(scan, options.output / f"{_stem(scan)}.nii.gz", None, None) for scan in scans]
+    return [Job(scan, options.output / f"{scan_stem(scan)}.nii.gz", None, None) for scan in scans]
 
 
-def _run_all(segmenter: Segmenter, jobs: list[Job], options: argparse.Namespace) -> int:
-    """Every job, going on after a bad scan; failures are listed at the end."""
+def _run_all(way: Way, jobs: list[Job], options: argparse.Namespace) -> int:
+    """One job; or several, going on after a bad scan, with the failures listed at the end.
+
+    While a scan is computed the next one is read and the last one written, and no more than that.
+    """
+    if len(jobs) == 1:
+        (job,) = jobs
+        _refuse_outputs(job, options)
+        _print(job, way.saved(job, way.answered(job, job.scan)))
+        return 0
+    from concurrent.futures import ThreadPoolExecutor
+
     from tqdm import tqdm
 
     failed: list[str] = []
-    with tqdm(jobs, "segmenting", unit="scan", file=sys.stderr) as bar:
+
+    def read(job: Job) -> Any:
+        _refuse_outputs(job, options)
+        return way.read(job)
+
+    def done(future: Future[Told]) -> None:
+        try:
+            future.result()
+        except FAULTS as error:
+            failed.append(str(error))
+
+    with (
+        ThreadPoolExecutor(1) as reader,
+        ThreadPoolExecutor(1) as writer,
+        tqdm(jobs, "segmenting", unit="scan", file=sys.stderr) as bar,
+    ):
+        ahead = (reader.submit(read, job) for job in jobs)
+        reading, writing = next(ahead), None
         for job in bar:
+            current, reading = reading, next(ahead, reading)
             try:
-                _run_job(segmenter, job, options)
-            except (RareTrtError, OSError) as error:
+                answer = way.answered(job, current.result())
+            except FAULTS as error:
                 failed.append(str(error))
+                continue
+            if writing is not None:
+                done(writing)
+            writing = writer.submit(way.saved, job, answer)
+        if writing is not None:
+            done(writing)
     print(f"{len(jobs) - len(failed)} of {len(jobs)} scans segmented into {options.output}")
     if failed:
         lines = "\n".join(f"  {sentence}" for sentence in failed)
@@ -121,31 +151,30 @@ def _run_all(segmenter: Segmenter, jobs: list[Job], options: argparse.Namespace)
     return 1 if failed else 0
 
 
-def _run_job(segmenter: Segmenter, job: Job, options: argparse.Namespace) -> Result:
+def _refuse_outputs(job: Job, options: argparse.Namespace) -> None:
     if not options.overwrite:
-        refuse_existing(_outputs(job))
-    try:
-        result = segmenter.segment(
-            job.scan, route=options.route, at=options.at, spacing_out_mm=options.spacing_out
-        )
-    except ScanError as error:
-        text = str(error)
-        raise ScanError(
-            text if text.startswith(str(job.scan)) else f"{job.scan}: {text}"
-        ) from error
-    result.save(job.labels, report=job.report, picture=job.picture, overwrite=options.overwrite)
-    return result
+        refuse_existing(job.outputs())
 
 
-def _print(job: Job, result: Result) -> None:
-    names = result.package.manifest.model.labels[1:]
-    print(result.route)
-    for name, volume in zip(names, result.volumes_mm3, strict=True):
+def _server(options: argparse.Namespace) -> Server:
+    from rare_trt.client import Server
+
+    for name in SERVERS_OWN:
+        if getattr(options, name) is not None:
+            raise BackendError(
+                f"--{name.replace('_', '-')} goes with `rare-trt serve`, which was started with "
+                "its own: leave it out"
+            )
+    return Server(options.server)
+
+
+def _print(job: Job, told: Told) -> None:
+    print(told.route)
+    for name, volume in told.volumes_mm3.items():
         print(f"  {name}: {volume:.0f} mm3")
-    for flag in result.flags():
+    for flag in told.flags:
         print(f"  look at this: {flag}")
-    total = sum(result.timings_ms.values())
-    print(f"{job.labels} ({result.backend} {result.precision}, {total:.0f} ms)")
+    print(f"{job.labels} ({told.computed}, {told.total_ms:.0f} ms)")
 
 
 def _expanded(path: Path) -> list[Path]:
@@ -166,26 +195,3 @@ def _is_earlier_output(path: Path) -> bool:
     """
     compressed = path.with_name(f"{path.name}.gz")
     return names_path(path).exists() and not compressed.exists()
-
-
-def _stem(scan: Path) -> str:
-    return stem(scan) if scan.name.lower().endswith(SUFFIXES) else scan.name
-
-
-def _outputs(job: Job) -> list[Path]:
-    return output_paths(job.labels, job.report, job.picture)
-
-
-def _route(text: str) -> int | None:
-    if text != "auto" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no route; expected auto or a number")
-    return None if text == "auto" else int(text)
-
-
-def _point(text: str) -> tuple[float, float, float]:
-    try:
-        x, y, z = (float(part) for part in text.split(","))
-    except ValueError as error:
-        message = f"{text!r} is no point; expected three numbers X,Y,Z in mm"
-        raise argparse.ArgumentTypeError(message) from error
-    return x, y, z

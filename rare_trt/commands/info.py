@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from rare_trt.commands import add_signature_option
 from rare_trt.machine import Machine, this_machine
 from rare_trt.manifest import BuilderOptions, EngineEntry, Manifest
 from rare_trt.package import open_package
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 def add_parser(commands: Parsers) -> None:
     parser = commands.add_parser("info", help="what a package holds")
     parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
+    add_signature_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    package = open_package(options.package)
+    package = open_package(options.package, require_signature=options.require_signature)
     print("\n".join(described(package.manifest)))
     if package.manifest.engines:
         print("\n".join([*engine_lines(package.manifest, this_machine()), ""]))

@@ -7,17 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from tqdm import tqdm
 
 from rare_trt.cache import Cache
-from rare_trt.geometry import Grid
-from rare_trt.intensity import normalised
-from rare_trt.manifest import RouteEntry
+from rare_trt.commands import add_signature_option
 from rare_trt.package import Package, open_package
-from rare_trt.planning import plan
 from rare_trt.sessions.choice import Choice
-from rare_trt.verification import Finding, Sample, check_files, findings, golden_samples
+from rare_trt.verification import Finding, Sample, findings, golden_samples
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -39,12 +35,13 @@ def add_parser(commands: Parsers) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help=f"labelled scans; the first {MAX_CASES} are used"
     )
+    add_signature_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    package = open_package(options.package)
-    check_files(package)
+    package = open_package(options.package, require_signature=options.require_signature)
+    package.check()
     print(f"{len(package.manifest.files)} files are what the manifest says")
     samples_of = samples_by_route(package, options.data)
     choice = Choice(package, "auto", Cache())
@@ -70,9 +67,12 @@ def samples_by_route(package: Package, data: Path | None) -> Callable[[int], lis
     """The scans to compare on, per route: those of `data`, or the package's golden vectors."""
     if data is None:
         return lambda route: golden_samples(package, route)
+    from rare_trt.training.route_samples import route_sample
+
     cases = _cases(package, data)
-    entries = {entry.index: entry for entry in package.manifest.routes}
-    return lambda route: [_sample(package, entries[route], case) for case in cases]
+    manifest = package.manifest
+    entries = {entry.index: entry for entry in manifest.routes}
+    return lambda route: [route_sample(manifest, entries[route], case) for case in cases]
 
 
 def _cases(package: Package, data: Path) -> list[Case]:
@@ -83,23 +83,6 @@ def _cases(package: Package, data: Path) -> list[Case]:
     kept_back = set(model.training.validation_cases)
     files = sorted(find_cases(data), key=lambda one: one.name not in kept_back)
     return load_cases(files[:MAX_CASES], len(model.channels), len(model.labels))
-
-
-def _sample(package: Package, entry: RouteEntry, case: Case) -> Sample:
-    """`case` averaged to the route's spacing, answered on the grid of its labels."""
-    from rare_trt.training.averaging import averaged, fitted
-
-    factor = round(entry.spacing_mm / package.manifest.model.base_spacing_mm)
-    voxels, truth = fitted(case.voxels, case.labels, factor)
-    i, j, k = truth.shape
-    full = Grid((i, j, k), case.grid.affine)
-    si, sj, sk = (spacing * factor for spacing in case.grid.spacing_mm)
-    low = full.regridded((si, sj, sk), (i // factor, j // factor, k // factor))
-    image = normalised(
-        np.moveaxis(averaged(voxels, factor), 0, 3), package.manifest.model.intensity
-    )
-    route = entry.route()
-    return Sample(image, plan(low, route, full), route.max_shape, truth)
 
 
 def _table(found: list[Finding]) -> list[str]:

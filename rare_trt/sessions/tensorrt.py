@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from rare_trt.cache import Cache
 from rare_trt.errors import BackendError, ShapeError
-from rare_trt.manifest import EngineBackend, EngineEntry
+from rare_trt.manifest import Arithmetic, EngineBackend, EngineEntry
 from rare_trt.package import Package
 from rare_trt.sessions import INPUT_NAMES, LABELS, Inputs
 from rare_trt.sessions.arena import Arena, Layout, layout
 from rare_trt.sessions.device import DeviceError, DeviceMemoryError, Handle, open_device
 from rare_trt.sessions.nvidia import Contexts, EngineLoadError, Library, identity, shape_of
+from rare_trt.stopwatch import Stopwatch
 
 Sizes: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -89,12 +90,12 @@ class EngineHost:
         """Unloads other engines until `size` more bytes for `session` keep the memory limit."""
         if self._memory_limit is None:
             return
-        while self._bytes() + size > self._memory_limit:
+        while self.device_bytes + size > self._memory_limit:
             if not self.unload_oldest(but=session):
                 raise BackendError(
                     f"route {session.entry.route} needs {_mib(size)} on top of "
-                    f"{_mib(self._bytes())}; the memory limit is {_mib(self._memory_limit)}: raise "
-                    "it"
+                    f"{_mib(self.device_bytes)}; the memory limit is {_mib(self._memory_limit)}: "
+                    "raise it"
                 )
 
     def used(self, session: EngineSession, size: int) -> None:
@@ -147,7 +148,9 @@ class EngineHost:
                 ) from error
             yield
 
-    def _bytes(self) -> int:
+    @property
+    def device_bytes(self) -> int:
+        """What the loaded engines and their working memory take."""
         return sum(self._engines.values()) + self.arena.device_bytes
 
 
@@ -156,13 +159,14 @@ class EngineSession:
 
     # Queued plainly, captured and launched, launched again.
     proof_runs = 3
+    bytes_per_voxel: float | None = None
 
     def __init__(
         self, host: EngineHost, package: Package, entry: EngineEntry, cache: Cache
     ) -> None:
         self.entry = entry
         self.backend: str = entry.backend
-        self.precision = entry.precision
+        self.precision: Arithmetic = entry.precision
         self._host, self._package, self._cache = host, package, cache
         self._labels = len(package.manifest.model.labels)
         with host.running():
@@ -173,7 +177,7 @@ class EngineSession:
             self._engine: Engine | None = None
             self._load()
 
-    def run(self, inputs: Inputs) -> NDArray[np.uint8]:
+    def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
         """Labels [oi, oj, ok]; see `Session`.
 
         Raises ShapeError, before anything is queued, where the engine was not built for the
@@ -185,7 +189,7 @@ class EngineSession:
             try:
                 engine = self._engine or self._load()
                 self._host.used(self, engine.size)
-                labels = engine.bucket(sizes).run(inputs)
+                labels = engine.bucket(sizes).run(inputs, clock or Stopwatch())
             except DeviceError as error:
                 self._host.settle()
                 self.unload()
@@ -349,16 +353,23 @@ class Bucket:
         self._context.set_device_memory(arena.address + scratch, size)
         self._generation = arena.generation
 
-    def run(self, inputs: Inputs) -> NDArray[np.uint8]:
+    def run(self, inputs: Inputs, clock: Stopwatch) -> NDArray[np.uint8]:
         """Copies in, runs, waits, copies out."""
-        host, device = self._host, self._host.device
-        memory = host.arena.host.bytes
-        for name, (offset, size) in self.layout.inputs.items():
-            place = memory[offset : offset + size].view(np.float32).reshape(self._shapes[name])
-            np.copyto(place, inputs[name])
+        memory = self._host.arena.host.bytes
         first, count = self.layout.labels
         answer = memory[first : first + count]
-        answer.fill(UNWRITTEN)
+        with clock("inputs"):
+            for name, (offset, size) in self.layout.inputs.items():
+                place = memory[offset : offset + size].view(np.float32).reshape(self._shapes[name])
+                np.copyto(place, inputs[name])
+            answer.fill(UNWRITTEN)
+        with clock("graph"):
+            self._run()
+        with clock("labels"):
+            return answer.reshape(self._answer).copy()
+
+    def _run(self) -> None:
+        host, device = self._host, self._host.device
         # The context settles on new shapes and addresses in its first run, which a graph must not
         # hold; and a shape seen once does not pay for a graph.
         if self._graph is None and self._runs and self._contexts.capturable:
@@ -372,7 +383,6 @@ class Bucket:
         if not self._runs:
             self._contexts.save()
         self._runs += 1
-        return answer.reshape(self._answer).copy()
 
     def release(self) -> None:
         """Drops graph and context, also where the frames of an exception hold this object."""

@@ -1,0 +1,90 @@
+"""Networks side by side: the first checkpoint against each of the others, on the same scans.
+
+    python benchmarks/baselines.py DATA FOLDER CHECKPOINT CHECKPOINT...
+
+The checkpoints are those of `rare-trt train`; recipes of the baselines lie in benchmarks/recipes.
+Each becomes a package of float32 and fp16 graphs without INT8, and the packages answer every
+acquisition of every kept-back case in turn. FOLDER gets the measurements as CSV, one file per
+checkpoint, and a picture; the table has the mean of the paired differences in Dice with its 95 %
+confidence interval, and the ratio of the median times.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from rare_trt import Segmenter
+from rare_trt.calibration.golden import golden_vectors
+from rare_trt.engines.build import (
+    field_of_view,
+    graph_contents,
+    manifest_of,
+    proof_cases,
+    typed_graphs,
+)
+from rare_trt.files import write_files
+from rare_trt.package import Package, write_package
+from rare_trt.training.checkpoint import load_checkpoint
+from rare_trt.training.evaluation import Measurement, acquisitions, measurements
+from rare_trt.training.summary import dice_png, interval, measurements_csv, summaries
+
+
+def main(data: Path, out: Path, checkpoints: list[Path]) -> None:
+    """Measures all, prints one row per acquisition."""
+    rows: dict[str, list[Measurement]] = {folder.name: [] for folder in checkpoints}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        packages = [package_of(checkpoint, data, Path(folder)) for checkpoint in checkpoints]
+        segmenters = [stack.enter_context(Segmenter(package)) for package in packages]
+        cases = proof_cases(data, load_checkpoint(checkpoints[0]))
+        made = acquisitions(packages[0].manifest.model.base_spacing_mm)
+        # Scan by scan in turn, so that a busy moment falls on all.
+        turns = zip(*(measurements(one, cases, made) for one in segmenters), strict=True)
+        for turn in tqdm(turns, "measuring", len(cases) * len(made), unit="scan"):
+            for name, measured in zip(rows, turn, strict=True):
+                rows[name] += measured
+    found = {name: summaries(of) for name, of in rows.items()}
+    files = {out / f"{name}.csv": measurements_csv(of) for name, of in rows.items()}
+    write_files({**files, out / "dice.png": dice_png(found)}, overwrite=True)
+    first, *others = rows
+    print(f"| scan | {first} | " + " | ".join(f"{o} | gain | time" for o in others) + " |")
+    print("|---" * (2 + 3 * len(others)) + "|")
+    for place, own in enumerate(found[first]):
+        cells = [f"**{own.dice:.3f}**"]
+        for other in others:
+            gain = per_case(rows[first], own.acquisition) - per_case(rows[other], own.acquisition)
+            low, high = interval(gain)
+            theirs = found[other][place]
+            cells += [
+                f"{theirs.dice:.3f}",
+                f"{gain.mean():+.3f} ({low:+.3f} to {high:+.3f})",
+                f"{own.milliseconds / theirs.milliseconds:.2f}",
+            ]
+        print(f"| {own.acquisition} | {' | '.join(cells)} |")
+
+
+def package_of(folder: Path, data: Path, into: Path) -> Package:
+    """A package of the checkpoint in `folder` as it comes out of training, without INT8."""
+    checkpoint = load_checkpoint(folder)
+    view = field_of_view(checkpoint.facts)
+    golden = golden_vectors(checkpoint, proof_cases(data, checkpoint), view)
+    manifest = manifest_of(folder.name, checkpoint, view, golden)
+    contents = {**graph_contents(typed_graphs(checkpoint)), **golden.files}
+    return write_package(into / f"{folder.name}.rare", manifest, contents, overwrite=False)
+
+
+def per_case(rows: list[Measurement], acquisition: str) -> NDArray[np.float64]:
+    """Dice of each case, mean over its labels."""
+    chosen = [row for row in rows if row.acquisition == acquisition]
+    names = list(dict.fromkeys(row.case for row in chosen))
+    return np.array([np.mean([row.dice for row in chosen if row.case == n]) for n in names])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), [Path(one) for one in sys.argv[3:]])

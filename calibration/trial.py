@@ -1,0 +1,79 @@
+"""Candidate graphs against the float32 graph of their route, under OpenVINO on this CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from rare_trt.metrics import dice
+from rare_trt.planning import tiles
+from rare_trt.running import answered, graph_inputs
+from rare_trt.sessions import Inputs
+from rare_trt.sessions.openvino import OpenVinoRun
+from rare_trt.verification import Sample
+
+# The first scans are timed, so many runs each; the fastest counts.
+TIMED_SCANS: Final = 3
+REPEATS: Final = 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a graph compares with float32: mean Dice against manual labels that it loses, mean Dice
+    between the two answers, and how many times as fast it is (median over the timed scans)."""
+
+    dice_lost: float
+    agreement: float
+    speed: float
+
+
+class Trials:
+    """The float32 graph of a route and what it answers to `samples`, to compare others with."""
+
+    def __init__(self, reference: ModelProto, samples: Sequence[Sample], classes: int) -> None:
+        self._samples, self._classes = samples, classes
+        self._timed = [sample_inputs(sample) for sample in samples[:TIMED_SCANS]]
+        self._reference = OpenVinoRun(reference.SerializeToString())
+        self._labels = [_labels(self._reference, sample) for sample in samples]
+        self._dice = [self._against_truth(labels, n) for n, labels in enumerate(self._labels)]
+
+    def score(self, model: ModelProto, *, bf16: bool = False) -> Score:
+        """`model` against the reference; the two are timed in turn, run by run."""
+        run = OpenVinoRun(model.SerializeToString(), bf16=bf16)
+        lost, agreement = [], []
+        for number, sample in enumerate(self._samples):
+            labels = _labels(run, sample)
+            agreement.append(np.mean(dice(labels, self._labels[number], self._classes)))
+            lost.append(self._dice[number] - self._against_truth(labels, number))
+        speed = median(self._speed(run, inputs) for inputs in self._timed)
+        return Score(float(np.mean(lost)), float(np.mean(agreement)), speed)
+
+    def _against_truth(self, labels: NDArray[np.uint8], number: int) -> float:
+        truth = self._samples[number].truth
+        return 0.0 if truth is None else float(np.mean(dice(labels, truth, self._classes)))
+
+    def _speed(self, run: OpenVinoRun, inputs: Sequence[Inputs]) -> float:
+        times: list[list[float]] = [[], []]
+        for _ in range(REPEATS):
+            for one, kept in zip((self._reference, run), times, strict=True):
+                start = perf_counter()
+                for tile in inputs:
+                    one.run(tile)
+                kept.append(perf_counter() - start)
+        return min(times[0]) / min(times[1])
+
+
+def sample_inputs(sample: Sample) -> list[Inputs]:
+    """What the graph takes for `sample`, tile by tile."""
+    return [graph_inputs(sample.image, tile) for tile in tiles(sample.steps, sample.max_shape)]
+
+
+def _labels(run: OpenVinoRun, sample: Sample) -> NDArray[np.uint8]:
+    return answered(run, sample.image, sample.steps, sample.max_shape)

@@ -1,0 +1,105 @@
+#include "memory.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <set>
+#include <tuple>
+#include <vector>
+
+#include "errors.h"
+#include "text.h"
+
+namespace rare_trt {
+namespace {
+
+constexpr double kMiB = 1 << 20;
+
+// Tiles move answers by a few voxels, so the limit is the same wherever there is memory for it.
+constexpr double kUsualLimit = 8192 * kMiB;
+
+// Libraries, weights, and what a run takes whatever its size; measured for the Python runtime, whose
+// answers hang on it.
+constexpr double kFixedBytes = 320 * kMiB;
+
+// Per voxel of a channel that is being normalised: its foreground in float32 and in float64.
+constexpr double kPreparedBytes = 20;
+
+double volume(const Shape& shape) {
+  return static_cast<double>(shape[0]) * static_cast<double>(shape[1]) *
+         static_cast<double>(shape[2]);
+}
+
+// Sizes of a tile along `axis`, ascending: for each number of tiles the least that will do.
+std::set<std::int64_t> axis_choices(const Plan& plan, const Route& route, std::size_t axis) {
+  const std::int64_t whole = plan.working_shape()[axis], trained = route.max_shape[axis];
+  std::set<std::int64_t> counts, sizes = {std::min(whole, trained), whole};
+  for (std::int64_t size = trained; size < whole; size += route.multiple) {
+    if (counts.insert(tile_count(plan.core[axis], size)).second) sizes.insert(size);
+  }
+  return sizes;
+}
+
+// Working voxels that are run in tiles of `shape`, overlap included.
+double work(const Plan& plan, const Shape& shape) {
+  double found = 1;
+  for (std::size_t axis = 0; axis < 3; ++axis) {
+    const bool whole = shape[axis] >= plan.working_shape()[axis];
+    const std::int64_t count = whole ? 1 : tile_count(plan.core[axis], shape[axis]);
+    found *= static_cast<double>(shape[axis] * count);
+  }
+  return found;
+}
+
+std::string mib(double bytes) {
+  return text(static_cast<std::int64_t>(std::ceil(bytes / kMiB)), " MiB");
+}
+
+}  // namespace
+
+double usual_memory_limit() {
+  const auto pages = static_cast<double>(sysconf(_SC_PHYS_PAGES));
+  return std::min(kUsualLimit, std::floor(pages * static_cast<double>(sysconf(_SC_PAGE_SIZE)) / 2));
+}
+
+std::optional<double> bytes_per_voxel(const Model& model, int route,
+                                      const std::string& arithmetic) {
+  if (!model.filters) return std::nullopt;
+  const bool wide = arithmetic == "fp32" || arithmetic == "fp16";
+  return static_cast<double>(*model.filters << route) * (wide ? 22.0 : 12.0);
+}
+
+Shape tile_shape(const Plan& plan, const Route& route, double per_voxel, std::int64_t voxels,
+                 std::int64_t places, std::int64_t stored, double limit) {
+  // Stored in two orders and normalised; labels of the answer and of the scan.
+  const double held = kFixedBytes + static_cast<double>(voxels * (2 * stored + 4)) +
+                      2 * volume(plan.output_shape());
+  const double preparing = held + static_cast<double>(places) * kPreparedBytes;
+  const Shape whole = plan.working_shape();
+  if (std::max(preparing, held + volume(whole) * per_voxel) <= limit) return whole;
+  std::array<std::set<std::int64_t>, 3> axes;
+  for (std::size_t axis = 0; axis < 3; ++axis) axes[axis] = axis_choices(plan, route, axis);
+  const Shape least = {*axes[0].begin(), *axes[1].begin(), *axes[2].begin()};
+  const double needed = std::ceil(std::max(preparing, held + volume(least) * per_voxel));
+  if (needed > limit) {
+    throw ScanError(text("segmenting this scan takes ", mib(needed),
+                         " in the smallest tiles; the memory limit is ", mib(limit),
+                         ": segment a part of the scan with a point"));
+  }
+  std::optional<std::tuple<double, Shape>> best;
+  for (const std::int64_t i : axes[0]) {
+    for (const std::int64_t j : axes[1]) {
+      for (const std::int64_t k : axes[2]) {
+        const Shape shape = {i, j, k};
+        if (held + volume(shape) * per_voxel > limit) continue;
+        const std::tuple<double, Shape> found = {work(plan, shape), shape};
+        if (!best || found < *best) best = found;
+      }
+    }
+  }
+  return std::get<Shape>(*best);
+}
+
+}  // namespace rare_trt

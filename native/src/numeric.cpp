@@ -1,0 +1,73 @@
+#include "numeric.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace rare_trt {
+namespace {
+
+// numpy's pairwise summation: runs of this many values are added in eight lanes.
+constexpr std::size_t kRun = 128;
+constexpr std::size_t kLanes = 8;
+
+// Values that numpy casts at a time.
+constexpr std::size_t kBuffer = 8192;
+
+double run_sum(const double* values, std::size_t count) {
+  double sum = 0.0;
+  std::size_t at = 0;
+  if (count >= kLanes) {
+    std::array<double, kLanes> lane;
+    std::copy_n(values, kLanes, lane.begin());
+    for (at = kLanes; at + kLanes <= count; at += kLanes) {
+      for (std::size_t i = 0; i < kLanes; ++i) lane[i] += values[at + i];
+    }
+    sum = ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+  }
+  for (; at < count; ++at) sum += values[at];
+  return sum;
+}
+
+}  // namespace
+
+double pairwise_sum(const double* values, std::size_t count) {
+  if (count <= kRun) return run_sum(values, count);
+  const std::size_t half = count / 2 - count / 2 % kLanes;
+  return pairwise_sum(values, half) + pairwise_sum(values + half, count - half);
+}
+
+double wide_sum(const std::vector<float>& values) {
+  std::array<double, kBuffer> buffer;
+  double sum = 0.0;
+  for (std::size_t start = 0; start < values.size(); start += kBuffer) {
+    const std::size_t count = std::min(kBuffer, values.size() - start);
+    std::copy_n(values.begin() + static_cast<std::ptrdiff_t>(start), count, buffer.begin());
+    sum += pairwise_sum(buffer.data(), count);
+  }
+  return sum;
+}
+
+double wide_sum(const std::vector<double>& values) {
+  return pairwise_sum(values.data(), values.size());
+}
+
+template <class Value>
+double percentile(std::vector<Value>& values, double share) {
+  const double last = static_cast<double>(values.size() - 1);
+  const double place = last * share;
+  const double below = std::min(std::floor(place), last);
+  const auto at = values.begin() + static_cast<std::ptrdiff_t>(below);
+  std::nth_element(values.begin(), at, values.end());
+  const Value low = *at;
+  const Value high = at + 1 == values.end() ? low : *std::min_element(at + 1, values.end());
+  // The difference in the values' own type, all else in double, and from the nearer end.
+  const double step = high - low;
+  const double rest = place - below;
+  return rest < 0.5 ? low + step * rest : high - step * (1 - rest);
+}
+
+template double percentile(std::vector<float>&, double);
+template double percentile(std::vector<double>&, double);
+
+}  // namespace rare_trt

@@ -1,0 +1,162 @@
+#include "openvino.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <mutex>
+#include <openvino/runtime/core.hpp>
+#include <openvino/runtime/properties.hpp>
+#include <sstream>
+#include <utility>
+
+#include "../errors.h"
+#include "../files.h"
+#include "../text.h"
+
+namespace rare_trt {
+namespace {
+
+constexpr const char* kDevice = "CPU";
+
+// OpenVINO's one Core of this process. Never destroyed: OpenVINO's own threads and libraries may be
+// gone by the time that statics are, and a program that ends has no use for its memory.
+ov::Core& core() {
+  static ov::Core* made = new ov::Core();
+  return *made;
+}
+
+// The precision is stated: OpenVINO's own default is bf16 where the CPU has it.
+ov::AnyMap configuration(bool bf16) {
+  return {ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
+          ov::hint::inference_precision(bf16 ? ov::element::bf16 : ov::element::f32)};
+}
+
+std::string last_line(const std::exception& error) {
+  std::istringstream lines(error.what());
+  std::string line, last;
+  while (std::getline(lines, line)) {
+    if (line.find_first_not_of(" \t\r") != std::string::npos) last = line;
+  }
+  return last;
+}
+
+// As the Python runtime names it, with which compiled models are shared.
+Cache::Key model_key(const Package& package, const GraphEntry& entry, bool bf16) {
+  auto features = core().get_property(kDevice, ov::device::capabilities);
+  std::sort(features.begin(), features.end());
+  const auto& files = package.manifest.files;
+  Cache::Key key = {files.at(entry.file).sha256, files.at(entry.weights).sha256,
+                    core().get_versions(kDevice).at(kDevice).buildNumber,
+                    core().get_property(kDevice, ov::device::full_name)};
+  key.insert(key.end(), features.begin(), features.end());
+  key.insert(key.end(), {"LATENCY", bf16 ? "bf16" : "f32"});
+  return key;
+}
+
+ov::CompiledModel compiled(const std::string& graph, const std::string& weights,
+                           const GraphEntry& entry, bool bf16) {
+  // Parsers open external weights by path: they get a private copy of what was verified, so that
+  // nothing can be swapped between check and load.
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "graph.onnx";
+  write_file(path, graph);
+  write_file(folder.path() / std::filesystem::path(entry.weights).filename(), weights);
+  try {
+    return core().compile_model(core().read_model(path.string()), kDevice, configuration(bf16));
+  } catch (const ov::Exception& error) {
+    throw BackendError(text("OpenVINO cannot compile ", entry.file, " (", last_line(error),
+                            "): install the OpenVINO version that pyproject.toml names"));
+  }
+}
+
+ov::CompiledModel loaded(const Package& package, const GraphEntry& entry, const Cache& cache,
+                         bool bf16, Cache::Key key) {
+  // Read, and so held to their hashes, on every start: a tampered package never answers, even where
+  // its compiled model is cached.
+  const std::string graph = package.read(entry.file);
+  const std::string weights = package.read(entry.weights);
+  key.insert(key.begin(), "openvino");
+  if (const auto blob = cache.load(key)) {
+    std::istringstream stream(*blob);
+    try {
+      return core().import_model(stream, kDevice, configuration(bf16));
+    } catch (const ov::Exception&) {
+      // Of another build of OpenVINO: it is compiled again.
+    }
+  }
+  ov::CompiledModel model = compiled(graph, weights, entry, bf16);
+  std::ostringstream exported;
+  model.export_model(exported);
+  cache.store(key, exported.str());
+  return model;
+}
+
+class OpenVinoSession final : public Session {
+ public:
+  OpenVinoSession(const Package& package, const GraphEntry& entry, const Cache& cache, bool bf16)
+      : Session("openvino", entry.precision + (bf16 ? "+bf16" : ""), 1) {
+    const Cache::Key key = model_key(package, entry, bf16);
+    identity_ = "openvino";
+    for (const auto& part : key) identity_ += " " + part;
+    request_ = loaded(package, entry, cache, bf16, key).create_infer_request();
+  }
+
+  std::vector<std::uint8_t> run(const Inputs& inputs) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    try {
+      for (std::size_t at = 0; at < inputs.size(); ++at) {
+        const ov::Shape shape(inputs[at].shape.begin(), inputs[at].shape.end());
+        // OpenVINO reads inputs only; its tensors know no const.
+        auto* values = const_cast<float*>(inputs[at].values.data());
+        request_.set_tensor(kInputNames[at], ov::Tensor(ov::element::f32, shape, values));
+      }
+      request_.infer();
+      const ov::Tensor labels = request_.get_tensor(kLabelsName);
+      return checked(labels, inputs);
+    } catch (const ov::Exception& error) {
+      throw BackendError(text("OpenVINO failed on an image of ", joined(inputs[0].shape, " x "),
+                              " voxels (", last_line(error),
+                              "): free memory, or report this with the scan's size"));
+    }
+  }
+
+  const std::string& identity() const override { return identity_; }
+
+ private:
+  static std::vector<std::uint8_t> checked(const ov::Tensor& labels, const Inputs& inputs) {
+    const auto [i, j, k] = answer_shape(inputs);
+    const ov::Shape expected = {1, static_cast<std::size_t>(i), static_cast<std::size_t>(j),
+                                static_cast<std::size_t>(k)};
+    if (labels.get_element_type() != ov::element::u8 || labels.get_shape() != expected) {
+      throw BackendError(
+          "the graph's labels are of another type or shape than asked for: build the package "
+          "again");
+    }
+    const auto* values = labels.data<const std::uint8_t>();
+    return {values, values + labels.get_size()};
+  }
+
+  std::string identity_;
+  std::mutex mutex_;
+  ov::InferRequest request_;
+};
+
+}  // namespace
+
+std::unique_ptr<Session> openvino_session(const Package& package, const GraphEntry& entry,
+                                          const Cache& cache, bool bf16) {
+  try {
+    return std::make_unique<OpenVinoSession>(package, entry, cache, bf16);
+  } catch (const ov::Exception& error) {
+    throw BackendError(text("OpenVINO cannot be used (", last_line(error), "): install it again"));
+  }
+}
+
+std::vector<std::string> openvino_capabilities() {
+  try {
+    return core().get_property(kDevice, ov::device::capabilities);
+  } catch (const ov::Exception& error) {
+    throw BackendError(text("OpenVINO cannot be used (", last_line(error), "): install it again"));
+  }
+}
+
+}  // namespace rare_trt

@@ -1,0 +1,68 @@
+// One block of GPU memory and one of pinned host memory, shared by all engines of a package.
+#pragma once
+
+#include <array>
+
+#include "../session.h"
+#include "device.h"
+
+namespace rare_trt {
+
+// Bytes of an arena.
+struct Span {
+  std::size_t start = 0, size = 0;
+};
+
+// Where a run's arrays lie from the start of the arena: inputs, labels, scratch.
+//
+// Host and device share the offsets of inputs and labels, so that one copy carries all inputs.
+struct Layout {
+  std::array<Span, kInputNames.size()> inputs;
+  Span labels, scratch;
+
+  std::size_t input_bytes() const { return labels.start; }
+  std::size_t host_bytes() const;
+  std::size_t device_bytes() const;
+};
+
+// Float32 inputs of `shapes`, the labels and the engine's scratch memory in a row.
+Layout laid_out(const std::array<std::vector<std::int64_t>, kInputNames.size()>& shapes,
+                std::size_t label_bytes, std::size_t scratch_bytes);
+
+// Grows to the largest layout asked for. `generation` changes whenever addresses do.
+class Arena {
+ public:
+  explicit Arena(Device& device) : device_(device) {}
+
+  const HostBuffer& host() const { return host_; }
+
+  // Whether the GPU reads inputs and writes labels in host memory, as on a Jetson.
+  bool shared() const { return device_.gpu().integrated; }
+
+  // Where the GPU finds inputs and labels.
+  cuda::Address io_address() const { return shared() ? host_.device : address_; }
+
+  // Where scratch lies on the GPU, and inputs and labels too where memory is not shared.
+  cuda::Address address() const { return address_; }
+
+  std::size_t device_bytes() const { return device_bytes_; }
+  int generation() const { return generation_; }
+
+  // Makes room for `needed`; throws DeviceError, and then holds what it could get.
+  void reserve(const Layout& needed);
+
+  // Gives all memory back.
+  void release();
+
+ private:
+  void release_host();
+  void release_device();
+
+  Device& device_;
+  HostBuffer host_;
+  cuda::Address address_ = 0;
+  std::size_t device_bytes_ = 0;
+  int generation_ = 0;
+};
+
+}  // namespace rare_trt

@@ -1,0 +1,95 @@
+// The first GPU in its primary context: memory, a stream, events and graphs.
+//
+// Every call throws DeviceError where CUDA reports a fault. All but the constructor, `current` and
+// the destructor are made while the context is current.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "../../errors.h"
+#include "../../machine.h"
+#include "driver.h"
+
+namespace rare_trt {
+
+// A CUDA call failed.
+class DeviceError : public BackendError {
+ public:
+  using BackendError::BackendError;
+};
+
+// The GPU, or pinned host memory, has no room for an allocation.
+class DeviceMemoryError : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
+// Pinned host memory: its bytes, and where the GPU sees them.
+struct HostBuffer {
+  std::uint8_t* bytes = nullptr;
+  cuda::Address device = 0;
+  std::size_t size = 0;
+};
+
+class Device {
+ public:
+  // Throws BackendError where there is no GPU.
+  Device();
+  ~Device();
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  // Makes the GPU's primary context the calling thread's own for as long as it is there.
+  class Current {
+   public:
+    explicit Current(const Device& device);
+    ~Current();
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+
+   private:
+    const cuda::Driver& driver_;
+  };
+
+  const Gpu& gpu() const { return gpu_; }
+
+  cuda::Address allocate(std::size_t size);
+  void free(cuda::Address address);
+  // The GPU can read and write it in place.
+  HostBuffer allocate_host(std::size_t size);
+  void free_host(const HostBuffer& buffer);
+
+  // Queued on a stream, and done once it was waited for.
+  void copy_in(cuda::Address target, const void* source, std::size_t size, cuda::Stream on);
+  void copy_out(void* target, cuda::Address source, std::size_t size, cuda::Stream on);
+  void fill(cuda::Address target, std::uint8_t value, std::size_t size, cuda::Stream on);
+
+  cuda::Stream stream();
+  void destroy(cuda::Stream stream);
+  // Returns once all that was queued on the stream is done.
+  void synchronize(cuda::Stream stream);
+
+  cuda::Event event();
+  void destroy(cuda::Event event);
+  void record(cuda::Event event, cuda::Stream on);
+  // Returns once all that was queued before the event is done.
+  void wait(cuda::Event event);
+
+  // A graph of what `work` queues on the stream, ready to launch; nothing is run.
+  cuda::ExecutableGraph captured(const std::function<void()>& work, cuda::Stream on);
+  void launch(cuda::ExecutableGraph graph, cuda::Stream on);
+  void destroy(cuda::ExecutableGraph graph);
+
+ private:
+  Gpu described() const;
+  int attribute(int which) const;
+  void done(cuda::Status status) const;
+
+  const cuda::Driver& driver_;
+  cuda::Device device_ = 0;
+  cuda::Context context_ = nullptr;
+  Gpu gpu_;
+};
+
+}  // namespace rare_trt

@@ -1,0 +1,139 @@
+#include "engine_session.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "../../text.h"
+
+namespace rare_trt {
+
+EngineSession::EngineSession(std::shared_ptr<EngineHost> host, const Package& package,
+                             const EngineEntry& entry)
+    // Queued plainly, captured and launched, launched again.
+    : Session(entry.backend, entry.precision, 3),
+      host_(std::move(host)),
+      package_(package),
+      entry_(entry) {
+  const Gpu& gpu = host_->device.gpu();
+  const auto& sha256 = package.manifest.files.at(entry.file).sha256;
+  identity_ = entry.backend + " " + tensorrt_version() + " " + sha256 + " " + gpu.name + " " +
+              gpu.compute_capability + " " + gpu.driver;
+  const EngineHost::Running running(*host_);
+  loaded();
+}
+
+EngineSession::~EngineSession() {
+  try {
+    const EngineHost::Running running(*host_);
+    unload();
+  } catch (const BackendError&) {
+    // The GPU cannot be reached: nothing of it can be given back, and no run may find this session.
+    host_->dropped(*this);
+  }
+}
+
+std::vector<std::uint8_t> EngineSession::run(const Inputs& inputs) {
+  const Sizes sizes = checked_sizes(inputs);
+  const EngineHost::Running running(*host_);
+  std::vector<std::uint8_t> labels;
+  try {
+    labels = loaded().run(sizes, inputs);
+  } catch (const DeviceError& error) {
+    host_->settle();
+    unload();
+    throw BackendError(
+        text(named(), " failed (", error.what(),
+             "): free GPU memory or restart the program; `rare-trt doctor` shows what "
+             "this machine can run"));
+  } catch (const BackendError&) {
+    host_->settle();
+    unload();
+    throw;
+  }
+  const std::size_t known = package_.manifest.model.labels.size();
+  const auto largest = std::max_element(labels.begin(), labels.end());
+  if (largest != labels.end() && *largest >= known) {
+    const int strange = *largest;
+    unload();
+    throw BackendError(text(named(), " left label ", strange, " in its answer; expected 0 to ",
+                            known - 1, ": run `rare-trt verify`, then build the engine again"));
+  }
+  return labels;
+}
+
+void EngineSession::unload() {
+  host_->dropped(*this);
+  engine_.reset();
+}
+
+std::string EngineSession::named() const {
+  return text(backend, " ", arithmetic, " on route ", entry_.route);
+}
+
+Engine& EngineSession::loaded() {
+  if (!engine_) {
+    const std::string plan = package_.read(entry_.file);
+    host_->make_room(*this, plan.size());
+    std::unique_ptr<LoadedEngine> engine;
+    while (!engine) {
+      try {
+        engine = host_->library().load(plan, entry_);
+      } catch (const EngineLoadError&) {
+        // It may be for want of memory: TensorRT does not tell.
+        if (!host_->unload_oldest(*this)) throw;
+      }
+    }
+    engine_ = std::make_unique<Engine>(*host_, *this, std::move(engine), plan.size());
+  }
+  host_->used(*this, engine_->size);
+  return *engine_;
+}
+
+Sizes EngineSession::checked_sizes(const Inputs& inputs) const {
+  Sizes sizes;
+  for (std::size_t at = 0; at < inputs.size(); ++at) {
+    const auto& [low, typical, high] = entry_.profile.at(kInputNames[at]);
+    const Dims& shape = inputs[at].shape;
+    bool fits = shape.size() == low.size() && shape.size() == high.size();
+    for (std::size_t axis = 0; fits && axis < shape.size(); ++axis) {
+      fits = low[axis] <= shape[axis] && shape[axis] <= high[axis];
+    }
+    if (!fits) {
+      throw ShapeError(text("the scan needs ", kInputNames[at], " of shape ", joined(shape, " x "),
+                            "; the ", backend, " engine of route ", entry_.route, " takes ",
+                            joined(low, " x "), " to ", joined(high, " x "),
+                            ": build it again, or use OpenVINO"));
+    }
+    sizes[at] = shape;
+  }
+  return sizes;
+}
+
+std::shared_ptr<EngineHost> open_engine_host(std::uint64_t memory_limit, Warn warn) {
+  return std::make_shared<EngineHost>(memory_limit, std::move(warn));
+}
+
+std::unique_ptr<Session> tensorrt_session(std::shared_ptr<EngineHost> host, const Package& package,
+                                          const EngineEntry& entry) {
+  return std::make_unique<EngineSession>(std::move(host), package, entry);
+}
+
+Machine this_machine() {
+  Machine machine;
+  machine.platform = this_platform();
+  try {
+    machine.gpu = Device().gpu();
+  } catch (const BackendError& error) {
+    machine.no_gpu = error.what();
+  }
+  try {
+    machine.libraries["tensorrt"] = tensorrt_version();
+  } catch (const BackendError& error) {
+    machine.no_library["tensorrt"] = error.what();
+  }
+  machine.no_library["tensorrt-rtx"] =
+      "this library does not run TensorRT for RTX; the Python runtime does";
+  return machine;
+}
+
+}  // namespace rare_trt

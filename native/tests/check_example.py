@@ -1,0 +1,101 @@
+"""The example program labels scans as Python does:  check_example.py PROGRAM
+
+Scans scaled by their header, placed by their qform alone, in metres, or turned, go through it too,
+and labels that cannot be written are refused.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from rare_trt import Segmenter
+from rare_trt.package import SHIPPED
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGE = SHIPPED / "hippocampus.rare"
+
+
+def main(program: str) -> None:
+    with tempfile.TemporaryDirectory() as folder, Segmenter.load(PACKAGE, "openvino") as segmenter:
+        for scan, point in scans(Path(folder)):
+            labels = scan.with_name(f"labels_{scan.name}")
+            asked = [program, str(PACKAGE), str(scan), str(labels), *map(str, point)]
+            subprocess.run(asked, check=True)
+            known = segmenter.segment(scan, at=point or None)  # type: ignore[arg-type]
+            found = nib.nifti1.load(labels)
+            assert np.array_equal(np.asarray(found.dataobj), known.labels), scan.name
+            assert np.allclose(found.affine, nib.nifti1.load(scan).affine, atol=1e-4), scan.name
+            assert found.header["descrip"].item() == b"", scan.name
+        check_refusals(program, Path(folder))
+
+
+def check_refusals(program: str, folder: Path) -> None:
+    """Labels that cannot be written are a sentence, and no file."""
+    there, full = folder / "labels_hippocampus_1mm.nii.gz", folder / "full.nii.gz"
+    assert "exists already" in refusal(program, folder, there)
+    assert "cannot be written" in refusal(program, folder, folder / "none" / "labels.nii.gz")
+    assert "cannot be written" in refusal(program, folder, full, most_bytes=100)
+    assert not full.exists(), "half a label file was left behind"
+
+
+def refusal(program: str, folder: Path, labels: Path, most_bytes: int = -1) -> str:
+    """What the program says, which ends with 1, where files may hold `most_bytes` (-1: any)."""
+    scan = folder / "hippocampus_1mm.nii.gz"
+    limits = (most_bytes, resource.RLIM_INFINITY)
+    # Python ignores SIGXFSZ, and so must the program: writing then fails as on a full disk.
+    done = subprocess.run(
+        [program, str(PACKAGE), str(scan), str(labels)],
+        capture_output=True,
+        text=True,
+        restore_signals=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
+    )
+    assert done.returncode == 1, done.stderr
+    return done.stderr
+
+
+def scans(folder: Path) -> Iterator[tuple[Path, tuple[float, ...]]]:
+    """Scans as files, and the point that goes with each, or none."""
+    for path in sorted((REPOSITORY / "examples").glob("*.nii.gz")):
+        copy = folder / path.name
+        copy.write_bytes(path.read_bytes())
+        yield copy, ()
+    image = nib.nifti1.load(REPOSITORY / "examples" / "hippocampus_1mm.nii.gz")
+    voxels, affine = np.asarray(image.dataobj), image.affine
+
+    def saved(name: str, image: nib.nifti1.Nifti1Image) -> Path:
+        image.header["descrip"] = b"somebody's name"
+        image.to_filename(folder / name)
+        return folder / name
+
+    scaled = nib.nifti1.Nifti1Image((voxels / voxels.max() * 3.7 + 0.2).astype(np.float64), affine)
+    scaled.header.set_data_dtype(np.int16)
+    yield saved("scaled.nii.gz", scaled), ()
+    placed = nib.nifti1.Nifti1Image(voxels, affine)
+    placed.set_sform(None, 0)
+    placed.set_qform(affine, 1)
+    yield saved("qform.nii", placed), ()
+    turned = nib.nifti1.Nifti1Image(voxels.transpose(2, 0, 1)[::-1], affine[:, [2, 0, 1, 3]])
+    yield saved("turned.nii.gz", turned), ()
+    metres = nib.nifti1.Nifti1Image(voxels, np.diag([1e-3, 1e-3, 1e-3, 1]) @ affine)
+    metres.header.set_xyzt_units("meter")
+    yield saved("metres.nii.gz", metres), ()
+    head = np.random.default_rng(0).integers(0, 30, (100, 100, 100)).astype(voxels.dtype)
+    i, j, k = voxels.shape
+    head[30 : 30 + i, 20 : 20 + j, 40 : 40 + k] = voxels
+    moved = affine.copy()
+    moved[:3, 3] -= affine[:3, :3] @ (30, 20, 40)
+    centre = moved[:3, :3] @ (30 + i / 2, 20 + j / 2, 40 + k / 2) + moved[:3, 3]
+    yield saved("head.nii.gz", nib.nifti1.Nifti1Image(head, moved)), tuple(centre.tolist())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

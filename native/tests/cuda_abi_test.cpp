@@ -1,0 +1,65 @@
+// driver.h declares what cuda.h does. Compiled where cuda.h is; there is nothing to run.
+#include <cuda.h>
+
+#include <type_traits>
+
+#include "sessions/tensorrt/driver.h"
+
+namespace {
+
+// As many arguments, each as large and as much of a pointer.
+template <class Own, class Theirs>
+struct Alike : std::false_type {};
+
+template <class... Own, class... Theirs>
+struct Alike<int (*)(Own...), CUresult (*)(Theirs...)>
+    : std::bool_constant<((sizeof(Own) == sizeof(Theirs)) && ...) &&
+                         ((std::is_pointer_v<Own> == std::is_pointer_v<Theirs>)&&...)> {};
+
+#define ALIKE(name) \
+  static_assert(Alike<decltype(rare_trt::cuda::Driver::name), decltype(&::name)>::value, #name)
+
+ALIKE(cuInit);
+ALIKE(cuDriverGetVersion);
+ALIKE(cuGetErrorName);
+ALIKE(cuDeviceGet);
+ALIKE(cuDeviceGetName);
+ALIKE(cuDeviceGetAttribute);
+ALIKE(cuDevicePrimaryCtxRetain);
+ALIKE(cuDevicePrimaryCtxRelease_v2);
+ALIKE(cuCtxPushCurrent_v2);
+ALIKE(cuCtxPopCurrent_v2);
+ALIKE(cuMemAlloc_v2);
+ALIKE(cuMemFree_v2);
+ALIKE(cuMemHostAlloc);
+ALIKE(cuMemHostGetDevicePointer_v2);
+ALIKE(cuMemFreeHost);
+ALIKE(cuMemcpyHtoDAsync_v2);
+ALIKE(cuMemcpyDtoHAsync_v2);
+ALIKE(cuMemsetD8Async);
+ALIKE(cuStreamCreate);
+ALIKE(cuStreamDestroy_v2);
+ALIKE(cuStreamSynchronize);
+ALIKE(cuEventCreate);
+ALIKE(cuEventDestroy_v2);
+ALIKE(cuEventRecord);
+ALIKE(cuEventSynchronize);
+ALIKE(cuStreamBeginCapture_v2);
+ALIKE(cuStreamEndCapture);
+ALIKE(cuGraphInstantiateWithFlags);
+ALIKE(cuGraphDestroy);
+ALIKE(cuGraphLaunch);
+ALIKE(cuGraphExecDestroy);
+
+static_assert(CUDA_SUCCESS == rare_trt::cuda::kSuccess);
+static_assert(CUDA_ERROR_OUT_OF_MEMORY == rare_trt::cuda::kOutOfMemory);
+static_assert(CU_DEVICE_ATTRIBUTE_INTEGRATED == rare_trt::cuda::kIntegrated);
+static_assert(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR == rare_trt::cuda::kCapabilityMajor);
+static_assert(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR == rare_trt::cuda::kCapabilityMinor);
+static_assert(CU_MEMHOSTALLOC_DEVICEMAP == rare_trt::cuda::kDeviceMap);
+static_assert(CU_STREAM_NON_BLOCKING == rare_trt::cuda::kNonBlocking);
+static_assert(CU_EVENT_DEFAULT == rare_trt::cuda::kDefaultEvent);
+static_assert(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL == rare_trt::cuda::kThreadLocal);
+static_assert(std::is_same_v<CUstream, rare_trt::cuda::Stream>);
+
+}  // namespace

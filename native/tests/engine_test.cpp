@@ -1,0 +1,480 @@
+// The TensorRT session, whole, over a fake driver and a fake TensorRT that compute real labels.
+//
+// The fakes refuse what the real ones refuse. What TensorRT leaves undefined they note, and the
+// test then fails; so does whatever is left on the GPU at its end.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "errors.h"
+#include "fake_tensorrt.h"
+#include "files.h"
+#include "golden.h"
+#include "segmenter.h"
+
+namespace rare_trt {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+using Bytes = std::vector<std::uint8_t>;
+
+constexpr int kOutOfMemory = 2, kLaunchFailed = 719;
+
+fs::path tiny() { return fs::path(RARE_TRT_REPOSITORY) / "tests" / "data" / "tiny_v1.rare"; }
+
+void write(const fs::path& path, const std::string& data) {
+  std::ofstream(path, std::ios::binary) << data;
+}
+
+// The small package with an engine for each of its two routes; `change` adapts their entries.
+class EnginePackage {
+ public:
+  explicit EnginePackage(const std::function<void(Json&)>& change = [](Json&) {}) {
+    const Package source = open_package(tiny());
+    Json manifest = Json::parse(read_file(tiny() / "manifest.json", 1 << 20));
+    fs::copy(tiny(), path(), fs::copy_options::recursive);
+    fs::create_directory(path() / "engines");
+    // One golden vector per route, the smallest: each test proves its engines anew.
+    auto& golden = manifest["golden"];
+    golden.erase(std::remove_if(golden.begin(), golden.end(),
+                                [](const Json& entry) { return entry.at("kind") != "min"; }),
+                 golden.end());
+    manifest["format_version"] = 2;
+    manifest["engines"] = Json::array();
+    for (const GraphEntry& graph : source.manifest.graphs) {
+      const std::string file = "engines/" + std::to_string(graph.route) + ".engine";
+      const std::string plan = (path() / graph.file).string();
+      write(path() / file, plan);
+      manifest["files"][file] = {{"sha256", sha256_hex(plan)}, {"bytes", plan.size()}};
+      Json entry = engine(source.manifest.graph_sha256(graph), graph.route, file);
+      change(entry);
+      manifest["engines"].push_back(entry);
+    }
+    write(path() / "manifest.json", manifest.dump());
+  }
+
+  fs::path path() const { return folder_.path() / "tiny.rare"; }
+  Package open() const { return open_package(path()); }
+
+ private:
+  static Json engine(const std::string& graph_sha256, int route, const std::string& file) {
+    const Json matrix = {{1, 1}, {32, 32}, {512, 512}};
+    const Json image = {{1, 1, 1, 1, 1}, {1, 1, 32, 32, 32}, {1, 1, 512, 512, 512}};
+    Json entry = {{"backend", "tensorrt"},
+                  {"precision", "fp32"},
+                  {"route", route},
+                  {"file", file},
+                  {"graph_sha256", graph_sha256},
+                  {"library", "10.13.3"},
+                  {"platform", this_platform()},
+                  {"gpu", "Fake L4"},
+                  {"compute_capabilities", {"8.9"}}};
+    entry["options"] = {{"workspace_mib", nullptr},
+                        {"optimization_level", nullptr},
+                        {"hardware_compatibility", "none"},
+                        {"version_compatible", false},
+                        {"tf32", false},
+                        {"static_shapes", false}};
+    entry["profile"]["image"] = image;
+    for (const char* name : {"in_i", "in_j", "in_k", "out_i", "out_j", "out_k"}) {
+      entry["profile"][name] = matrix;
+    }
+    return entry;
+  }
+
+  TemporaryFolder folder_;
+};
+
+// A GPU of its own, a fresh cache, and nothing left behind.
+struct FreshGpu {
+  FreshGpu() {
+    fake_reset();
+    fake_set_device("Fake L4", 8, 9, 0, std::size_t{8} << 30);
+    FakeTensorRt::instance() = FakeTensorRt();
+    const char* named = std::getenv("RARE_TRT_CACHE");
+    if (named != nullptr) before = named;
+    setenv("RARE_TRT_CACHE", (cache.path() / "cache").c_str(), 1);
+  }
+  ~FreshGpu() {
+    setenv("RARE_TRT_CACHE", before.c_str(), 1);
+    for (const auto& violation : FakeTensorRt::instance().violations)
+      CHECK_MESSAGE(false, violation);
+    CHECK(FakeTensorRt::instance().live_contexts == 0);
+    CHECK(FakeTensorRt::instance().live_engines == 0);
+    CHECK(fake_live_device_bytes() == 0);
+    CHECK(fake_live_host_bytes() == 0);
+    CHECK(fake_live_handles() == 0);
+    CHECK(fake_pending() == 0);
+  }
+
+  TemporaryFolder cache;
+  std::string before;
+};
+
+// A golden scan of the package: real anatomy.
+struct Scan {
+  Scan() : volume(read()) {}
+
+  static GoldenVolume read() {
+    const Package package = open_package(tiny());
+    const auto& golden = package.manifest.golden;
+    const auto typical = std::find_if(golden.begin(), golden.end(), [](const auto& entry) {
+      return entry.scan == "golden/route0_typical.nii.gz";
+    });
+    REQUIRE(typical != golden.end());
+    return golden_volume(package.read(typical->scan), typical->scan);
+  }
+
+  // The first voxels along each axis: another shape, another bucket.
+  std::pair<Voxels, Grid> cropped(const Shape& shape) const {
+    return {volume.voxels().part({{0, 0, 0}, shape}), volume.grid.box({0, 0, 0}, shape)};
+  }
+
+  GoldenVolume volume;
+};
+
+struct Answer {
+  Bytes labels;
+  Report report;
+};
+
+Answer ask(Segmenter& segmenter, const std::pair<Voxels, Grid>& scan, int route) {
+  const auto [ni, nj, nk] = scan.second.shape();
+  Answer answer{Bytes(static_cast<std::size_t>(ni * nj * nk), 99), {}};
+  const Labels labels = {answer.labels.data(), scan.second.shape(), {nj * nk, nk, 1}};
+  segmenter.segment(scan.first, scan.second, {route, {}}, labels, answer.report);
+  return answer;
+}
+
+Answer ask(Segmenter& segmenter, int route) {
+  const Scan scan;
+  return ask(segmenter, scan.cropped(scan.volume.grid.shape()), route);
+}
+
+// What OpenVINO answers to the same part of the same scan.
+const Bytes& expected(const std::pair<Voxels, Grid>& scan, int route) {
+  static Segmenter known(open_package(tiny()), Backend::openvino, 0, [](const std::string&) {});
+  static std::map<std::pair<Shape, int>, Bytes> answers;
+  Bytes& answer = answers[{scan.second.shape(), route}];
+  if (answer.empty()) answer = ask(known, scan, route).labels;
+  return answer;
+}
+
+const Bytes& expected(int route) {
+  const Scan scan;
+  return expected(scan.cropped(scan.volume.grid.shape()), route);
+}
+
+// A segmenter, and what it warned of.
+struct Warned {
+  explicit Warned(const EnginePackage& package, Backend backend = Backend::tensorrt,
+                  std::uint64_t limit = 0)
+      : segmenter(package.open(), backend, limit,
+                  [this](const std::string& warning) { warnings.push_back(warning); }) {}
+
+  std::vector<std::string> warnings;
+  Segmenter segmenter;
+};
+
+TEST_CASE("engines answer as OpenVINO does") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  Warned on_gpu(package);
+  for (const int route : {0, 1}) {
+    const Answer answer = ask(on_gpu.segmenter, route);
+    CHECK(answer.report.backend == "tensorrt");
+    CHECK(answer.report.arithmetic == "fp32");
+    CHECK(answer.labels == expected(route));
+    CHECK(
+        std::any_of(answer.labels.begin(), answer.labels.end(), [](auto one) { return one != 0; }));
+  }
+  CHECK(on_gpu.warnings.empty());
+}
+
+TEST_CASE("auto prefers the engine, and OpenVINO can be asked for") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  Warned best(package, Backend::automatic), asked(package, Backend::openvino);
+  CHECK(ask(best.segmenter, 0).report.backend == "tensorrt");
+  CHECK(ask(asked.segmenter, 0).report.backend == "openvino");
+}
+
+TEST_CASE("a repeated shape is a graph launch, and scans of one bucket share it") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  Warned on_gpu(package);
+  const Scan scan;
+  const auto [i, j, k] = scan.volume.grid.shape();
+  const Shape less = {i, j, k - 1};
+  const Bytes known = expected(scan.cropped(less), 1);
+  for (int run = 0; run < 3; ++run) ask(on_gpu.segmenter, 1);
+  const long captured = fake_calls("cuStreamBeginCapture_v2"),
+             launched = fake_calls("cuGraphLaunch");
+  const int enqueued = FakeTensorRt::instance().enqueued;
+  for (int run = 0; run < 3; ++run) {
+    CHECK(ask(on_gpu.segmenter, scan.cropped(less), 1).labels == known);
+  }
+  CHECK(fake_calls("cuStreamBeginCapture_v2") == captured);
+  CHECK(fake_calls("cuGraphLaunch") == launched + 3);
+  CHECK(FakeTensorRt::instance().enqueued == enqueued);
+}
+
+TEST_CASE("what answers wrongly does not pass the proof") {
+  for (const char* spoil : {"zeros", "nothing", "replays"}) {
+    CAPTURE(spoil);
+    const FreshGpu machine;
+    const EnginePackage package;
+    FakeTensorRt::instance().spoil = spoil;
+    Warned asked(package), best(package, Backend::automatic);
+    CHECK_THROWS_AS(ask(asked.segmenter, 0), BackendError);
+    const Answer answer = ask(best.segmenter, 0);
+    CHECK(answer.report.backend == "openvino");
+    CHECK(answer.labels == expected(0));
+    REQUIRE(best.warnings.size() == 1);
+    CHECK(best.warnings[0].find("tensorrt fp32 is not used for route 0 any more") == 0);
+    CHECK(ask(best.segmenter, 0).report.backend == "openvino");
+    CHECK(best.warnings.size() == 1);
+  }
+}
+
+TEST_CASE("a run that writes nothing later on is no answer either") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  Warned on_gpu(package);
+  ask(on_gpu.segmenter, 0);
+  FakeTensorRt::instance().spoil = "nothing";
+  CHECK_THROWS_WITH_AS(
+      ask(on_gpu.segmenter, 0),
+      "tensorrt fp32 on route 0 left label 255 in its answer; expected 0 to 2: run "
+      "`rare-trt verify`, then build the engine again",
+      BackendError);
+  FakeTensorRt::instance().spoil = "";
+  CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
+}
+
+TEST_CASE("every fault of CUDA ends a run, and the next one is right") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  Warned on_gpu(package);
+  const Bytes known = expected(0);
+  for (int run = 0; run < 3; ++run) ask(on_gpu.segmenter, 0);
+  for (const char* function : {"cuGraphLaunch", "cuEventRecord", "cuEventSynchronize"}) {
+    CAPTURE(function);
+    for (const int code : {kLaunchFailed, kOutOfMemory}) {
+      fake_fail(function, code, 0);
+      CHECK_THROWS_AS(ask(on_gpu.segmenter, 0), BackendError);
+      for (int run = 0; run < 3; ++run) CHECK(ask(on_gpu.segmenter, 0).labels == known);
+    }
+  }
+  // The first run of a shape is queued plainly.
+  for (const char* function :
+       {"cuMemcpyHtoDAsync_v2", "cuMemsetD8Async", "cuLaunchHostFunc", "cuMemcpyDtoHAsync_v2"}) {
+    CAPTURE(function);
+    Warned fresh(package);
+    fake_fail(function, kLaunchFailed, 0);
+    CHECK_THROWS_AS(ask(fresh.segmenter, 0), BackendError);
+    CHECK(ask(fresh.segmenter, 0).labels == known);
+  }
+  fake_fail("cuCtxPushCurrent_v2", kLaunchFailed, 0);
+  CHECK_THROWS_AS(ask(on_gpu.segmenter, 0), BackendError);
+  CHECK(ask(on_gpu.segmenter, 0).labels == known);
+}
+
+TEST_CASE("every fault while a session is opened leaves nothing behind") {
+  const EnginePackage package;
+  for (const char* function :
+       {"cuInit", "cuDeviceGet", "cuDeviceGetName", "cuDriverGetVersion", "cuDeviceGetAttribute",
+        "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuStreamCreate", "cuEventCreate",
+        "cuMemAlloc_v2", "cuMemHostAlloc", "cuMemHostGetDevicePointer_v2"}) {
+    for (const long after : {0L, 1L}) {
+      CAPTURE(function);
+      CAPTURE(after);
+      const FreshGpu machine;
+      Warned on_gpu(package);
+      fake_fail(function, kOutOfMemory, after);
+      try {
+        const Answer answer = ask(on_gpu.segmenter, 0);
+        CHECK(answer.labels == expected(0));
+      } catch (const BackendError& error) {
+        CHECK(std::string(error.what()).size() > 20);
+      }
+      fake_clear_failures();
+    }
+  }
+}
+
+TEST_CASE("every refusal of TensorRT is a sentence, and the next run is right") {
+  for (const char* function :
+       {"open", "load", "create_context", "set_input_shape", "unknown_inputs", "labels_shape",
+        "scratch_bytes", "set_address", "enqueue"}) {
+    CAPTURE(function);
+    const FreshGpu machine;
+    const EnginePackage package;
+    Warned on_gpu(package);
+    FakeTensorRt::instance().fail(function);
+    CHECK_THROWS_AS(ask(on_gpu.segmenter, 0), BackendError);
+    CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
+  }
+}
+
+TEST_CASE("where no CUDA graph can be made, runs are queued one by one") {
+  for (const char* function : {"cuStreamBeginCapture_v2", "cuGraphInstantiateWithFlags"}) {
+    CAPTURE(function);
+    const FreshGpu machine;
+    const EnginePackage package;
+    Warned on_gpu(package);
+    fake_fail(function, kLaunchFailed, 0);
+    for (int run = 0; run < 4; ++run) CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
+    REQUIRE(on_gpu.warnings.size() == 1);
+    CHECK(on_gpu.warnings[0].find("no CUDA graph could be made") == 0);
+  }
+}
+
+TEST_CASE("a growing arena renews addresses and graphs") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  Warned on_gpu(package);
+  const Scan scan;
+  const auto [i, j, k] = scan.volume.grid.shape();
+  const auto small = scan.cropped({24, 32, 24});
+  const Bytes known = expected(small, 0);
+  for (int round = 0; round < 2; ++round) {
+    for (int run = 0; run < 3; ++run) CHECK(ask(on_gpu.segmenter, small, 0).labels == known);
+    ask(on_gpu.segmenter, scan.cropped({i, j, k}), 0);
+  }
+}
+
+TEST_CASE("the number of buckets is bounded") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  Warned on_gpu(package);
+  const Scan scan;
+  const auto [i, j, k] = scan.volume.grid.shape();
+  for (std::int64_t smaller = 0; smaller < 12; ++smaller) {
+    const auto other = scan.cropped({i - smaller, j - smaller, k});
+    CHECK(ask(on_gpu.segmenter, other, 0).labels == expected(other, 0));
+  }
+  CHECK(FakeTensorRt::instance().live_contexts <= 8);
+}
+
+TEST_CASE("engines make room for each other") {
+  const EnginePackage package;
+  std::size_t arena = 0;
+  {
+    const FreshGpu machine;
+    Warned on_gpu(package);
+    for (const int route : {0, 1}) ask(on_gpu.segmenter, route);
+    CHECK(FakeTensorRt::instance().live_engines == 2);
+    arena = fake_live_device_bytes();
+  }
+  {
+    // One engine beside the arena; a plan counts by its bytes.
+    const FreshGpu machine;
+    const std::size_t plan = fs::file_size(package.path() / "engines" / "0.engine");
+    Warned on_gpu(package, Backend::tensorrt, arena - 2 * 4096 + plan);
+    for (const int route : {0, 1, 0, 1}) {
+      CHECK(ask(on_gpu.segmenter, route).labels == expected(route));
+      CHECK(FakeTensorRt::instance().live_engines == 1);
+    }
+  }
+  {
+    const FreshGpu machine;
+    Warned on_gpu(package, Backend::tensorrt, 1 << 16);
+    CHECK_THROWS_AS(ask(on_gpu.segmenter, 0), BackendError);
+  }
+  {
+    // The GPU itself is full when the second engine is loaded.
+    const FreshGpu machine;
+    Warned on_gpu(package);
+    ask(on_gpu.segmenter, 0);
+    FakeTensorRt::instance().fail("load");
+    CHECK(ask(on_gpu.segmenter, 1).labels == expected(1));
+    CHECK(FakeTensorRt::instance().live_engines == 1);
+    CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
+  }
+}
+
+TEST_CASE("a GPU that shares the host's memory reads and writes it in place") {
+  const FreshGpu machine;
+  fake_set_device("Fake L4", 8, 9, 1, std::size_t{8} << 30);
+  const EnginePackage package;
+  Warned on_gpu(package);
+  for (int run = 0; run < 3; ++run) CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
+  CHECK(fake_calls("cuMemcpyHtoDAsync_v2") == 0);
+  CHECK(fake_calls("cuMemcpyDtoHAsync_v2") == 0);
+}
+
+TEST_CASE("a scan beyond the profile is OpenVINO's, the next one the engine's again") {
+  const FreshGpu machine;
+  const EnginePackage package([](Json& entry) {
+    entry["profile"]["image"][2] = {1, 1, 32, 512, 512};
+  });
+  Warned best(package, Backend::automatic), asked(package);
+  const Scan scan;
+  const auto small = scan.cropped({26, 40, 30});
+  CHECK(ask(best.segmenter, small, 0).report.backend == "tensorrt");
+  CHECK(ask(best.segmenter, 0).report.backend == "openvino");
+  REQUIRE(best.warnings.size() == 1);
+  CHECK(best.warnings[0].find("tensorrt fp32 cannot answer this scan; openvino fp32 answers") == 0);
+  CHECK(ask(best.segmenter, small, 0).report.backend == "tensorrt");
+  CHECK_THROWS_AS(ask(asked.segmenter, 0), ShapeError);
+}
+
+TEST_CASE("engines that do not fit are named once before OpenVINO answers") {
+  const FreshGpu machine;
+  fake_set_device("Another GPU", 8, 9, 0, std::size_t{8} << 30);
+  const EnginePackage package;
+  Warned best(package, Backend::automatic), asked(package);
+  for (const int route : {0, 1}) CHECK(ask(best.segmenter, route).report.backend == "openvino");
+  REQUIRE(best.warnings.size() == 1);
+  CHECK(best.warnings[0].find("built on Fake L4; this is Another GPU") != std::string::npos);
+  CHECK_THROWS_AS(ask(asked.segmenter, 0), BackendError);
+}
+
+TEST_CASE("without a GPU OpenVINO answers") {
+  const FreshGpu machine;
+  fake_set_devices(0);
+  const EnginePackage package;
+  Warned best(package, Backend::automatic), asked(package);
+  CHECK(ask(best.segmenter, 0).report.backend == "openvino");
+  CHECK(best.warnings.size() == 1);
+  CHECK_THROWS_AS(ask(asked.segmenter, 0), BackendError);
+}
+
+TEST_CASE("a tampered engine is never loaded") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  write(package.path() / "engines" / "0.engine", "something else");
+  Warned best(package, Backend::automatic);
+  CHECK_THROWS_AS(ask(best.segmenter, 0), PackageError);
+}
+
+TEST_CASE("two threads share one GPU") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  Warned on_gpu(package);
+  const Bytes known[2] = {expected(0), expected(1)};
+  std::atomic<int> wrong = 0;
+  const auto work = [&](int first) {
+    for (int run = 0; run < 4; ++run) {
+      const int route = (first + run) % 2;
+      wrong += ask(on_gpu.segmenter, route).labels != known[route];
+    }
+  };
+  std::thread other(work, 1);
+  work(0);
+  other.join();
+  CHECK(wrong == 0);
+}
+
+}  // namespace
+}  // namespace rare_trt

@@ -1,0 +1,293 @@
+// Hashes, bounded reads, the cache, packages and golden vectors: what touches the disk.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "cache.h"
+#include "errors.h"
+#include "files.h"
+#include "golden.h"
+#include "package.h"
+
+namespace rare_trt {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path tiny() { return fs::path(RARE_TRT_REPOSITORY) / "tests" / "data" / "tiny_v1.rare"; }
+
+// A folder that the cache takes for its own as long as this object is there.
+struct CacheFolder {
+  CacheFolder() : before(std::getenv("RARE_TRT_CACHE")) {
+    setenv("RARE_TRT_CACHE", (folder.path() / "cache").c_str(), 1);
+  }
+  ~CacheFolder() {
+    if (before == nullptr) {
+      unsetenv("RARE_TRT_CACHE");
+    } else {
+      setenv("RARE_TRT_CACHE", kept.c_str(), 1);
+    }
+  }
+
+  std::vector<fs::path> files() const {
+    std::vector<fs::path> found;
+    for (const auto& entry : fs::directory_iterator(folder.path() / "cache")) {
+      found.push_back(entry.path());
+    }
+    return found;
+  }
+
+  TemporaryFolder folder;
+  const char* before;
+  std::string kept = before == nullptr ? "" : before;
+};
+
+void write(const fs::path& path, const std::string& data) {
+  std::ofstream(path, std::ios::binary) << data;
+}
+
+std::string gzipped(const std::string& data) {
+  z_stream stream{};
+  deflateInit2(&stream, 1, Z_DEFLATED, 16 + MAX_WBITS, 8, Z_DEFAULT_STRATEGY);
+  std::string out(deflateBound(&stream, data.size()), '\0');
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(data.data()));
+  stream.avail_in = static_cast<uInt>(data.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = static_cast<uInt>(out.size());
+  deflate(&stream, Z_FINISH);
+  out.resize(stream.total_out);
+  deflateEnd(&stream);
+  return out;
+}
+
+TEST_CASE("the hash is SHA-256") {
+  CHECK(sha256_hex("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  CHECK(sha256({"a", "", "bc"}) == sha256({"abc"}));
+  CHECK(sha256({}).size() == 32);
+}
+
+TEST_CASE("no more of a file is read than asked for") {
+  const TemporaryFolder folder;
+  const fs::path path = folder.path() / "file";
+  write(path, std::string(100000, 'x'));
+  CHECK(read_file(path, 100000).size() == 100000);
+  CHECK(read_file(path, 200000).size() == 100000);
+  CHECK(read_file(path, 10).size() == 11);
+  CHECK_THROWS_AS(read_file(folder.path(), 10), fs::filesystem_error);
+  CHECK_THROWS_AS(read_file(folder.path() / "none", 10), fs::filesystem_error);
+}
+
+TEST_CASE("a file is written whole, or not at all") {
+  const TemporaryFolder folder;
+  write_file(folder.path() / "file", "one");
+  write_file(folder.path() / "file", "two");
+  CHECK(read_file(folder.path() / "file", 10) == "two");
+  CHECK_THROWS_AS(write_file(folder.path() / "none" / "file", "three"), fs::filesystem_error);
+  CHECK(std::distance(fs::directory_iterator(folder.path()), fs::directory_iterator()) == 1);
+}
+
+TEST_CASE("the cache gives back what it was given, and only that") {
+  const CacheFolder own;
+  const Cache cache;
+  CHECK_FALSE(cache.load({"a", "b"}));
+  cache.store({"a", "b"}, "content");
+  cache.store({"ab"}, "");
+  CHECK(cache.load({"a", "b"}) == "content");
+  CHECK(cache.load({"ab"}) == "");
+  CHECK_FALSE(cache.load({"a"}));
+}
+
+TEST_CASE("the cache is Python's: names and contents are") {
+  const CacheFolder own;
+  const Cache cache;
+  cache.store({"openvino", "x"}, "blob");
+  const auto files = own.files();
+  REQUIRE(files.size() == 1);
+  const std::string key("openvino\0x", 10);
+  const std::string name = sha256_hex(key + std::string(2, '\0')) + ".bin";
+  CHECK(files[0].filename() == name);
+  CHECK(read_file(files[0], 100) == sha256({key + std::string(2, '\0'), "blob"}) + "blob");
+}
+
+TEST_CASE("a damaged file of the cache is none") {
+  const CacheFolder own;
+  const Cache cache;
+  cache.store({"a"}, "content");
+  const fs::path path = own.files().front();
+  std::string data = read_file(path, 1000);
+  data.back() ^= 1;
+  write(path, data);
+  CHECK_FALSE(cache.load({"a"}));
+  write(path, "short");
+  CHECK_FALSE(cache.load({"a"}));
+}
+
+TEST_CASE("a cache that others may write to is not used") {
+  const CacheFolder own;
+  const Cache cache;
+  cache.store({"a"}, "content");
+  const fs::path folder = own.files().front().parent_path();
+  struct stat state {};
+  REQUIRE(stat(folder.c_str(), &state) == 0);
+  CHECK((state.st_mode & 0777) == 0700);
+  chmod(folder.c_str(), 0777);
+  CHECK_FALSE(cache.load({"a"}));
+  cache.store({"b"}, "content");
+  CHECK(own.files().size() == 1);
+}
+
+TEST_CASE("a package's files are held to their hashes") {
+  const TemporaryFolder folder;
+  const fs::path copy = folder.path() / "tiny.rare";
+  fs::copy(tiny(), copy, fs::copy_options::recursive);
+  const Package package = open_package(copy);
+  CHECK(package.manifest.name == "tiny_v1");
+  const std::string name = package.manifest.golden[0].scan;
+  std::string data = package.read(name);
+  CHECK(data.size() > 100);
+  data[50] ^= 1;
+  write(copy / name, data);
+  CHECK_THROWS_AS(package.read(name), PackageError);
+  write(copy / name, data + "more");
+  CHECK_THROWS_AS(package.read(name), PackageError);
+  fs::remove(copy / name);
+  CHECK_THROWS_AS(package.read(name), PackageError);
+  // No link is followed, whatever it leads to.
+  const fs::path outside = folder.path() / "outside";
+  fs::copy(tiny() / name, outside);
+  fs::create_symlink(outside, copy / name);
+  CHECK_THROWS_AS(package.read(name), PackageError);
+  fs::remove(copy / name);
+  fs::copy(outside, copy / "inside");
+  fs::create_symlink(copy / "inside", copy / name);
+  CHECK_THROWS_AS(package.read(name), PackageError);
+  fs::remove(copy / name);
+  fs::rename(copy / "inside", copy / name);
+  CHECK_NOTHROW(package.read(name));
+  const fs::path golden = copy / fs::path(name).parent_path();
+  fs::rename(golden, folder.path() / "elsewhere");
+  fs::create_directory_symlink(folder.path() / "elsewhere", golden);
+  CHECK_THROWS_AS(package.read(name), PackageError);
+}
+
+TEST_CASE("a pipe in the place of a file is refused at once") {
+  const TemporaryFolder folder;
+  const fs::path copy = folder.path() / "tiny.rare";
+  fs::copy(tiny(), copy, fs::copy_options::recursive);
+  const Package package = open_package(copy);
+  const std::string name = package.manifest.golden[0].scan;
+  fs::remove(copy / name);
+  REQUIRE(mkfifo((copy / name).c_str(), 0600) == 0);
+  CHECK_THROWS_AS(package.read(name), PackageError);
+}
+
+TEST_CASE("what a killed process left is taken over; what a living one writes is not") {
+  const TemporaryFolder folder;
+  const fs::path path = folder.path() / "a.bin", part = folder.path() / ".a.bin.part";
+  write(part, "half");
+  write_file(path, "whole");
+  CHECK(read_file(path, 100) == "whole");
+  CHECK_FALSE(fs::exists(part));
+  write(part, "half");
+  const int living = open(part.c_str(), O_RDONLY);
+  REQUIRE(flock(living, LOCK_EX) == 0);
+  CHECK_THROWS_AS(write_file(path, "new"), fs::filesystem_error);
+  CHECK(read_file(path, 100) == "whole");
+  CHECK(read_file(part, 100) == "half");
+  close(living);
+  write_file(path, "new");
+  CHECK(read_file(path, 100) == "new");
+}
+
+TEST_CASE("every byte of a sealed manifest counts") {
+  std::string tiny_manifest = read_file(tiny() / "manifest.json", 1 << 20);
+  const std::string old = "\"format_version\": 1,";
+  tiny_manifest.replace(tiny_manifest.find(old), old.size(),
+                        "\"format_version\": 4,\n \"engines\": [],\n \"calibration\": [],");
+  const std::string body = tiny_manifest.substr(0, tiny_manifest.rfind("\n}"));
+  const std::string sealed = body + ",\n \"sha256\": \"" + sha256_hex(body) + "\"\n}\n";
+  REQUIRE_NOTHROW(manifest_from_json(sealed));
+  for (std::size_t at = 0; at < sealed.size(); ++at) {
+    std::string changed = sealed;
+    changed[at] = static_cast<char>(changed[at] ^ (1 << at % 8));
+    CAPTURE(at);
+    CHECK_THROWS_AS(manifest_from_json(changed), PackageError);
+  }
+  for (const std::string& changed : {sealed + " ", sealed.substr(0, sealed.size() - 1), "\n" + sealed,
+                                     body + "\n}\n", std::string()}) {
+    CHECK_THROWS_AS(manifest_from_json(changed), PackageError);
+  }
+}
+
+TEST_CASE("a package that is none says so") {
+  const TemporaryFolder folder;
+  CHECK_THROWS_AS(open_package(folder.path() / "none"), PackageError);
+  CHECK_THROWS_AS(open_package(folder.path()), PackageError);
+  write(folder.path() / "manifest.json", std::string(2 << 20, ' '));
+  CHECK_THROWS_AS(open_package(folder.path()), PackageError);
+  // So deep that a walk by recursion would leave the stack.
+  std::string deep;
+  for (int level = 0; level < 150000; ++level) deep += R"({"a":)";
+  write(folder.path() / "manifest.json", deep + "1" + std::string(150000, '}'));
+  CHECK_THROWS_AS(open_package(folder.path()), PackageError);
+  fs::remove(folder.path() / "manifest.json");
+  fs::create_directory(folder.path() / "manifest.json");
+  CHECK_THROWS_AS(open_package(folder.path()), PackageError);
+}
+
+TEST_CASE("the packages that ship are read whole") {
+  const fs::path shipped = fs::path(RARE_TRT_REPOSITORY) / "rare_trt" / "packages";
+  for (const fs::path& folder : {tiny(), shipped / "hippocampus.rare"}) {
+    const Package package = open_package(folder);
+    for (const auto& [name, entry] : package.manifest.files) CHECK_NOTHROW(package.read(name));
+    for (const auto& entry : package.manifest.golden) {
+      const GoldenVolume scan = golden_volume(package.read(entry.scan), entry.scan);
+      const auto [ni, nj, nk] = scan.grid.shape();
+      CHECK(scan.channels == 1);
+      CHECK(scan.bytes.size() == static_cast<std::size_t>(ni * nj * nk));
+      const double spacing = package.route(entry.route).spacing_mm;
+      CHECK(scan.grid.spacing_mm() == Triple{spacing, spacing, spacing});
+    }
+  }
+}
+
+TEST_CASE("golden vectors that are none are refused") {
+  const Package package = open_package(tiny());
+  const std::string name = package.manifest.golden[0].scan;
+  const std::string good = package.read(name);
+  std::string plain(1 << 20, '\0');
+  {
+    const TemporaryFolder folder;
+    write(folder.path() / "scan.nii.gz", good);
+    gzFile file = gzopen((folder.path() / "scan.nii.gz").c_str(), "rb");
+    plain.resize(static_cast<std::size_t>(gzread(file, plain.data(), 1 << 20)));
+    gzclose(file);
+  }
+  REQUIRE_NOTHROW(golden_volume(gzipped(plain), name));
+  CHECK_THROWS_AS(golden_volume("", name), PackageError);
+  CHECK_THROWS_AS(golden_volume(plain, name), PackageError);
+  CHECK_THROWS_AS(golden_volume(good.substr(0, good.size() / 2), name), PackageError);
+  CHECK_THROWS_AS(golden_volume(gzipped(plain.substr(0, 300)), name), PackageError);
+  CHECK_THROWS_AS(golden_volume(gzipped(plain + "x"), name), PackageError);
+  CHECK_THROWS_AS(golden_volume(gzipped(std::string((1 << 28) + 1000, 'x')), name), PackageError);
+  // Axes, an axis, type, offset, slope, unit, sform code, a column of the affine, magic.
+  for (const std::size_t at : {40U, 42U, 70U, 110U, 114U, 123U, 254U, 344U}) {
+    CAPTURE(at);
+    std::string damaged = plain;
+    damaged[at] = at == 254 ? '\0' : static_cast<char>(damaged[at] ^ 0x55);
+    CHECK_THROWS_AS(golden_volume(gzipped(damaged), name), PackageError);
+  }
+  std::string flat = plain;
+  flat.replace(280, 48, std::string(48, '\0'));
+  CHECK_THROWS_AS(golden_volume(gzipped(flat), name), PackageError);
+}
+
+}  // namespace
+}  // namespace rare_trt

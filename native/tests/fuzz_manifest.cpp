@@ -1,0 +1,16 @@
+// A libFuzzer target: no bytes make the manifest's reader do anything but accept or refuse them.
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "errors.h"
+#include "manifest.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  try {
+    rare_trt::manifest_from_json({reinterpret_cast<const char*>(data), size});
+  } catch (const rare_trt::PackageError&) {
+    return 0;
+  }
+  return 0;
+}

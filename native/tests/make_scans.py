@@ -1,0 +1,226 @@
+"""Writes real scans and what Python answers to them, for the C++ library to answer as well.
+
+    python native/tests/make_scans.py FOLDER
+
+Scans are raw arrays with their strides, listed in FOLDER/index.json. The examples are always among
+them; with ../shared/data/hippocampus there, 20 scans of it at four spacings too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rare_trt import Grid, Scan, Segmenter, Volume, read_scan
+from rare_trt.geometry import Triple
+from rare_trt.manifest import Manifest
+from rare_trt.package import Package, open_package, write_package
+from rare_trt.training.averaging import averaged, fitted
+
+REPOSITORY: Final = Path(__file__).parents[2]
+REAL: Final = REPOSITORY.parent / "shared" / "data" / "hippocampus" / "images"
+REAL_SCANS: Final = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A scan in memory, and how it is to be segmented."""
+
+    name: str
+    package: str
+    volume: Volume
+    route: int | None = None
+    at_mm: Triple | None = None
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    packages = written_packages(folder)
+    segmenters = {name: Segmenter(package, "openvino") for name, package in packages.items()}
+    listed = [answered(question, segmenters[question.package], folder) for question in questions()]
+    paths = {name: str(package.folder.resolve()) for name, package in packages.items()}
+    index = {"packages": paths, "scans": listed}
+    (folder / "index.json").write_text(json.dumps(index, indent=1))
+
+
+def written_packages(folder: Path) -> dict[str, Package]:
+    """The packages that scans are segmented with: as shipped, of format 1, tiled, and with another
+    arithmetic first."""
+    shipped = open_package("hippocampus")
+    tiny = open_package(REPOSITORY / "tests" / "data" / "tiny_v1.rare")
+    return {
+        "hippocampus": shipped,
+        "tiny": tiny,
+        "tiled": rewritten(tiny, tiled(tiny.manifest), folder / "tiled.rare"),
+        "reordered": rewritten(shipped, reordered(shipped.manifest), folder / "reordered.rare"),
+    }
+
+
+def rewritten(package: Package, manifest: Manifest, folder: Path) -> Package:
+    contents = {name: package.read(name) for name in package.manifest.files}
+    return write_package(folder, manifest, contents, overwrite=True)
+
+
+def tiled(manifest: Manifest) -> Manifest:
+    """The largest working shape is so small that every scan takes several, of a network about which
+    too little is said to reckon whether memory would hold more."""
+    routes = tuple(
+        replace(route, profile=replace(route.profile, max=route.profile.min))
+        for route in manifest.routes
+    )
+    loose = tuple(replace(golden, max_disagreement={"fp32": 0.5}) for golden in manifest.golden)
+    network = {name: value for name, value in manifest.model.network.items() if name != "filters"}
+    model = replace(manifest.model, network=network)
+    return replace(manifest, model=model, routes=routes, golden=loose)
+
+
+def reordered(manifest: Manifest) -> Manifest:
+    """The second fastest way to run each route is the first to be taken."""
+    entries = tuple(
+        replace(entry, variants=(*entry.variants[1:], *entry.variants[:1]))
+        for entry in manifest.calibration
+    )
+    return replace(manifest, calibration=entries)
+
+
+def questions() -> Iterator[Question]:
+    one = read_scan(REPOSITORY / "examples" / "hippocampus_1mm.nii.gz").volume
+    two = read_scan(REPOSITORY / "examples" / "hippocampus_2mm.nii.gz").volume
+    yield Question("example at 1 mm", "hippocampus", one)
+    yield Question("example at 2 mm", "hippocampus", two)
+    for route in range(4):
+        yield Question(f"1 mm on route {route}", "hippocampus", one, route=route)
+    yield from in_other_memory(one)
+    yield from elsewhere(one)
+    for name in ("tiny", "tiled", "reordered"):
+        yield Question(f"1 mm, {name}", name, one)
+        yield Question(f"2 mm, {name}", name, two)
+    if REAL.is_dir():
+        yield from real_scans()
+
+
+def in_other_memory(one: Volume) -> Iterator[Question]:
+    """The same scan in other types and orders of memory, and on turned axes."""
+    values = one.voxels.astype(np.float64)
+    for dtype in (np.uint8, np.int16, np.int32, np.uint32, np.int64, np.float32, np.float64):
+        scaled = values / values.max() * 250 if dtype == np.uint8 else values
+        voxels = np.ascontiguousarray(scaled.astype(dtype))
+        yield Question(f"1 mm as {np.dtype(dtype).name}", "hippocampus", Volume(voxels, one.grid))
+    offset = Volume(values + 1e7, one.grid)
+    yield Question("1 mm with an offset", "hippocampus", offset)
+    for order in ((2, 0, 1), (1, 0, 2)):
+        yield Question(f"1 mm, axes {order}", "hippocampus", turned(one, order))
+    gaps = np.zeros((*one.grid.shape, 3), one.voxels.dtype)
+    gaps[..., 1] = one.voxels
+    yield Question("1 mm with gaps", "hippocampus", Volume(gaps[..., 1], one.grid))
+
+
+def turned(volume: Volume, order: tuple[int, int, int]) -> Volume:
+    """The scan with its voxel axes in another order, the first one backwards in memory."""
+    voxels = volume.voxels.transpose(order)[::-1]
+    affine = volume.grid.affine[:, [*order, 3]].copy()
+    affine[:3, 3] += affine[:3, 0] * (voxels.shape[0] - 1)
+    affine[:3, 0] *= -1
+    i, j, k = voxels.shape
+    return Volume(voxels, Grid((i, j, k), affine))
+
+
+def elsewhere(one: Volume) -> Iterator[Question]:
+    """The scan tilted, padded, of other spacings, and within a larger one."""
+    affine = one.grid.affine.copy()
+    c, s = np.cos(0.3), np.sin(0.3)
+    affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ affine[:3, :3]
+    yield Question("1 mm, tilted", "hippocampus", Volume(one.voxels, Grid(one.grid.shape, affine)))
+    padded = np.pad(one.voxels, 5)
+    grid = one.grid.box((-5, -5, -5), one.grid.shape)
+    i, j, k = padded.shape
+    yield Question("1 mm, padded", "hippocampus", Volume(padded, Grid((i, j, k), grid.affine)))
+    for spacing in ((1.0, 1.0, 0.8), (1.3, 1.1, 1.2), (0.9, 1.25, 1.5)):
+        stretched = one.grid.regridded(spacing, one.grid.shape)
+        yield Question(f"spacing {spacing}", "hippocampus", Volume(one.voxels, stretched))
+    thick = np.ascontiguousarray(one.voxels[:, :, ::4])
+    affine = one.grid.affine.copy()
+    affine[:3, 2] *= 4
+    i, j, k = thick.shape
+    yield Question("slices of 4 mm", "hippocampus", Volume(thick, Grid((i, j, k), affine)))
+    noise = np.random.default_rng(5).integers(0, 40, (90, 110, 100)).astype(one.voxels.dtype)
+    i, j, k = one.grid.shape
+    noise[30 : 30 + i, 25 : 25 + j, 35 : 35 + k] = one.voxels
+    grid = Grid(noise.shape, one.grid.box((-30, -25, -35), one.grid.shape).affine)
+    x, y, z = grid.world_mm(np.array([30 + i / 2, 25 + j / 2, 35 + k / 2])).tolist()
+    yield Question("around a point", "hippocampus", Volume(noise, grid), at_mm=(x, y, z))
+
+
+def real_scans() -> Iterator[Question]:
+    """Scans of the shared data as they are and averaged to 2, 4 and 8 mm."""
+    files = sorted(REAL.glob("*.nii.gz"))
+    for path in files[:: len(files) // REAL_SCANS][:REAL_SCANS]:
+        volume = read_scan(path).volume
+        name = path.name.removesuffix(".nii.gz")
+        yield Question(f"{name} at 1 mm", "hippocampus", volume)
+        whole, _ = fitted(
+            volume.voxels[None].astype(np.float32), np.zeros(volume.grid.shape, np.uint8), 8
+        )
+        for factor in (2, 4, 8):
+            voxels = averaged(whole, factor)[0]
+            i, j, k = voxels.shape
+            affine = volume.grid.affine.copy()
+            affine[:3, :3] *= factor
+            affine[:3, 3] = volume.grid.world_mm(np.full(3, (factor - 1) / 2))
+            grid = Grid((i, j, k), affine)
+            yield Question(f"{name} at {factor} mm", "hippocampus", Volume(voxels, grid))
+
+
+def answered(question: Question, segmenter: Segmenter, folder: Path) -> dict[str, Any]:
+    """Asks Python, writes scan and labels, and gives their entry of the index."""
+    voxels, grid = question.volume.voxels, question.volume.grid
+    result = segmenter.segment(Scan(question.volume), route=question.route, at=question.at_mm)
+    stem = question.name.replace(" ", "_")
+    memory, offset = memory_of(voxels)
+    (folder / f"{stem}.voxels").write_bytes(memory)
+    (folder / f"{stem}.labels").write_bytes(result.labels.tobytes(order="F"))
+    return {
+        "name": question.name,
+        "package": question.package,
+        "voxels": f"{stem}.voxels",
+        "labels": f"{stem}.labels",
+        "dtype": voxels.dtype.name,
+        "offset": offset,
+        "shape": voxels.shape,
+        "strides": voxels.strides,
+        "affine": grid.affine.ravel().tolist(),
+        "route": question.route,
+        "at_mm": question.at_mm,
+        "expected_route": result.route.route,
+        "expected_arithmetic": result.precision,
+        "touches_edge": result.touches_edge,
+        "volumes_mm3": [float(volume) for volume in result.volumes_mm3],
+    }
+
+
+def memory_of(voxels: NDArray[Any]) -> tuple[bytes, int]:
+    """The bytes from the first to the last voxel, and where voxel (0, 0, 0) lies in them."""
+    low, high = byte_bounds(voxels)
+    start = voxels.__array_interface__["data"][0]
+    return ctypes.string_at(low, high - low), start - low
+
+
+def byte_bounds(voxels: NDArray[Any]) -> tuple[int, int]:
+    """The first address of an array, and the one after its last byte."""
+    low = high = voxels.__array_interface__["data"][0]
+    for count, stride in zip(voxels.shape, voxels.strides, strict=True):
+        reach = (count - 1) * stride
+        low, high = low + min(0, reach), high + max(0, reach)
+    return low, high + voxels.itemsize
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,41 @@
+// Labels are Python's, voxel for voxel, on real scans through the C API.
+#include <memory>
+
+#include "scans.h"
+
+namespace rare_trt_test {
+namespace {
+
+TEST_CASE("every scan gets Python's labels, route and volumes") {
+  const Json listed = index();
+  std::map<std::string, std::unique_ptr<Segmenter>> segmenters;
+  for (const auto& [name, path] : listed.at("packages").items()) {
+    rare_trt_options options{};
+    options.size = sizeof options;
+    options.backend = RARE_TRT_BACKEND_OPENVINO;
+    segmenters[name] = std::make_unique<Segmenter>(path.get<std::string>(), &options);
+  }
+  REQUIRE(listed.at("scans").size() >= 30);
+  for (const Json& entry : listed.at("scans")) {
+    CAPTURE(entry.at("name"));
+    const Scan scan(entry);
+    rare_trt_report report{};
+    report.size = sizeof report;
+    CHECK(differences(segmenters.at(entry.at("package"))->get(), scan, &report) == 0);
+    CHECK(report.route == entry.at("expected_route"));
+    CHECK(report.arithmetic == entry.at("expected_arithmetic").get<std::string>());
+    CHECK(report.backend == std::string("openvino"));
+    CHECK((report.touches_edge != 0) == entry.at("touches_edge").get<bool>());
+    const Json& volumes = entry.at("volumes_mm3");
+    for (std::size_t at = 0; at < volumes.size(); ++at) {
+      CHECK(report.volumes_mm3[at + 1] == doctest::Approx(volumes[at].get<double>()));
+    }
+    CHECK(report.volumes_mm3[0] == 0);
+    CHECK(report.volumes_mm3[volumes.size() + 1] == 0);
+    CHECK((report.tiles > 1) == (entry.at("package") == "tiled"));
+    CHECK(report.total_ms > 0);
+  }
+}
+
+}  // namespace
+}  // namespace rare_trt_test

@@ -1,0 +1,144 @@
+"""`rare-trt bench`: how long scans take on this machine, from file to file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rare_trt.benching import Bench, Repeats, Warm, bench
+from rare_trt.commands import add_signature_option
+from rare_trt.files import refuse_existing, write_files
+from rare_trt.jobs import check_picture
+from rare_trt.manifest import ARITHMETICS, Arithmetic
+from rare_trt.options import BACKENDS
+from rare_trt.package import open_package
+
+if TYPE_CHECKING:
+    from rare_trt.commands import Parsers
+
+
+def add_parser(commands: Parsers) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure latency: cold, warm, per route and stage",
+        description="Measures scans from file to file: processes from start to end, first calls, "
+        "first runs of a shape and repeated ones, their stages, memory, and a folder. Without "
+        "SCAN on scans of several sizes at every route's spacing, cut out of the package's golden "
+        "vectors. Refuses to report while other processes load the machine. taskset -c 0 "
+        "rare-trt bench measures one thread.",
+    )
+    parser.add_argument("package", nargs="?", default="hippocampus", metavar="PACKAGE")
+    parser.add_argument("scans", nargs="*", type=Path, metavar="SCAN")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument(
+        "--precision",
+        type=_precisions,
+        default=(),
+        metavar="P,...",
+        help=f"some of {', '.join(ARITHMETICS)}, in turn; default: what the package chooses",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE.png", help="latency by route and stage"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    parser.add_argument(
+        "--anyway", action="store_true", help="report on a loaded machine too, and say so"
+    )
+    add_signature_option(parser)
+    parser.set_defaults(run=run, repeats=Repeats())
+
+
+def run(options: argparse.Namespace) -> int:
+    outputs = [path for path in (options.json, options.picture) if path is not None]
+    if options.picture is not None:
+        check_picture(options.picture)
+    if not options.overwrite:
+        refuse_existing(outputs)
+    found = bench(
+        open_package(options.package, require_signature=options.require_signature),
+        options.backend,
+        options.precision,
+        options.scans,
+        options.repeats,
+        anyway=options.anyway,
+        key=options.require_signature,
+    )
+    print("\n".join(_lines(found)))
+    contents: dict[Path, bytes] = {}
+    if options.json is not None:
+        contents[options.json] = (json.dumps(asdict(found), indent=2) + "\n").encode()
+    if options.picture is not None:
+        from rare_trt.latency_picture import latency_png
+
+        contents[options.picture] = latency_png(found)
+    write_files(contents, overwrite=options.overwrite)
+    return 0
+
+
+def _lines(found: Bench) -> Iterator[str]:
+    """Markdown tables, and before them what they hang on."""
+    where = {**found.versions, **found.machine}
+    yield "; ".join(f"{name} {value}" for name, value in where.items())
+    yield f"package {found.package} ({found.manifest_sha256[:12]}); {found.load}"
+    yield ""
+    yield "Warm, file to file, milliseconds:"
+    yield ""
+    yield "| route | runs in | p50 | rounds' p50 | p90 | p99 | new shape | first call | peak MiB |"
+    yield "|---" * 9 + "|"
+    for warm in found.warm:
+        repeated, new = warm.repeated, warm.new_shape
+        cells = (
+            str(warm.route),
+            f"{warm.backend} {warm.precision}",
+            f"{repeated.p50:.1f}",
+            f"{min(warm.round_p50):.1f} to {max(warm.round_p50):.1f}",
+            f"{repeated.p90:.1f}",
+            f"{repeated.p99:.1f}",
+            "" if new is None else f"{new.p50:.1f}",
+            f"{warm.first_call.p50:.1f}",
+            _memory(warm),
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield "Of that by stage (p50):"
+    yield ""
+    stages = list(found.warm[0].stages)
+    yield f"| route | runs in | {' | '.join(stages)} |"
+    yield "|---" * (2 + len(stages)) + "|"
+    for warm in found.warm:
+        values = " | ".join(f"{warm.stages[name].p50:.2f}" for name in stages)
+        yield f"| {warm.route} | {warm.backend} {warm.precision} | {values} |"
+    yield ""
+    yield "Cold, from the start of `rare-trt infer` to its end, milliseconds:"
+    yield ""
+    yield "| route | scan | processes | p50 | p90 |"
+    yield "|---" * 5 + "|"
+    for cold in found.cold:
+        took = cold.process
+        yield f"| {cold.route} | {cold.scan} | {took.runs} | {took.p50:.0f} | {took.p90:.0f} |"
+    yield ""
+    folder = found.folder
+    yield (
+        f"A folder of {folder.scans} scans: {folder.process.p50 / 1e3:.2f} s, "
+        f"{folder.scans_per_second:.1f} scans per second, start included"
+    )
+
+
+def _memory(warm: Warm) -> str:
+    host = "unknown" if warm.host_bytes is None else f"{warm.host_bytes / 2**20:.0f}"
+    return f"{host} + {warm.device_bytes / 2**20:.0f} on the GPU" if warm.device_bytes else host
+
+
+def _precisions(text: str) -> tuple[Arithmetic, ...]:
+    known = {str(one): one for one in ARITHMETICS}
+    unknown = [name for name in text.split(",") if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is no precision; expected some of {', '.join(known)} with commas"
+        )
+    return tuple(dict.fromkeys(known[name] for name in text.split(",")))

@@ -1,0 +1,65 @@
+"""`rare-trt calibrate`: INT8 graphs for a package, where they hold a Dice budget."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rare_trt.commands import add_signature_option, missing_extra
+from rare_trt.errors import OutputError
+from rare_trt.package import open_package, refuse_folder
+
+if TYPE_CHECKING:
+    from rare_trt.commands import Parsers
+
+
+def add_parser(commands: Parsers) -> None:
+    parser = commands.add_parser(
+        "calibrate",
+        help="add INT8 graphs to a package, where they hold a Dice budget",
+        description="Takes ranges on scans over the whole band of each route, searches the "
+        "convolutions that gain most time within the budget, proves the result on scans kept back "
+        "from training, and records what this CPU can run, fastest first. Every step of the search "
+        "is in the package's calibration folder.",
+    )
+    parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="labelled scans")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="NAME.rare", help="default: the package itself"
+    )
+    parser.add_argument(
+        "--dice-budget",
+        type=float,
+        metavar="DICE",
+        help="mean Dice that INT8 may lose on the two finest routes, half of what coarser ones may "
+        "(default: 0.003)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing package")
+    add_signature_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        from rare_trt.engines.calibrate import DICE_BUDGET, calibrate_package
+    except ImportError as error:
+        raise missing_extra(error, "calibrate") from error
+    budget = DICE_BUDGET if options.dice_budget is None else options.dice_budget
+    if not 0.0 <= budget <= 1.0:
+        raise OutputError(f"the Dice budget is {budget:g}; expected 0 to 1: mend --dice-budget")
+    package = open_package(options.package, require_signature=options.require_signature)
+    out = options.output or package.folder
+    overwrite = options.overwrite or options.output is None
+    refuse_folder(out, overwrite=overwrite)
+    package = calibrate_package(package, options.data, budget, out, overwrite=overwrite)
+    for entry in package.manifest.calibration:
+        kept = f"{len(entry.int8_convolutions)} of {entry.convolutions} convolutions in INT8"
+        print(f"route {entry.route}: {entry.reason or kept}")
+        for variant in entry.variants:
+            print(
+                f"  {variant.arithmetic:<9}  {variant.speed:.2f} times float32, Dice lost "
+                f"{variant.dice_lost:+.4f}, agreement {variant.agreement:.4f}"
+            )
+    print(package.folder)
+    return 0

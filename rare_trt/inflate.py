@@ -1,0 +1,90 @@
+"""Gzip streams inflated to the size that their content declares, and not one byte further."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from rare_trt.errors import ScanError
+from rare_trt.gz import DamagedGzip, decompressor
+
+MAGIC: Final = b"\x1f\x8b"
+
+# Deflate cannot shrink anything further than this, so less data than that cannot hold more.
+LARGEST_RATIO: Final = 1032
+
+# Compressed and inflated bytes handled at a time.
+CHUNK: Final = 1 << 18
+
+
+def inflated(data: bytes, start_bytes: int, declared: Callable[[bytes], int]) -> memoryview:
+    """The content of the gzip stream `data`, which must have exactly as many bytes as declared.
+
+    `declared` gets the first `start_bytes` of the content and gives its size in bytes, or raises;
+    only then is memory taken. Several members count as one stream, as RFC 1952 has it. Raises
+    ScanError where the stream is damaged or truncated, where a checksum or length does not hold,
+    where the content is shorter or longer than declared, or where other bytes lie behind it.
+    """
+    try:
+        stream = _Stream(data)
+        start = stream.read(start_bytes)
+        size = declared(start)
+        if size > LARGEST_RATIO * len(data):
+            raise ScanError(
+                f"the header declares {size} bytes, which {len(data)} compressed ones cannot hold; "
+                "expected a whole .nii.gz: copy it again"
+            )
+        whole = bytearray(size)
+        # A content shorter than its start may be read to its end already.
+        whole[: len(start)] = start[:size]
+        found = len(start)
+        while found < size and (piece := stream.read(min(CHUNK, size - found))):
+            whole[found : found + len(piece)] = piece
+            found += len(piece)
+        if found != size or stream.read(1):
+            raise ScanError(
+                f"the gzip stream holds {'fewer' if found < size else 'more'} bytes than the "
+                f"{size} that the header declares; expected a whole scan and nothing else: copy "
+                "it again"
+            )
+    except DamagedGzip as error:
+        raise _damaged(str(error)) from error
+    return memoryview(whole).toreadonly()
+
+
+class _Stream:
+    """The content of all members of a gzip stream, one after another."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._place = 0
+        self._member = decompressor()
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer only at the end: then every checksum has been held."""
+        pieces: list[bytes] = []
+        missing = size
+        while missing:
+            if self._member.eof:
+                if self._place == len(self._data):
+                    break
+                if bytes(self._data[self._place : self._place + 2]) != MAGIC:
+                    behind = len(self._data) - self._place
+                    raise _damaged(f"{behind} bytes of something else lie behind it")
+                self._member = decompressor()
+            chunk = self._data[self._place : self._place + CHUNK]
+            piece = self._member.decompress(chunk, missing)
+            member = self._member
+            left = len(member.unused_data if member.eof else member.unconsumed_tail)
+            self._place += len(chunk) - left
+            if not piece and len(chunk) == left and not self._member.eof:
+                raise _damaged("it ends too early")
+            pieces.append(piece)
+            missing -= len(piece)
+        return b"".join(pieces)
+
+
+def _damaged(what: str) -> ScanError:
+    return ScanError(
+        f"the gzip stream is damaged ({what}); expected a whole .nii.gz: copy it again"
+    )

@@ -1,0 +1,94 @@
+"""A scan and where its labels go: what the command line and the server both do with one.
+
+Loads nothing that computes: a client of the server plans its jobs with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rare_trt.errors import OutputError, ScanError
+from rare_trt.files import refuse_existing
+from rare_trt.naming import SUFFIXES, output_paths, stem
+from rare_trt.options import Asked
+
+if TYPE_CHECKING:
+    from rare_trt.nifti import Scan
+    from rare_trt.result import Result
+    from rare_trt.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan and where its outputs go."""
+
+    scan: Path
+    labels: Path
+    report: Path | None
+    picture: Path | None
+
+    def outputs(self) -> list[Path]:
+        """Every file that it writes."""
+        return output_paths(self.labels, self.report, self.picture)
+
+
+def labels_beside(scan: Path) -> Path:
+    """Where the labels of a scan go unless a place is named."""
+    return scan.with_name(f"{scan_stem(scan)}_labels.nii.gz")
+
+
+def scan_stem(scan: Path) -> str:
+    """The scan's name without .nii or .nii.gz, or all of it where it has neither."""
+    return stem(scan) if scan.name.lower().endswith(SUFFIXES) else scan.name
+
+
+def check_outputs(jobs: Sequence[Job]) -> None:
+    """Raises OutputError where an output is an input too, is written twice, or is misnamed."""
+    for job in jobs:
+        if job.picture:
+            check_picture(job.picture)
+    outputs = Counter(path.resolve() for job in jobs for path in job.outputs())
+    inputs = {job.scan.resolve() for job in jobs}
+    for path, times in outputs.items():
+        if path in inputs or times > 1:
+            raise OutputError(
+                f"{path}: is an input, or is to be written twice: name another output"
+            )
+
+
+def check_picture(path: Path) -> None:
+    """Raises OutputError unless the name is that of a PNG."""
+    if path.suffix.lower() != ".png":
+        raise OutputError(f"{path}: expected a name that ends in .png: rename it")
+
+
+def run_job(segmenter: Segmenter, job: Job, asked: Asked, *, overwrite: bool) -> Result:
+    """Segments and writes; every ScanError names the scan."""
+    if not overwrite:
+        refuse_existing(job.outputs())
+    result = segmented(segmenter, job, job.scan, asked)
+    save(result, job, overwrite=overwrite)
+    return result
+
+
+def segmented(segmenter: Segmenter, job: Job, scan: Path | Scan, asked: Asked) -> Result:
+    """The answer to `scan`, which is the job's or was read before."""
+    try:
+        return segmenter.segment(scan, **asked)
+    except ScanError as error:
+        raise about(job.scan, error) from error
+
+
+def save(result: Result, job: Job, *, overwrite: bool) -> None:
+    """Writes every output of the job."""
+    result.save(job.labels, report=job.report, picture=job.picture, overwrite=overwrite)
+
+
+def about(scan: Path, error: ScanError) -> ScanError:
+    """`error` with the scan's name in front, once."""
+    text = str(error)
+    return ScanError(text if text.startswith(str(scan)) else f"{scan}: {text}")

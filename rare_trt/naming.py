@@ -1,0 +1,69 @@
+"""The names of scans and of what is written beside them. Loads nothing: clients start with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from stat import S_ISREG
+from typing import Final
+
+from rare_trt.errors import OutputError, ScanError
+
+SUFFIXES: Final = (".nii.gz", ".nii")
+
+# What a scan may hold, as a file and as its header declares: some 2 billion voxels of 16 bits, far
+# beyond any scanner's, and what a machine of 16 GiB can still hold together with its copies.
+MAX_BYTES: Final = 4 << 30
+
+
+def is_scan_name(path: Path) -> bool:
+    """Whether the name says NIfTI; hidden files, which some systems leave about, do not."""
+    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether the name asks for a compressed file."""
+    return path.name.lower().endswith(".gz")
+
+
+def stem(path: Path) -> str:
+    """The file's name without .nii or .nii.gz."""
+    name = path.name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    raise OutputError(f"{path}: expected a name that ends in .nii or .nii.gz: rename it")
+
+
+def names_path(labels: Path) -> Path:
+    """Where the label names of the file `labels` go."""
+    return labels.with_name(f"{stem(labels)}_dseg.tsv")
+
+
+def output_paths(
+    labels: Path, report: Path | str | None = None, picture: Path | str | None = None
+) -> list[Path]:
+    """Every file that saving a result to these paths writes."""
+    more = [Path(path) for path in (report, picture) if path is not None]
+    return [labels, names_path(labels), *more]
+
+
+def scan_file(path: Path) -> bytes:
+    """The bytes of the scan's file; raises ScanError where it cannot be read."""
+    try:
+        found = path.stat()
+        if not S_ISREG(found.st_mode):
+            raise ScanError(f"{path}: cannot be read (not a file); expected a NIfTI file")
+        if found.st_size > MAX_BYTES:
+            raise ScanError(
+                f"{path}: has {found.st_size} bytes; expected at most {MAX_BYTES}: cut or average "
+                "the scan first"
+            )
+        with path.open("rb") as file:
+            return file.read(found.st_size + 1)
+    except FileNotFoundError as error:
+        raise ScanError(f"{path}: no such file; expected a NIfTI scan: check the path") from error
+    except OSError as error:
+        raise ScanError(
+            f"{path}: cannot be read ({error.strerror}); expected a NIfTI file: check the path "
+            "and its permissions"
+        ) from error

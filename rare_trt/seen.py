@@ -1,0 +1,134 @@
+"""How far a scan lies from those that the network was trained on.
+
+A few numbers that do not depend on a scanner's gain or offset are taken from the normalised
+voxels and held against the ranges found in training (`model.seen` of the manifest, written by
+calibration/seen.py). They are warnings about the input, no measure of the answer's quality.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rare_trt.field_of_view import as_mm, within
+from rare_trt.geometry import Grid
+from rare_trt.intensity import IntensityRule
+from rare_trt.manifest import Seen
+
+Image: TypeAlias = NDArray[np.float32]
+
+# Blocks per axis of the coarse picture that is compared with training's mean.
+BLOCKS: Final = 4
+
+# A block with less foreground than this says nothing of the anatomy there: air, or a border.
+LEAST_FOREGROUND: Final = 0.1
+
+PERCENTILES: Final = (5, 25, 50, 75, 95)
+
+# The numbers under their names in a manifest, and what they are.
+NAMES: Final = {
+    "foreground_share": "the share of foreground",
+    **{f"p{p}": f"percentile {p} of the foreground" for p in PERCENTILES},
+    "neighbour_correlation": "the correlation of neighbouring voxels",
+    "pattern_correlation": "the correlation with the mean training scan",
+}
+
+
+def pattern(voxels: Image, rule: IntensityRule) -> NDArray[np.float64]:
+    """Means of the foreground of a normalised channel [i, j, k] in 4 x 4 x 4 blocks; NaN where
+    there is hardly any.
+
+    The left half is folded onto the right one, so that it is the same for a scan of either side.
+    """
+    shares = _shares(voxels)
+    weights = [_blocks(size) for size in voxels.shape]
+    foreground = shares >= rule.foreground_share
+    total = _averaged(np.where(foreground, shares, 0.0), weights)
+    share = _averaged(foreground.astype(np.float64), weights)
+    total, share = total + total[::-1], share + share[::-1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(share >= 2 * LEAST_FOREGROUND, total / share, np.nan))
+
+
+def numbers(voxels: Image, rule: IntensityRule, mean: NDArray[np.float64]) -> dict[str, float]:
+    """What is held against training, of a normalised channel [i, j, k]; `mean` is the mean
+    pattern of the training scans."""
+    shares = _shares(voxels)
+    foreground = shares[shares >= rule.foreground_share]
+    values = [
+        foreground.size / shares.size,
+        *np.percentile(foreground, PERCENTILES).tolist(),
+        _neighbours(shares),
+        _likeness(pattern(voxels, rule), mean),
+    ]
+    return dict(zip(NAMES, values, strict=True))
+
+
+def unlike(image: Image, grid: Grid, route: int, rule: IntensityRule, seen: Seen) -> list[str]:
+    """One sentence for each way in which normalised voxels [c, i, j, k] on a canonical `grid` lie
+    outside what the network was trained on along `route`."""
+    found = []
+    low, high = seen.min_view_mm, seen.max_view_mm
+    if not within(grid.extent_mm, low, high):
+        found.append(
+            f"unlike the training data: the field of view is {as_mm(grid.extent_mm)} mm "
+            f"({as_mm(low)} to {as_mm(high)} in training)"
+        )
+    ranges = next((entry.ranges for entry in seen.routes if entry.route == route), None)
+    if ranges is None:
+        return [*found, f"unlike the training data: no training scan took route {route}"]
+    for channel, voxels in enumerate(image):
+        mean = np.array(seen.patterns[channel]).reshape(BLOCKS, BLOCKS, BLOCKS)
+        where = f" in channel {channel + 1}" if len(image) > 1 else ""
+        for name, value in numbers(voxels, rule, mean).items():
+            least, most = ranges[channel][name]
+            if not least <= value <= most:
+                found.append(
+                    f"unlike the training data: {NAMES[name]}{where} is {value:.2f} ({least:.2f} "
+                    f"to {most:.2f} in training)"
+                )
+    return found
+
+
+def _shares(voxels: Image) -> NDArray[np.float64]:
+    """Voxels as shares of the way from the lower clip percentile to the upper one."""
+    low, high = float(voxels.min()), float(voxels.max())
+    return (voxels.astype(np.float64) - low) / (high - low)
+
+
+def _blocks(size: int) -> NDArray[np.float64]:
+    """Weights [BLOCKS, size] of each voxel along an axis in the mean of each block."""
+    edges = np.linspace(0.0, size, BLOCKS + 1)
+    overlap = np.minimum(edges[1:, None], np.arange(1, size + 1)) - np.maximum(
+        edges[:-1, None], np.arange(size)
+    )
+    return np.asarray(np.maximum(overlap, 0.0) * BLOCKS / size)
+
+
+def _averaged(
+    values: NDArray[np.float64], weights: list[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    for axis, along in enumerate(weights):
+        values = np.moveaxis(np.tensordot(along, values, (1, axis)), 0, axis)
+    return values
+
+
+def _neighbours(shares: NDArray[np.float64]) -> float:
+    """Correlation of a voxel with the next one, mean over the axes that have neighbours."""
+    centred = shares - shares.mean()
+    variance = float((centred**2).mean())
+    found = []
+    for axis in range(3):
+        along = np.moveaxis(centred, axis, 0)
+        if len(along) > 1:
+            found.append(float((along[1:] * along[:-1]).mean()) / variance)
+    return float(np.mean(found)) if found else 0.0
+
+
+def _likeness(one: NDArray[np.float64], mean: NDArray[np.float64]) -> float:
+    known = np.isfinite(one)
+    if np.count_nonzero(known) < 2 or np.ptp(one[known]) == 0.0 or np.ptp(mean[known]) == 0.0:
+        return 0.0
+    return float(np.corrcoef(one[known], mean[known])[0, 1])

@@ -1,0 +1,78 @@
+"""Where a server is reached: a Unix socket of its user alone, or a port of the loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from errno import ECONNREFUSED
+from pathlib import Path
+from stat import S_ISSOCK
+
+from rare_trt.errors import BackendError
+
+
+@contextmanager
+def on_socket(path: Path) -> Iterator[socket.socket]:
+    """A listening place at `path` for this user alone (mode 0600), gone afterwards.
+
+    One that a killed server left behind is replaced. Raises BackendError where another server
+    answers there, where something else stands there, or where it cannot be made.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise BackendError(f"{path}: this system's Python has no Unix sockets: use --port")
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+        # At once, so that another server that starts finds this one answering.
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise BackendError(
+            f"{path}: no socket can be made there ({error.strerror or error}); expected a folder "
+            "that this user may write to, and at most about 100 characters: name another path"
+        ) from error
+    finally:
+        os.umask(before)
+    made = path.stat().st_ino
+    try:
+        yield listener
+    finally:
+        listener.close()
+        with suppress(OSError):
+            if path.stat().st_ino == made:
+                path.unlink()
+
+
+@contextmanager
+def on_port(port: int) -> Iterator[socket.socket]:
+    """Port `port` of 127.0.0.1, or a free one for 0; raises BackendError where it is taken."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        # A restart finds its port free although old connections linger.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise BackendError(
+                f"port {port} of 127.0.0.1 cannot be used ({error}): name another one"
+            ) from error
+        yield listener
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        is_socket = S_ISSOCK(path.lstat().st_mode)
+    except OSError:
+        return
+    if not is_socket:
+        raise BackendError(f"{path}: is there already and is no socket: name another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        code = probe.connect_ex(str(path))
+    if code != ECONNREFUSED:
+        raise BackendError(
+            f"{path}: a server is there already ({os.strerror(code)}): name another path"
+        )
+    path.unlink()

@@ -1,0 +1,44 @@
+"""The C++ library is built and its own tests are run, where there is what it needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+WARNINGS_ARE_ERRORS = ("-D", "CMAKE_C_FLAGS=-Werror", "-D", "CMAKE_CXX_FLAGS=-Werror")
+
+
+@pytest.mark.slow
+def test_the_library_builds_and_passes_its_own_tests(tmp_path: Path) -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the C++ library is for Linux")
+    tools = ("cmake", "ctest", "make", "cc", "c++")
+    absent = [tool for tool in tools if shutil.which(tool) is None]
+    if absent:
+        pytest.skip(f"not installed: {', '.join(absent)}")
+    build = tmp_path / "build"
+    python = ("-D", f"Python3_EXECUTABLE={sys.executable}")
+    configured = _run("cmake", "-B", build, "-S", REPOSITORY, *python, *WARNINGS_ARE_ERRORS)
+    _, _, missing = configured.stderr.partition("these are missing:")
+    if missing:
+        pytest.skip(f"missing: {' '.join(missing.partition('Call Stack')[0].split())}")
+    assert configured.returncode == 0, configured.stderr
+    for command in (("cmake", "--build", build, "-j2"), ("ctest", "--test-dir", build)):
+        done = _run(*command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 tests failed" in done.stdout
+
+
+def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    # What the tests of C++ ask Python is asked of this tree, and not of what is installed.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["CTEST_OUTPUT_ON_FAILURE"] = "1"
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=environment
+    )

@@ -1,0 +1,718 @@
+"""The server as its users meet it: real processes, real scans, and everything it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import weakref
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from serving import REPOSITORY, WAIT_SECONDS, Half, Running, running
+
+from rare_trt.cli import main
+
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+
+MEGABYTE = 1 << 20
+SECRET = "SMITH^JOHN"
+
+
+@pytest.fixture(scope="module")
+def place(cache_folder: Path) -> Iterator[Path]:
+    """A folder for sockets with a short path, and the cache for every server of this module."""
+    before = os.environ.get("RARE_TRT_CACHE")
+    os.environ["RARE_TRT_CACHE"] = str(cache_folder)
+    with tempfile.TemporaryDirectory(prefix="rt-") as folder:
+        yield Path(folder)
+    if before is None:
+        del os.environ["RARE_TRT_CACHE"]
+    else:
+        os.environ["RARE_TRT_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def allowed(place: Path) -> Path:
+    """The folder that requests may name files in."""
+    folder = place / "allowed"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(place: Path, allowed: Path) -> Iterator[Running]:
+    """The shipped package on a socket."""
+    options = ("--allow", allowed, "--queue", "2", "--max-upload", "1")
+    with running("--socket", place / "s", *options) as found:
+        yield found
+
+
+@pytest.fixture
+def scan(examples: Path) -> Path:
+    return examples / "hippocampus_2mm.nii.gz"
+
+
+def unpacked(body: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(body)) as files:
+        assert files.testzip() is None
+        return {name: files.read(name) for name in files.namelist()}
+
+
+def infer(scan: Path, out: Path, *options: str) -> dict[str, bytes]:
+    """Every output of `rare-trt infer`, by what it is."""
+    paths = {"labels": out / "l.nii.gz", "report": out / "r.json", "picture": out / "p.png"}
+    arguments = ["infer", str(scan), "-o", str(paths["labels"]), "--report", str(paths["report"])]
+    assert main([*arguments, "--picture", str(paths["picture"]), *options]) == 0
+    found = {what: path.read_bytes() for what, path in paths.items()}
+    return {**found, "names": (out / "l_dseg.tsv").read_bytes()}
+
+
+def without_timings(report: bytes) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(report)
+    del values["timings_ms"]
+    return values
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = monotonic() + WAIT_SECONDS
+    while not condition():
+        assert monotonic() < end, "it never came about"
+        sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "query", "options"),
+    [
+        ("hippocampus_1mm", "", ()),
+        ("hippocampus_2mm", "", ()),
+        ("hippocampus_2mm", "&spacing_out=1", ("--spacing-out", "1")),
+        ("hippocampus_1mm", "&route=2", ("--route", "2")),
+    ],
+)
+def test_a_posted_scan_gets_what_infer_writes(
+    server: Running, examples: Path, tmp_path: Path, name: str, query: str, options: tuple[str, ...]
+) -> None:
+    scan = examples / f"{name}.nii.gz"
+    answer = server.call("POST", f"/v1/segment?picture=yes{query}", scan.read_bytes())
+    assert answer.status == 200, answer.body
+    assert answer.headers["content-type"] == "application/zip"
+    files = unpacked(answer.body)
+    there = infer(scan, tmp_path, *options)
+    assert set(files) == {"labels.nii.gz", "labels_dseg.tsv", "report.json", "picture.png"}
+    assert files["labels.nii.gz"] == there["labels"]
+    assert files["labels_dseg.tsv"] == there["names"]
+    assert files["picture.png"] == there["picture"]
+    assert without_timings(files["report.json"]) == without_timings(there["report"])
+
+
+@pytest.mark.parametrize("options", [(), ("--spacing-out", "1.5"), ("--route", "0")])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_infer_through_a_server_is_infer(
+    server: Running,
+    scan: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    suffix: str,
+    options: tuple[str, ...],
+) -> None:
+    said = []
+    for way in ((), ("--server", server.address)):
+        out = tmp_path / ("there" if way else "here")
+        arguments = ["infer", str(scan), "-o", str(out / f"l{suffix}"), *options, *way]
+        arguments += ["--report", str(out / "r.json"), "--picture", str(out / "p.png")]
+        assert main(arguments) == 0
+        printed, errors = capsys.readouterr()
+        assert errors == ""
+        said.append(printed.replace(str(out), "").rpartition(",")[0])
+    assert said[0] == said[1]
+    for name in (f"l{suffix}", "l_dseg.tsv", "p.png"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    reports = [(tmp_path / way / "r.json").read_bytes() for way in ("here", "there")]
+    assert without_timings(reports[0]) == without_timings(reports[1])
+
+
+def damaged(scan: Path, folder: Path, kind: str) -> Path:
+    """A scan that infer refuses."""
+    image = nib.load(scan)
+    bad = folder / f"{kind}.nii.gz"
+    if kind == "text":
+        bad.write_bytes(b"hello")
+    elif kind == "empty":
+        bad.write_bytes(b"")
+    elif kind == "truncated":
+        bad.write_bytes(scan.read_bytes()[:-500])
+    elif kind == "head":
+        nib.save(nib.Nifti1Image(np.tile(image.dataobj, (4, 4, 4)), image.affine), bad)
+    elif kind == "constant":
+        nib.save(nib.Nifti1Image(np.full(image.shape, 7, np.int16), image.affine), bad)
+    return bad
+
+
+@pytest.mark.parametrize("kind", ["absent", "text", "empty", "truncated", "head", "constant"])
+def test_a_scan_is_refused_with_infers_sentence(
+    server: Running, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    bad = damaged(scan, tmp_path, kind)
+    before = sorted(tmp_path.iterdir())
+    said = []
+    for way in ([], ["--server", server.address]):
+        assert main(["infer", str(bad), *way]) == 1
+        said.append(capsys.readouterr())
+    assert said[0] == said[1]
+    assert said[0].err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--route", "7"], ["--at=900,0,0"], ["--spacing-out", "nan"], ["-o", "l.txt"]],
+)
+def test_options_are_refused_with_infers_sentence(
+    server: Running, scan: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    said = []
+    for way in ([], ["--server", server.address]):
+        assert main(["infer", str(scan), *arguments, *way]) == 1
+        said.append(capsys.readouterr())
+    assert said[0] == said[1]
+
+
+def test_strict_is_refused_with_infers_sentence(
+    server: Running, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.load(scan)
+    voxels = image.get_fdata(dtype=np.float32)
+    negative = tmp_path / "negative.nii.gz"
+    nib.save(nib.Nifti1Image(voxels.max() - voxels, image.affine), negative)
+    said = []
+    for way in ([], ["--server", server.address]):
+        assert main(["infer", str(negative), "--strict", *way]) == 1
+        said.append(capsys.readouterr())
+    assert said[0] == said[1]
+    assert "leave --strict out" in said[0].err
+
+
+def test_a_folder_through_a_server_goes_on_after_a_bad_scan(
+    server: Running, examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, out = tmp_path / "in", tmp_path / "out"
+    scans.mkdir()
+    for scan in examples.glob("hippocampus_*.nii.gz"):
+        shutil.copy(scan, scans)
+    (scans / "bad.nii").write_bytes(b"not a scan")
+    assert main(["infer", str(scans), "-o", str(out), "--server", server.address]) == 1
+    captured = capsys.readouterr()
+    assert "2 of 3 scans" in captured.out
+    assert "bad.nii: not a NIfTI file" in captured.err
+    assert len(list(out.glob("*.nii.gz"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--server", "/nowhere/s"], "no answer from a server (No such file"),
+        (["--server", "http://127.0.0.1:1"], "no answer from a server (Connection refused)"),
+        (["--server", "http://pacs.example:80"], "on this machine only"),
+        (["--server", "https://127.0.0.1:80"], "on this machine only"),
+        (["--server", "http://127.0.0.1:x"], "on this machine only"),
+        (["--server", "s", "--package", "hippocampus"], "--package goes with"),
+        (["--server", "s", "--backend", "openvino"], "--backend goes with"),
+        (["--server", "s", "--memory-limit", "4GiB"], "--memory-limit goes with"),
+    ],
+)
+def test_a_client_that_cannot_ask_says_so(
+    scan: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+) -> None:
+    assert main(["infer", str(scan), "-o", str(tmp_path / "l.nii.gz"), *options]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("retry_after", [None, "tomorrow"])
+def test_a_server_of_something_else_is_told_from_ours(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], retry_after: str | None
+) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200 if retry_after is None else 503)
+            if retry_after is not None:
+                self.send_header("Retry-After", retry_after)
+            self.end_headers()
+            self.wfile.write(b"<html>hello</html>")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as other, ThreadPoolExecutor(1) as thread:
+        thread.submit(other.handle_request)
+        address = f"http://127.0.0.1:{other.server_port}"
+        status = main(["infer", str(scan), "-o", str(tmp_path / "l.nii.gz"), "--server", address])
+    assert status == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert ("something else than labels" in err) == (retry_after is None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_client_loads_nothing_that_computes(server: Running, scan: Path, tmp_path: Path) -> None:
+    code = "import sys; from rare_trt.cli import main; status = main(sys.argv[1:]); "
+    code += "heavy = 'openvino', 'torch', 'uvicorn', 'PIL', 'numpy', 'nibabel'; "
+    code += "print([name for name in heavy if name in sys.modules])"
+    out = tmp_path / "l.nii.gz"
+    command = [sys.executable, "-c", code, "infer", str(scan), "-o", str(out)]
+    done = subprocess.run(
+        [*command, "--server", server.address], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert out.exists()
+
+
+def test_a_named_file_is_segmented_as_infer_does(
+    server: Running, scan: Path, allowed: Path, tmp_path: Path
+) -> None:
+    here = allowed / "one.nii.gz"
+    shutil.copy(scan, here)
+    labels, picture = allowed / "out" / "l.nii.gz", allowed / "out" / "p.png"
+    answer = server.named("?spacing_out=1", scan=here, labels=labels, picture=picture)
+    assert answer.status == 200, answer.body
+    there = infer(scan, tmp_path, "--spacing-out", "1")
+    assert labels.read_bytes() == there["labels"]
+    assert picture.read_bytes() == there["picture"]
+    assert without_timings(answer.body) == without_timings(there["report"])
+    # Without a name for them labels lie beside the scan; what is there stays unless told otherwise.
+    beside = allowed / "one_labels.nii.gz"
+    assert server.named(scan=here).status == 200
+    beside.write_bytes(b"precious")
+    again = server.named(scan=here)
+    assert (again.status, "exists already" in again.error) == (409, True)
+    assert beside.read_bytes() == b"precious"
+    assert server.named(scan=here, overwrite=True).status == 200
+    assert nib.load(beside).shape == nib.load(scan).shape
+
+
+def test_nothing_outside_the_allowed_folders_is_read_or_written(
+    server: Running, scan: Path, allowed: Path, tmp_path: Path
+) -> None:
+    inside, outside = allowed / "two.nii.gz", tmp_path / "outside.nii.gz"
+    shutil.copy(scan, inside)
+    shutil.copy(scan, outside)
+    link, folder_link = allowed / "link.nii.gz", allowed / "folder"
+    link.symlink_to(outside)
+    folder_link.symlink_to(tmp_path)
+    refused: list[dict[str, Any]] = [
+        {"scan": outside},
+        {"scan": link},
+        {"scan": folder_link / "outside.nii.gz"},
+        {"scan": folder_link / "absent.nii.gz"},
+        {"scan": allowed / ".." / "s"},
+        {"scan": inside, "labels": tmp_path / "l.nii.gz"},
+        {"scan": inside, "labels": folder_link / "l.nii.gz"},
+        {"scan": inside, "labels": allowed / "l.nii.gz", "report": tmp_path / "r.json"},
+        {"scan": inside, "labels": allowed / "l.nii.gz", "picture": folder_link / "p.png"},
+        {"scan": link, "labels": allowed / "l.nii.gz", "overwrite": True},
+    ]
+    for names in refused:
+        answer = server.named(**names)
+        assert answer.status == 403, names
+        assert "leads out of the folders" in answer.error
+    assert sorted(tmp_path.iterdir()) == [outside]
+    assert not (allowed / "l.nii.gz").exists()
+    # A link that stays inside is a file like any other.
+    (allowed / "good.nii.gz").symlink_to(inside)
+    good = server.named(scan=allowed / "good.nii.gz", labels=allowed / "good_l.nii.gz")
+    assert good.status == 200
+
+
+def test_what_is_no_scan_file_never_keeps_the_server_waiting(
+    server: Running, allowed: Path
+) -> None:
+    pipe, large = allowed / "pipe.nii", allowed / "large.nii"
+    os.mkfifo(pipe)
+    with large.open("wb") as file:
+        file.truncate(MEGABYTE + 1)
+    assert (server.named(scan=pipe).status, server.named(scan=allowed / "x").status) == (422, 422)
+    assert server.named(scan=large).status == 413
+    assert "is no file" in server.named(scan=allowed, labels=allowed / "x.nii").error
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "headers", "status", "words"),
+    [
+        ("?route=x", b"", {}, 400, "no route"),
+        ("?route=" + "9" * 5000, b"", {}, 400, "5000 characters"),
+        ("?at=1,2", b"", {}, 400, "no point"),
+        ("?spacing_out=fine", b"", {}, 400, "no number"),
+        ("?rote=1", b"", {}, 400, "'rote' is no option; expected one of route, at"),
+        ("?route=1&route=2", b"", {}, 400, "stands twice"),
+        ("?route", b"", {}, 400, "query is damaged"),
+        ("?route=%ff", b"", {}, 400, "query is damaged"),
+        ("?" + "&".join(f"o{i}=1" for i in range(99)), b"", {}, 400, "query is damaged"),
+        ("?picture=maybe", b"", {}, 400, "yes or no"),
+        ("?strict=1", b"", {}, 400, "neither yes nor no"),
+        ("", b"{", JSON, 400, "no JSON"),
+        ("", b"\xff\xfe\x00", JSON, 400, "no JSON"),
+        ("", b"[" * 30000, JSON, 400, "no JSON"),
+        ("", b"[]", JSON, 400, "one JSON object"),
+        ("", b"{}", JSON, 400, "scan is no text"),
+        ("", b'{"scan": 3}', JSON, 400, "scan is no text"),
+        ("", b'{"scan": "/x", "labels": null}', JSON, 400, "labels is no text"),
+        ("", b'{"scan": "/x", "route": 1}', JSON, 400, "options stand in the query"),
+        ("", b'{"scan": "/x", "overwrite": 1}', JSON, 400, "neither true nor false"),
+        ("", b'{"scan": "x.nii"}', JSON, 400, "relative"),
+        ("", b'{"scan": "/x\\u0000.nii"}', JSON, 400, "path cannot be read"),
+        ("", b'{"scan": "/x\\ud800.nii"}', JSON, 400, "path cannot be read"),
+        ("?picture=yes", b'{"scan": "/x"}', JSON, 400, "its path beside"),
+        ("", b" " * 70000, JSON, 413, "larger than 65536 bytes"),
+        ("", b"x" * (MEGABYTE + 1), {}, 413, "larger than 1048576 bytes"),
+        ("", b"x", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "multipart"),
+        ("", b"x", {"Content-Encoding": "gzip"}, 415, "content encoding"),
+        ("", b"x", {}, 422, "not a NIfTI file"),
+        ("?route=9", None, {}, 422, "route 9"),
+    ],
+)
+def test_a_request_is_refused_with_its_status_and_one_sentence(
+    server: Running,
+    scan: Path,
+    target: str,
+    body: bytes | None,
+    headers: dict[str, str],
+    status: int,
+    words: str,
+) -> None:
+    sent = scan.read_bytes() if body is None else body
+    answer = server.call("POST", f"/v1/segment{target}", sent, headers)
+    assert answer.status == status
+    assert words in answer.error
+    assert "\n" not in answer.error
+
+
+def test_a_body_of_unknown_length_is_held_to_the_limit_too(server: Running, scan: Path) -> None:
+    chunked = {"Transfer-Encoding": "chunked"}
+    data = scan.read_bytes()
+
+    def sent(body: bytes) -> int:
+        chunks = [body[i : i + 50000] for i in range(0, len(body), 50000)]
+        framed = b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in chunks) + b"0\r\n\r\n"
+        return raw(server, b"POST /v1/segment HTTP/1.1\r\nHost: x\r\n", chunked, framed)
+
+    assert sent(data) == 200
+    assert sent(b"x" * (2 * MEGABYTE)) == 413
+
+
+def raw(server: Running, start: bytes, headers: dict[str, str], body: bytes) -> int:
+    """The status that these very bytes are answered with."""
+    head = start + b"".join(f"{k}: {v}\r\n".encode() for k, v in headers.items()) + b"\r\n"
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(WAIT_SECONDS)
+        connection.connect(server.address)
+        connection.sendall(head + body)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    return int(answer.split()[1])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"hello\r\n",
+        b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n",
+        b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n",
+        b"POST /v1/segment HTTP/1.1\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused(server: Running, start: bytes) -> None:
+    assert raw(server, start, {}, b"") == 400
+
+
+def test_pages(server: Running) -> None:
+    for page in ("/healthz", "/readyz", "/metrics"):
+        assert server.call("GET", page).status == 200
+        assert server.call("HEAD", page).body == b""
+    assert server.call("GET", "/v1/segment").status == 405
+    assert server.call("POST", "/metrics", b"").status == 405
+    assert server.call("GET", "/").status == 404
+
+
+def test_two_clients_get_their_own_answers(server: Running, examples: Path, tmp_path: Path) -> None:
+    scans = [examples / f"hippocampus_{mm}mm.nii.gz" for mm in (1, 2)]
+    right = []
+    for number, scan in enumerate(scans):
+        (tmp_path / str(number)).mkdir()
+        right.append(infer(scan, tmp_path / str(number))["labels"])
+
+    def asked(number: int) -> bool:
+        answer = server.call("POST", "/v1/segment", scans[number].read_bytes())
+        return unpacked(answer.body)["labels.nii.gz"] == right[number]
+
+    with ThreadPoolExecutor(2) as clients:
+        assert all(clients.map(asked, [0, 1] * 6))
+
+
+def test_a_body_whose_client_left_is_let_go_of_before_its_turn() -> None:
+    from threading import Event
+
+    from rare_trt.serving.desk import Desk
+
+    class Body:
+        """What a request holds."""
+
+    desk, turn, body = Desk(queue=2), Event(), Body()
+    gone = weakref.ref(body)
+    busy = desk._worker.submit(turn.wait)
+
+    def work(segmenter: Any, held: Body = body) -> tuple[str, bytes, int]:
+        return "", repr(held).encode(), 0
+
+    waiting = desk.submit(work)
+    del work, body
+    assert gone() is not None
+    assert waiting.cancel()
+    assert gone() is None
+    turn.set()
+    busy.result()
+    desk.close()
+
+
+def test_a_socket_that_is_not_answered_yet_is_taken(tmp_path: Path) -> None:
+    from rare_trt.errors import BackendError
+    from rare_trt.serving.listening import on_socket
+
+    path = tmp_path / "taken"
+    with (
+        on_socket(path),
+        pytest.raises(BackendError, match="a server is there already"),
+        on_socket(path),
+    ):
+        pass
+
+
+def test_a_full_queue_refuses_clearly_and_keeps_what_it_has(server: Running, scan: Path) -> None:
+    data = scan.read_bytes()
+    before = server.metrics()
+    taken = [Half(server, data) for _ in range(3)]
+    until(lambda: server.metrics()["rare_trt_queue_length"] == 3)
+    answer = server.call("POST", "/v1/segment", data)
+    assert answer.status == 503
+    assert "3 requests are waiting already" in answer.error
+    assert int(answer.headers["retry-after"]) >= 1
+    for path in ("/healthz", "/readyz"):
+        assert server.call("GET", path).status == 200
+    assert [half.finish().status for half in taken] == [200, 200, 200]
+    after = server.metrics()
+    assert after["rare_trt_queue_length"] == 0
+    for name, more in (
+        ('rare_trt_requests_total{outcome="done"}', 3),
+        ('rare_trt_requests_total{outcome="busy"}', 1),
+        ('rare_trt_route_total{route="1"}', 3),
+        ("rare_trt_request_seconds_count", 3),
+        ('rare_trt_compute_seconds_bucket{le="+Inf"}', 3),
+    ):
+        assert after[name] - before.get(name, 0.0) == more, name
+
+
+def test_a_client_waits_for_a_place(server: Running, scan: Path, tmp_path: Path) -> None:
+    data = scan.read_bytes()
+    taken = [Half(server, data) for _ in range(3)]
+    until(lambda: server.metrics()["rare_trt_queue_length"] == 3)
+    busy = 'rare_trt_requests_total{outcome="busy"}'
+    before = server.metrics()[busy]
+    out = tmp_path / "l.nii.gz"
+    command = ["infer", str(scan), "-o", str(out), "--server", server.address]
+    with ThreadPoolExecutor(1) as client:
+        status = client.submit(main, command)
+        until(lambda: server.metrics()[busy] > before)
+        for half in taken:
+            half.finish()
+        assert status.result() == 0
+    assert out.exists()
+
+
+def test_a_client_that_leaves_gives_up_its_place(server: Running, scan: Path) -> None:
+    gone = 'rare_trt_requests_total{outcome="client_gone"}'
+    before = server.metrics()[gone]
+    half = Half(server, scan.read_bytes())
+    until(lambda: server.metrics()["rare_trt_queue_length"] == 1)
+    half.leave()
+    until(lambda: server.metrics()[gone] == before + 1)
+    assert server.metrics()["rare_trt_queue_length"] == 0
+
+
+def test_the_socket_is_for_its_user_alone(server: Running) -> None:
+    state = Path(server.address).stat()
+    assert stat.S_ISSOCK(state.st_mode)
+    assert stat.S_IMODE(state.st_mode) == 0o600
+
+
+@pytest.fixture(scope="module")
+def small(place: Path, tiny_package_folder: Path) -> tuple[str | Path, ...]:
+    """The arguments of a server that starts quickly."""
+    return (tiny_package_folder, "--socket", place / "small")
+
+
+def test_nothing_that_was_asked_is_logged(
+    place: Path, small: tuple[str | Path, ...], tiny_scan: Path
+) -> None:
+    folder = place / SECRET
+    folder.mkdir()
+    shutil.copy(tiny_scan, folder / f"{SECRET}.nii.gz")
+    (folder / f"{SECRET}_bad.nii").write_bytes(SECRET.encode())
+    with running(*small, "--allow", folder) as server:
+        for names in (f"{SECRET}.nii.gz", f"{SECRET}_bad.nii", f"{SECRET}_absent.nii"):
+            server.named(scan=folder / names)
+        server.call("POST", f"/v1/segment?{SECRET}=1", b"x")
+        server.call("POST", f"/{SECRET}", b"x")
+        raw(server, f"{SECRET}\r\n".encode(), {}, b"")
+        assert server.end() == 0
+    assert SECRET not in json.dumps(server.log)
+    statuses = [line["status"] for line in server.log if line["event"] == "segment"]
+    assert statuses == [200, 422, 422, 400]
+
+
+def test_slow_clients_are_let_go(small: tuple[str | Path, ...], tiny_scan: Path) -> None:
+    with running(*small, "--timeout", "0.5") as server:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.settimeout(WAIT_SECONDS)
+            silent.connect(server.address)
+            silent.sendall(b"POST /v1/seg")
+            with pytest.raises(ConnectionResetError):
+                # Nothing, or a reset, but never an answer.
+                assert silent.recv(1) == b""
+                raise ConnectionResetError
+        answer = Half(server, tiny_scan.read_bytes()).answer()
+        assert (answer.status, "did not come in time" in answer.error) == (408, True)
+        # A client that drips is no better than one that is silent.
+        with socket.socket(socket.AF_UNIX) as dripping:
+            dripping.connect(server.address)
+            with pytest.raises(OSError):
+                while True:
+                    dripping.sendall(b"P")
+                    sleep(0.05)
+        assert server.call("POST", "/v1/segment", tiny_scan.read_bytes()).status == 200
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_finishes_what_was_taken_and_takes_nothing_new(
+    small: tuple[str | Path, ...], tiny_scan: Path, sig: int
+) -> None:
+    data = tiny_scan.read_bytes()
+    with running(*small) as server:
+        right = unpacked(server.call("POST", "/v1/segment", data).body)["labels.nii.gz"]
+        taken = Half(server, data)
+        until(lambda: server.metrics()["rare_trt_queue_length"] == 1)
+        server.process.send_signal(sig)
+
+        def refuses() -> bool:
+            with socket.socket(socket.AF_UNIX) as connection:
+                return connection.connect_ex(server.address) != 0
+
+        until(refuses)
+        answer = taken.finish()
+        assert answer.status == 200
+        assert unpacked(answer.body)["labels.nii.gz"] == right
+        assert server.end(sig) == 0
+        assert server.log[-1]["event"] == "stopped"
+        assert not Path(server.address).exists()
+
+
+def test_a_killed_server_leaves_nothing_in_the_way_of_the_next(
+    place: Path, allowed: Path, small: tuple[str | Path, ...], tiny_scan: Path
+) -> None:
+    data = tiny_scan.read_bytes()
+    out = allowed / "killed"
+    with running(*small) as server:
+        half = Half(server, data)
+        until(lambda: server.metrics()["rare_trt_queue_length"] == 1)
+        assert server.end(signal.SIGKILL) == -signal.SIGKILL
+        with pytest.raises(OSError):
+            half.finish()
+        half.leave()
+    assert Path(server.address).exists(), "a killed process cannot clean up"
+    with running(*small, "--allow", allowed) as server:
+        assert server.call("POST", "/v1/segment", data).status == 200
+        scan = allowed / "killed.nii.gz"
+        scan.write_bytes(data)
+        assert server.named(scan=scan, labels=out / "l.nii.gz").status == 200
+        assert sorted(p.name for p in out.iterdir()) == ["l.nii.gz", "l_dseg.tsv"]
+        # Where one lives, a second one does not push it aside.
+        done = command("serve", *small)
+        assert (done.returncode, "a server is there already" in done.stderr) == (1, True)
+        assert server.call("GET", "/readyz").status == 200
+        assert server.end() == 0
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A server that must not start."""
+    line = [sys.executable, "-m", "rare_trt.cli", *map(str, arguments)]
+    return subprocess.run(
+        line, cwd=REPOSITORY, capture_output=True, text=True, timeout=WAIT_SECONDS
+    )
+
+
+def test_a_server_that_cannot_start_says_why(place: Path, examples: Path, tmp_path: Path) -> None:
+    precious = place / "precious"
+    precious.write_text("precious")
+    for arguments, words in (
+        (("nowhere", "--socket", place / "t"), "no such package"),
+        (("--socket", precious), "is no socket"),
+        (("--socket", place / "absent" / "s"), "no socket can be made"),
+        (("--socket", place / ("x" * 200)), "no socket can be made"),
+        (("--port", "99999"), "port 99999"),
+        (("--port", "0", "--allow", examples), "--allow goes with --socket"),
+        (("--socket", place / "t", "--allow", tmp_path / "x"), "no such folder"),
+    ):
+        done = command("serve", *arguments)
+        assert done.returncode == 1, arguments
+        said = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+        assert len(said) == 1
+        assert words in said[0]
+    assert precious.read_text() == "precious"
+    assert not (place / "t").exists()
+
+
+def test_a_port_answers_programs_of_this_machine_and_no_web_page(
+    tiny_package_folder: Path, place: Path, tiny_scan: Path, tmp_path: Path
+) -> None:
+    with running(tiny_package_folder, "--port", "0") as server:
+        data = tiny_scan.read_bytes()
+        assert server.address.startswith("http://127.0.0.1:")
+        assert server.call("POST", "/v1/segment", data).status == 200
+        assert server.call("GET", "/healthz", headers={"Host": "localhost:1"}).status == 200
+        for headers in ({"Host": "evil.example"}, {"Origin": "http://127.0.0.1"}):
+            for page in ("/v1/segment", "/metrics"):
+                refused = server.call("POST", page, data, headers)
+                assert (refused.status, "web page" in refused.error) == (403, True)
+        named = server.named(scan=tiny_scan)
+        assert (named.status, "--allow DIR" in named.error) == (403, True)
+        out = tmp_path / "l.nii.gz"
+        assert main(["infer", str(tiny_scan), "-o", str(out), "--server", server.address]) == 0
+        assert out.exists()
+        taken = command("serve", "--port", server.address.rpartition(":")[2])
+        assert (taken.returncode, "cannot be used" in taken.stderr) == (1, True)
+        assert server.end() == 0
