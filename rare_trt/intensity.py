@@ -44,11 +44,15 @@ def _normalise_channel(voxels: NDArray[Any], rule: IntensityRule, out: NDArray[n
     wide = voxels.dtype.itemsize > 4 or (voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 4)
     values: NDArray[Any] = np.empty(out.shape, np.float64) if wide else out
     values[...] = voxels
+    # Counted from the least voxel, nothing below is rounded to the steps of a large offset.
+    least = values.min()
+    values -= least
     low, high = np.percentile(values, rule.clip_percentiles).tolist()
     if not high > low:
         raise ScanError(
             f"the voxels have no contrast (percentiles {rule.clip_percentiles[0]:g} and "
-            f"{rule.clip_percentiles[1]:g} are both {low:g}); expected an image: check the file"
+            f"{rule.clip_percentiles[1]:g} are both {low + least:g}); expected an image: check the "
+            "file"
         )
     np.clip(values, low, high, out=values)
     values -= low

@@ -28,7 +28,7 @@ from rare_trt.training.checkpoint import load_checkpoint
 from rare_trt.training.network import NetworkConfig
 from rare_trt.training.passes import route_inputs
 from rare_trt.training.recipe import Recipe, load_recipe
-from rare_trt.training.trainer import train
+from rare_trt.training.trainer import computed_type, train
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +128,13 @@ def test_a_run_leaves_a_checkpoint_a_log_and_curves(trained: Path, recipe: Recip
     assert (facts.cases, facts.epochs, len(facts.validation)) == (5, 2, 1)
     assert facts.smallest_fov_mm[1] < facts.largest_fov_mm[1]
     assert len(facts.dice) == recipe.network.routes
+
+
+def test_a_cpu_trains_in_bf16_only_where_it_computes_in_it() -> None:
+    """Elsewhere every step would take thirty times as long."""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    expected = torch.bfloat16 if supported else torch.float32
+    assert computed_type(torch.device("cpu")) is expected
 
 
 def test_the_loss_falls(labelled: Path, recipe: Recipe, tmp_path: Path) -> None:

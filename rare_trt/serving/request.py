@@ -183,10 +183,12 @@ def _inside(text: str, folders: Sequence[Path]) -> Path:
         ) from error
     if not named.is_absolute():
         raise RequestError(HTTPStatus.BAD_REQUEST, "a path is relative; expected a full one")
-    if not any(path.is_relative_to(folder) for folder in folders):
+    # A folder is not in itself: as an output, its temporary name would lie outside.
+    if not any(folder in path.parents for folder in folders):
         raise RequestError(
             HTTPStatus.FORBIDDEN,
-            "a path leads out of the folders that this server was started with: see its --allow",
+            "a path leads out of the folders that this server was started with, or is one of "
+            "them: see its --allow",
         )
     return path
 
