@@ -15,9 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EINVAL, EISDIR, ENOTSUP
 from pathlib import Path
+from typing import Final
 
 from rare_trt.errors import OutputError
 from rare_trt.renaming import rename_new
+
+# Windows has only the last one, and no other system has that.
+_CAUTIOUS: Final = (
+    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)
 
 
 def sha256(data: bytes) -> str:
@@ -57,8 +63,8 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
                     absent.add(path)
                     new_folders += make_folder(path.parent)
                 temp = temporary_name(path)
-                claims.enter_context(claimed(temp, temp.touch))
-                write_synced(temp, data)
+                handle = claims.enter_context(claimed(temp, new_file))
+                store(handle, data)
                 temporary[path] = temp
             for path, temp in temporary.items():
                 if overwrite:
@@ -96,41 +102,63 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def claimed(temporary: Path, make: Callable[..., None]) -> Iterator[None]:
-    """`temporary`, made by `make(exist_ok=False)` and locked; what is left of it goes at the end.
+def claimed(temporary: Path, make: Callable[[Path], int]) -> Iterator[int]:
+    """`temporary`, made and opened by `make` and locked; what is left of it goes at the end.
 
-    What a killed process left there is removed first. Raises OutputError where a living one holds
-    it.
+    `make` raises FileExistsError where it is there already: what a killed process left is then
+    removed. Raises OutputError where a living one holds it.
     """
     while True:
         try:
-            make(exist_ok=False)
+            handle = make(temporary)
         except FileExistsError:
             _remove_leftover(temporary)
             continue
-        try:
-            handle = opened(temporary)
         except FileNotFoundError:
-            continue
+            # Another process took a new folder for a leftover before it was opened.
+            if temporary.parent.is_dir():
+                continue
+            raise
         _lock(handle, wait=True)
         # Before the lock another process may have taken it for a leftover.
         if _is_still(handle, temporary):
             break
         os.close(handle)
     try:
-        yield
+        yield handle
     finally:
         if _is_still(handle, temporary):
             _remove(temporary)
         os.close(handle)
 
 
+def new_file(path: Path) -> int:
+    """Makes `path` and opens it to be written."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CAUTIOUS, 0o666)
+
+
+def new_folder(path: Path) -> int:
+    """Makes `path` and opens it."""
+    path.mkdir()
+    return opened(path)
+
+
 def write_synced(path: Path, data: bytes) -> None:
-    """Writes `data`, and waits until the disk has it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Writes `data` to a new file, and waits until the disk has it."""
+    handle = new_file(path)
+    try:
+        store(handle, data)
+    finally:
+        os.close(handle)
+
+
+def store(handle: int, data: bytes) -> None:
+    """Writes `data` to an open file, and waits until the disk has it."""
+    rest = memoryview(data)
+    while rest:
+        # One call takes 2 GiB at most.
+        rest = rest[os.write(handle, rest) :]
+    os.fsync(handle)
 
 
 def sync_folder(folder: Path) -> None:
@@ -186,9 +214,7 @@ def _remove(path: Path) -> None:
 
 def opened(path: Path) -> int:
     """`path` opened to be read, without following a link or waiting for the other end of a pipe."""
-    # Windows has neither.
-    cautious = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | cautious)
+    return os.open(path, os.O_RDONLY | _CAUTIOUS)
 
 
 def _lock(handle: int, *, wait: bool) -> bool:

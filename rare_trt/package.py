@@ -18,6 +18,7 @@ from rare_trt.errors import OutputError, PackageError, SignatureWarning
 from rare_trt.files import (
     claimed,
     make_folder,
+    new_folder,
     opened,
     refuse_existing,
     remove_folders,
@@ -182,7 +183,7 @@ def write_package(
     new_parents: list[Path] = []
     try:
         new_parents = make_folder(folder.parent)
-        with claimed(new, new.mkdir):
+        with claimed(new, new_folder):
             for name, content in {**contents, MANIFEST: data}.items():
                 path = new / name
                 path.parent.mkdir(parents=True, exist_ok=True)

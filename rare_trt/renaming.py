@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from errno import EEXIST, EINVAL, ENOSYS, ENOTSUP
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -34,9 +36,8 @@ def exchange(first: Path, second: Path) -> bool:
 
 def _renameat2(source: Path, target: Path, flags: int) -> bool:
     """False where the C library, the kernel or the file system does not know it."""
-    try:
-        call = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):
+    call = _system_call()
+    if call is None:
         return False
     if call(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags) == 0:
         return True
@@ -44,3 +45,12 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
     if code in (EINVAL, ENOSYS, ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(target))
+
+
+@cache
+def _system_call() -> Callable[..., int] | None:
+    try:
+        call: Callable[..., int] = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return None
+    return call

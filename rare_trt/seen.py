@@ -7,6 +7,7 @@ calibration/seen.py). They are warnings about the input, no measure of the answe
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -43,25 +44,20 @@ def pattern(voxels: Image, rule: IntensityRule) -> NDArray[np.float64]:
     The left half is folded onto the right one, so that it is the same for a scan of either side.
     """
     shares = _shares(voxels)
-    weights = [_blocks(size) for size in voxels.shape]
-    foreground = shares >= rule.foreground_share
-    total = _averaged(np.where(foreground, shares, 0.0), weights)
-    share = _averaged(foreground.astype(np.float64), weights)
-    total, share = total + total[::-1], share + share[::-1]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(share >= 2 * LEAST_FOREGROUND, total / share, np.nan))
+    return _pattern(shares, shares >= rule.foreground_share)
 
 
 def numbers(voxels: Image, rule: IntensityRule, mean: NDArray[np.float64]) -> dict[str, float]:
     """What is held against training, of a normalised channel [i, j, k]; `mean` is the mean
     pattern of the training scans."""
     shares = _shares(voxels)
-    foreground = shares[shares >= rule.foreground_share]
+    foreground = shares >= rule.foreground_share
+    inside = np.sort(shares[foreground])
     values = [
-        foreground.size / shares.size,
-        *np.percentile(foreground, PERCENTILES).tolist(),
+        inside.size / shares.size,
+        *_percentiles(inside),
         _neighbours(shares),
-        _likeness(pattern(voxels, rule), mean),
+        _likeness(_pattern(shares, foreground), mean),
     ]
     return dict(zip(NAMES, values, strict=True))
 
@@ -92,43 +88,68 @@ def unlike(image: Image, grid: Grid, route: int, rule: IntensityRule, seen: Seen
     return found
 
 
-def _shares(voxels: Image) -> NDArray[np.float64]:
+def _shares(voxels: Image) -> Image:
     """Voxels as shares of the way from the lower clip percentile to the upper one."""
-    low, high = float(voxels.min()), float(voxels.max())
-    return (voxels.astype(np.float64) - low) / (high - low)
+    low, high = voxels.min(), voxels.max()
+    shares: Image = (voxels - low) / (high - low)
+    return shares
 
 
-def _blocks(size: int) -> NDArray[np.float64]:
+def _percentiles(ordered: Image) -> list[float]:
+    """PERCENTILES of sorted values, in between linear; many times faster than np.percentile."""
+    places = np.array(PERCENTILES) / 100 * (ordered.size - 1)
+    below = places.astype(int)
+    above = np.minimum(below + 1, ordered.size - 1)
+    low, high = ordered[below].astype(np.float64), ordered[above]
+    found: list[float] = (low + (high - low) * (places - below)).tolist()
+    return found
+
+
+def _pattern(shares: Image, foreground: NDArray[np.bool_]) -> NDArray[np.float64]:
+    both = np.stack([np.where(foreground, shares, np.float32(0)), foreground])
+    total, share = _averaged(both).astype(np.float64)
+    total, share = total + total[::-1], share + share[::-1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(share >= 2 * LEAST_FOREGROUND, total / share, np.nan))
+
+
+def _averaged(images: Image) -> Image:
+    """Means of each image [n, i, j, k] in blocks: [n, 4, 4, 4]."""
+    n, ni, nj, nk = images.shape
+    i, j, k = map(_blocks, (ni, nj, nk))
+    along_k = images.reshape(-1, nk) @ k.T
+    along_j = j @ along_k.reshape(n, ni, nj, BLOCKS)
+    blocks: Image = i @ along_j.reshape(n, ni, BLOCKS * BLOCKS)
+    return blocks.reshape(n, BLOCKS, BLOCKS, BLOCKS)
+
+
+@lru_cache(maxsize=256)
+def _blocks(size: int) -> Image:
     """Weights [BLOCKS, size] of each voxel along an axis in the mean of each block."""
     edges = np.linspace(0.0, size, BLOCKS + 1)
     overlap = np.minimum(edges[1:, None], np.arange(1, size + 1)) - np.maximum(
         edges[:-1, None], np.arange(size)
     )
-    return np.asarray(np.maximum(overlap, 0.0) * BLOCKS / size)
+    weights: Image = (np.maximum(overlap, 0.0) * BLOCKS / size).astype(np.float32)
+    return weights
 
 
-def _averaged(
-    values: NDArray[np.float64], weights: list[NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    for axis, along in enumerate(weights):
-        values = np.moveaxis(np.tensordot(along, values, (1, axis)), 0, axis)
-    return values
-
-
-def _neighbours(shares: NDArray[np.float64]) -> float:
+def _neighbours(shares: Image) -> float:
     """Correlation of a voxel with the next one, mean over the axes that have neighbours."""
-    centred = shares - shares.mean()
+    centred = shares - shares.mean(dtype=np.float64).astype(np.float32)
     variance = float((centred**2).mean())
     found = []
     for axis in range(3):
         along = np.moveaxis(centred, axis, 0)
         if len(along) > 1:
             found.append(float((along[1:] * along[:-1]).mean()) / variance)
-    return float(np.mean(found)) if found else 0.0
+    return sum(found) / len(found) if found else 0.0
 
 
 def _likeness(one: NDArray[np.float64], mean: NDArray[np.float64]) -> float:
     known = np.isfinite(one)
-    if np.count_nonzero(known) < 2 or np.ptp(one[known]) == 0.0 or np.ptp(mean[known]) == 0.0:
+    found, expected = one[known], mean[known]
+    if found.size < 2 or np.ptp(found) == 0.0 or np.ptp(expected) == 0.0:
         return 0.0
-    return float(np.corrcoef(one[known], mean[known])[0, 1])
+    found, expected = found - found.mean(), expected - expected.mean()
+    return float(found @ expected / np.sqrt((found @ found) * (expected @ expected)))

@@ -11,11 +11,12 @@ import pytest
 from rare_trt.errors import OutputError
 from rare_trt.files import (
     claimed,
+    new_file,
     refuse_existing,
     sha256,
+    store,
     temporary_name,
     write_files,
-    write_synced,
 )
 
 
@@ -111,11 +112,11 @@ def test_what_another_process_wrote_meanwhile_stays_when_ours_fails(
     """A failing call takes back what it wrote itself, and nothing else."""
     target = tmp_path / "a.bin"
 
-    def overtaken(path: Path, data: bytes) -> None:
+    def overtaken(handle: int, data: bytes) -> None:
         target.write_bytes(b"theirs")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rare_trt.files.write_synced", overtaken)
+    monkeypatch.setattr("rare_trt.files.store", overtaken)
     with pytest.raises(OutputError, match="No space left"):
         write_files({target: b"ours"}, overwrite=False)
     assert tree(tmp_path) == {"a.bin": b"theirs"}
@@ -128,13 +129,13 @@ def test_what_another_process_wrote_meanwhile_is_not_overwritten(
     """Between our look and our rename; also where the system cannot look and rename at once."""
     target = tmp_path / "a.bin"
 
-    def overtaken(path: Path, data: bytes) -> None:
-        write_synced(path, data)
+    def overtaken(handle: int, data: bytes) -> None:
+        store(handle, data)
         target.write_bytes(b"theirs")
 
     if not at_once:
         monkeypatch.setattr("rare_trt.renaming._renameat2", lambda *_: False)
-    monkeypatch.setattr("rare_trt.files.write_synced", overtaken)
+    monkeypatch.setattr("rare_trt.files.store", overtaken)
     with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
         write_files({target: b"ours"}, overwrite=False)
     assert tree(tmp_path) == {"a.bin": b"theirs"}
@@ -149,7 +150,7 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path) -> 
 
 def test_what_a_living_process_writes_is_left_to_it(tmp_path: Path) -> None:
     part = temporary_name(tmp_path / "a.bin")
-    with claimed(part, part.touch):
+    with claimed(part, new_file):
         part.write_bytes(b"theirs")
         with pytest.raises(OutputError, match="being written by another program"):
             write_files(

@@ -333,6 +333,9 @@ def test_nothing_outside_the_allowed_folders_is_read_or_written(
         {"scan": inside, "labels": allowed / "l.nii.gz", "report": tmp_path / "r.json"},
         {"scan": inside, "labels": allowed / "l.nii.gz", "picture": folder_link / "p.png"},
         {"scan": link, "labels": allowed / "l.nii.gz", "overwrite": True},
+        # A folder is not in itself: the temporary file of such an output would lie outside.
+        {"scan": allowed, "labels": allowed / "l.nii.gz"},
+        {"scan": inside, "labels": allowed / "l.nii.gz", "report": allowed, "overwrite": True},
     ]
     for names in refused:
         answer = server.named(**names)
@@ -355,7 +358,9 @@ def test_what_is_no_scan_file_never_keeps_the_server_waiting(
         file.truncate(MEGABYTE + 1)
     assert (server.named(scan=pipe).status, server.named(scan=allowed / "x").status) == (422, 422)
     assert server.named(scan=large).status == 413
-    assert "is no file" in server.named(scan=allowed, labels=allowed / "x.nii").error
+    (allowed / "folder").mkdir()
+    answer = server.named(scan=allowed / "folder", labels=allowed / "x.nii")
+    assert "is no file" in answer.error
 
 
 JSON = {"Content-Type": "application/json"}
