@@ -358,8 +358,8 @@ def test_what_is_no_scan_file_never_keeps_the_server_waiting(
         file.truncate(MEGABYTE + 1)
     assert (server.named(scan=pipe).status, server.named(scan=allowed / "x").status) == (422, 422)
     assert server.named(scan=large).status == 413
-    (allowed / "folder").mkdir()
-    answer = server.named(scan=allowed / "folder", labels=allowed / "x.nii")
+    (allowed / "a folder").mkdir()
+    answer = server.named(scan=allowed / "a folder", labels=allowed / "x.nii")
     assert "is no file" in answer.error
 
 
