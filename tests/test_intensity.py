@@ -78,6 +78,15 @@ def test_contrast_survives_an_offset_that_float32_cannot_hold(dtype: Any, offset
     assert np.abs(normalised(shifted, RULE) - normalised(voxels, RULE)).max() < 1e-6
 
 
+@pytest.mark.parametrize("offset", [1e5, -1e5, 3e6])
+def test_an_offset_of_whole_numbers_changes_not_one_bit(offset: float) -> None:
+    """float32 holds whole numbers up to 2^24, and eighths, as averages of 8 voxels are, to 2^21."""
+    voxels = np.round(tissue()).astype(np.float32)
+    parts = 8 if abs(offset) < 2**21 - voxels.max() else 1
+    voxels /= parts
+    assert np.array_equal(normalised(voxels + np.float32(offset), RULE), normalised(voxels, RULE))
+
+
 @pytest.mark.parametrize(
     "dtype", [np.int16, np.uint16, np.int32, np.int64, np.uint64, np.float32, ">i2", ">f4", ">f8"]
 )

@@ -59,13 +59,17 @@ void centre(std::vector<Value>& values, double share) {
 
 template <class Value>
 void normalise(std::vector<Value>& values, const IntensityRule& rule) {
+  // Counted from the least voxel, nothing below is rounded to the steps of a large offset.
+  const Value least = *std::min_element(values.begin(), values.end());
+  for (Value& value : values) value -= least;
   std::vector<Value> sorted = values;
   const double low = percentile(sorted, rule.clip_percentiles[0] / 100.0);
   const double high = percentile(sorted, rule.clip_percentiles[1] / 100.0);
   if (!(high > low)) {
     throw ScanError(text("the voxels have no contrast (percentiles ",
                          number(rule.clip_percentiles[0]), " and ",
-                         number(rule.clip_percentiles[1]), " are both ", number(low),
+                         number(rule.clip_percentiles[1]), " are both ",
+                         number(static_cast<Value>(low) + least),
                          "); expected an image: check the scan"));
   }
   const auto bottom = static_cast<Value>(low), top = static_cast<Value>(high);
