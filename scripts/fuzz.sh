@@ -6,12 +6,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
-options=("${@:2}")
 for file in fuzz/*.py; do
   target=$(basename "$file" .py)
   mkdir -p ".fuzz/$target"
   echo "fuzzing $target for $seconds s"
   PYTHONPATH=. "${PYTHON:-python}" "$file" ".fuzz/$target" "tests/corpus/$target" \
     -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=2048 \
-    -artifact_prefix=".fuzz/$target-" -print_final_stats=1 "${options[@]}"
+    -artifact_prefix=".fuzz/$target-" -print_final_stats=1 "${@:2}"
 done
