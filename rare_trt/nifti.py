@@ -33,13 +33,14 @@ class Scan:
 
     `sha256` is that of its file, None for a scan made in memory, for which the header can be left
     out: `Scan(Volume(voxels, grid))`. `admitted` are the voxels that passed the gate, read-only:
-    they need no second look.
+    they need no second look. `remarks` say what the gate found odd about it.
     """
 
     volume: Volume
     header: nib.Nifti1Header = field(default_factory=nib.Nifti1Header)
     sha256: str | None = None
     admitted: Array | None = field(default=None, repr=False)
+    remarks: tuple[str, ...] = ()
 
 
 def read_scan(path: Path, channels: int = 1) -> Scan:
@@ -54,7 +55,7 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
 def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
     """As `read_scan`, from a file's bytes; `path` is what errors call it."""
     try:
-        header, volume = admitted(data, channels)
+        found, volume = admitted(data, channels)
     except ScanError as error:
         raise ScanError(f"{path}: {error}") from error
     except MemoryError as error:
@@ -62,7 +63,7 @@ def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
             f"{path}: does not fit into this machine's memory; expected a smaller scan: cut it, or "
             "use a machine with more"
         ) from error
-    return Scan(volume, header, sha256(data), volume.voxels)
+    return Scan(volume, found.header, sha256(data), volume.voxels, found.remarks)
 
 
 def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: bool) -> bytes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rare_trt.cache import Cache
 from rare_trt.errors import BackendError, EngineWarning, ScanError, ShapeError
 from rare_trt.field_of_view import region_of
-from rare_trt.gate import check_channels, check_voxels, place_remarks
+from rare_trt.gate import check_channels, check_voxels
 from rare_trt.geometry import Array, Grid, Shape, Triple
 from rare_trt.intensity import normalised
 from rare_trt.manifest import Arithmetic
@@ -138,10 +138,9 @@ class Segmenter:
                 scan = read_scan(Path(scan), len(model.channels))
             if scan.admitted is scan.volume.voxels:
                 check_channels(scan.volume.voxels.shape, len(model.channels))
-                remarks = place_remarks(scan.header, scan.volume.grid.shape)
             else:
                 check_voxels(scan.volume.voxels, len(model.channels))
-                remarks = []
+            remarks = list(scan.remarks)
         with clock("prepare"):
             region = region_of(scan.volume, model.field_of_view_mm, at)
             decision = choose_route(
