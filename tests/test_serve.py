@@ -355,7 +355,7 @@ def test_what_is_no_scan_file_never_keeps_the_server_waiting(
         file.truncate(MEGABYTE + 1)
     assert (server.named(scan=pipe).status, server.named(scan=allowed / "x").status) == (422, 422)
     assert server.named(scan=large).status == 413
-    assert "is no file" in server.named(scan=allowed, labels=allowed / "x.nii").error
+    assert "not a file" in server.named(scan=allowed, labels=allowed / "x.nii").error
 
 
 JSON = {"Content-Type": "application/json"}

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from rare_trt.errors import RareTrtError, ScanError
+from rare_trt.errors import RareTrtError
 from rare_trt.jobs import Job, check_outputs, labels_beside
+from rare_trt.naming import file_size
 from rare_trt.options import YES_OR_NO, Asked, asked_in
 
 MAX_JSON_BYTES: Final = 1 << 16
@@ -53,11 +53,11 @@ class Names:
     picture: str | None
     overwrite: bool
 
-    def job(self, folders: Sequence[Path], max_bytes: int) -> Job:
-        """The same with every link followed.
+    def job(self, folders: Sequence[Path]) -> Job:
+        """The same with every link followed; whether they are there is not looked at.
 
-        Raises RequestError where one leads out of `folders`, and another RareTrtError where the
-        scan is no file or its outputs make no sense.
+        Raises RequestError where one leads out of `folders`, and OutputError where the outputs
+        make no sense.
         """
         scan = _inside(self.scan, folders)
         job = Job(
@@ -67,7 +67,6 @@ class Names:
             None if self.picture is None else _inside(self.picture, folders),
         )
         check_outputs([job])
-        _check_file(scan, max_bytes)
         return job
 
 
@@ -143,11 +142,18 @@ def read_names(body: bytes) -> Names:
     return Names(**paths, overwrite=overwrite)
 
 
-def too_large(max_bytes: int) -> RequestError:
-    """The refusal of a body beyond `max_bytes`."""
+def check_size(job: Job, max_bytes: int) -> None:
+    """Raises RequestError where the job's scan is larger than `max_bytes`, and ScanError where it
+    is no file or would keep the server waiting."""
+    if file_size(job.scan) > max_bytes:
+        raise too_large(max_bytes, "the scan")
+
+
+def too_large(max_bytes: int, what: str = "the body") -> RequestError:
+    """The refusal of what is larger than `max_bytes`."""
     return RequestError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body is larger than {max_bytes} bytes; the server's --max-upload says how much it "
+        f"{what} is larger than {max_bytes} bytes; the server's --max-upload says how much it "
         "takes",
     )
 
@@ -189,15 +195,3 @@ def _inside(text: str, folders: Sequence[Path]) -> Path:
             "a path leads out of the folders that this server was started with: see its --allow",
         )
     return path
-
-
-def _check_file(scan: Path, max_bytes: int) -> None:
-    """Raises where `scan` would keep the server waiting or is too large; absent is told later."""
-    try:
-        state = scan.stat()
-    except OSError:
-        return
-    if not S_ISREG(state.st_mode):
-        raise ScanError(f"{scan}: is no file; expected a NIfTI file: check the path")
-    if state.st_size > max_bytes:
-        raise too_large(max_bytes)
