@@ -43,7 +43,7 @@ def one(data: bytes) -> None:
             # The folder has another name in every run.
             names = read_names(body.replace(b"$A", str(ALLOWED).encode()))
             job = names.job([ALLOWED])
-            for path in (job.scan, *job.outputs()):
+            for path in (*job.files, *job.outputs()):
                 assert os.path.realpath(path).startswith(f"{ALLOWED}{os.sep}"), path
             check_size(job, MAX_BYTES)
     except RequestError as error:

@@ -59,6 +59,12 @@ SAME_SPACING: Final = 0.05
 # Two places of a scan further apart than this are worth a remark.
 SAME_PLACE_MM: Final = 1.0
 
+# Channels lie on one grid where their outermost voxels are no further apart than this share of the
+# smallest voxel. Over 512 voxels per axis the rounding of an sform to float32 moves them by .0001
+# voxels and that of an affine written with six digits by .002: neither may be refused. A tenth of
+# a voxel changes a value by a tenth of what neighbours differ by.
+SAME_GRID_VOXELS: Final = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class Declared:
@@ -154,6 +160,17 @@ def affine_mm(header: nib.Nifti1Header) -> NDArray[np.float64]:
     return _in_mm(header, header.get_best_affine())
 
 
+def grid_difference(one: Grid, other: Grid) -> str | None:
+    """Why the voxels of `other` are not those of `one`, in words; None where they are."""
+    if one.shape != other.shape:
+        return f"shape {_x(other.shape)}, not {_x(one.shape)}"
+    apart = float(np.linalg.norm(_corner_shifts_mm(one, other), axis=1).max())
+    most = SAME_GRID_VOXELS * min(one.spacing_mm)
+    if apart > most:
+        return f"corners up to {apart:.3g} mm apart, more than {most:.3g} mm"
+    return None
+
+
 def _header(start: bytes) -> nib.Nifti1Header:
     """The header in either version and byte order, unchecked."""
     sizes = {order: int.from_bytes(start[:4], order) for order in ("little", "big")}
@@ -188,9 +205,11 @@ def check_channels(shape: tuple[int, ...], channels: int) -> None:
     """Raises ScanError unless voxels of `shape` [i, j, k] or [i, j, k, channel] have `channels`."""
     found = shape[3] if len(shape) == 4 else 1
     if found != channels:
+        way = "extract the right volume(s)"
+        if found < channels:
+            way = "join all of them in one file, or name one file per channel"
         raise ScanError(
-            f"the image has {found} channels or time points; this package takes {channels}: "
-            "extract the right volume(s)"
+            f"the image has {found} channels or time points; expected {channels}: {way}"
         )
 
 

@@ -153,8 +153,8 @@ def test_four_channels_for_a_package_of_four() -> None:
     four = np.stack([VOXELS + n for n in range(4)], axis=-1)
     assert np.array_equal(scan_of(nifti(four), channels=4).volume.voxels, four)
     assert "4 channels" in refused(nifti(four))
-    assert "takes 4" in refused(nifti(), channels=4)
-    assert "takes 4" in refused(nifti(four[..., :3]), channels=4)
+    assert "expected 4" in refused(nifti(), channels=4)
+    assert "expected 4" in refused(nifti(four[..., :3]), channels=4)
 
 
 @pytest.mark.parametrize(
