@@ -27,7 +27,8 @@ atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 ALLOWED: Final = Path(FOLDER).resolve() / "a"
 ALLOWED.mkdir()
 (ALLOWED / "out").symlink_to("/")
-(ALLOWED / "in.nii").write_bytes(b"in")
+for name in ("in.nii", "in2.nii"):
+    (ALLOWED / name).write_bytes(b"in")
 
 
 def one(data: bytes) -> None:
