@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
@@ -99,7 +99,9 @@ def _check_beside(path: Path, scan: Scan, earlier: dict[Path, Scan]) -> None:
             f"{path}: lies on another grid than {first_path} ({difference}); expected all channels "
             "on one grid: resample it onto the first one's"
         )
-    total = sum(one.volume.voxels.nbytes for one in (*earlier.values(), scan))
+    # As one file would declare it.
+    total = (len(earlier) + 1) * scan.volume.voxels.size
+    total *= _common_type([*earlier.values(), scan]).itemsize
     if total > MAX_BYTES:
         raise ScanError(
             f"{path}: brings the scan to {total} bytes; expected at most {MAX_BYTES} in all "
@@ -109,9 +111,9 @@ def _check_beside(path: Path, scan: Scan, earlier: dict[Path, Scan]) -> None:
 
 def _stacked(scans: Sequence[Scan]) -> Scan:
     first = scans[0]
-    dtype = np.result_type(*(scan.volume.voxels.dtype for scan in scans))
+    shape = (*first.volume.grid.shape, len(scans))
     # Channel after channel, as a file holds them.
-    voxels = np.empty((*first.volume.grid.shape, len(scans)), dtype, order="F")
+    voxels: Array = np.empty(shape, _common_type(scans), order="F")
     for channel, scan in enumerate(scans):
         voxels[..., channel] = scan.volume.voxels
     voxels.setflags(write=False)
@@ -122,6 +124,10 @@ def _stacked(scans: Sequence[Scan]) -> Scan:
         admitted=voxels,
         channel_sha256=tuple(scan.sha256 for scan in scans if scan.sha256 is not None),
     )
+
+
+def _common_type(scans: Sequence[Scan]) -> np.dtype[Any]:
+    return np.result_type(*(scan.volume.voxels.dtype for scan in scans))
 
 
 def _too_large(path: str) -> ScanError:

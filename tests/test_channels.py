@@ -456,6 +456,12 @@ def test_channels_that_are_too_large_together_are_refused(
     monkeypatch.setattr("rare_trt.nifti.MAX_BYTES", 3 * one - 1)
     with pytest.raises(ScanError, match=f"T2w.nii.gz: brings the scan to {3 * one} bytes"):
         read_channels(files)
+    # Counted as they are held: a float64 makes every channel one.
+    image = nib.load(files[1])
+    nib.save(nib.Nifti1Image(image.get_fdata(), image.affine), files[1])
+    monkeypatch.setattr("rare_trt.nifti.MAX_BYTES", 6 * one)
+    with pytest.raises(ScanError, match=f"FLAIR.nii.gz: brings the scan to {8 * one} bytes"):
+        read_channels(files)
 
 
 def test_further_channels_go_with_one_scan(
