@@ -322,6 +322,23 @@ def test_every_voxel_of_every_file_is_read(
     assert scan.volume.voxels.itemsize <= (4 if narrow else 8)
 
 
+def test_real_sequences_are_joined_on_one_grid_and_refused_on_their_own(shared_data: Path) -> None:
+    """An exam resampled onto an atlas, and the same exam as it left the scanner."""
+    atlas = sorted((shared_data / "tcga_fg6692_sri24").glob("*_bet.nii.gz"))
+    scan = read_channels(atlas)
+    assert scan.volume.voxels.shape == (240, 240, 155, 4)
+    assert scan.volume.voxels.dtype == np.int16
+    for number, path in enumerate(atlas):
+        stored = np.asarray(nib.load(path).dataobj)
+        assert np.array_equal(scan.volume.voxels[..., number], stored)
+    flair, t1, t1c, t2 = sorted((shared_data / "tcga_fg6692_clinical").glob("*.nii.gz"))
+    for other in (t1, t1c, t2):
+        with pytest.raises(ScanError, match=f"{other.name}: lies on another grid than"):
+            read_channels([flair, other])
+    # With and without contrast agent: one place.
+    assert read_channels([t1, t1c]).volume.voxels.shape == (256, 224, 26, 2)
+
+
 # What is refused
 
 
