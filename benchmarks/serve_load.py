@@ -65,6 +65,7 @@ class Serving:
     def __init__(self, socket: Path, allowed: Path) -> None:
         self.socket = str(socket)
         command = [sys.executable, "-m", "rare_trt.cli", "serve", "--socket", self.socket]
+        # Open for as long as the server runs.
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*command, "--allow", str(allowed), "--queue", str(QUEUE)], stderr=self._log

@@ -153,6 +153,7 @@ def is_dequantised(node: NodeProto | None, types: Mapping[str, int]) -> bool:
     return types[node.input[0]] == TensorProto.INT8
 
 
+# onnxruntime has no types: to mypy its classes are Any.
 class _One(CalibrationDataReader):  # type: ignore[misc]
     """One scan for a calibrator."""
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from rare_trt.errors import RareTrtError
 from rare_trt.options import as_query, asked_in
-from rare_trt.serving.request import RequestError, read_head, read_names
+from rare_trt.serving.request import RequestError, check_size, read_head, read_names
 
 MAX_BYTES: Final = 1 << 20
 
@@ -27,7 +27,8 @@ atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 ALLOWED: Final = Path(FOLDER).resolve() / "a"
 ALLOWED.mkdir()
 (ALLOWED / "out").symlink_to("/")
-(ALLOWED / "in.nii").write_bytes(b"in")
+for name in ("in.nii", "in2.nii"):
+    (ALLOWED / name).write_bytes(b"in")
 
 
 def one(data: bytes) -> None:
@@ -42,9 +43,10 @@ def one(data: bytes) -> None:
         if asking.names_files:
             # The folder has another name in every run.
             names = read_names(body.replace(b"$A", str(ALLOWED).encode()))
-            job = names.job([ALLOWED], MAX_BYTES)
-            for path in (job.scan, *job.outputs()):
+            job = names.job([ALLOWED])
+            for path in (*job.files, *job.outputs()):
                 assert os.path.realpath(path).startswith(f"{ALLOWED}{os.sep}"), path
+            check_size(job, MAX_BYTES)
     except RequestError as error:
         assert 400 <= error.status < 600
         assert "\n" not in str(error)

@@ -7,11 +7,20 @@ from rare_trt.errors import RareTrtError
 
 if TYPE_CHECKING:
     from rare_trt.geometry import Grid, Volume
-    from rare_trt.nifti import Scan, read_scan
+    from rare_trt.nifti import Scan, read_channels, read_scan
     from rare_trt.result import Result
     from rare_trt.segmenter import Segmenter
 
-__all__ = ["Grid", "RareTrtError", "Result", "Scan", "Segmenter", "Volume", "read_scan"]
+__all__ = [
+    "Grid",
+    "RareTrtError",
+    "Result",
+    "Scan",
+    "Segmenter",
+    "Volume",
+    "read_channels",
+    "read_scan",
+]
 
 # Loaded when first asked for: a client of `rare-trt serve` needs neither numpy nor nibabel, and
 # starts in a third of the time.
@@ -21,6 +30,7 @@ _HOMES = {
     "Scan": "nifti",
     "Segmenter": "segmenter",
     "Volume": "geometry",
+    "read_channels": "nifti",
     "read_scan": "nifti",
 }
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rare_trt import inflate
 from rare_trt.errors import ScanError
-from rare_trt.geometry import Canonical, Grid, Shape, Volume
+from rare_trt.geometry import Canonical, Grid, Volume
 from rare_trt.naming import MAX_BYTES
 
 # NIfTI's codes of the types that hold one real number of at most 64 bits.
@@ -59,6 +59,12 @@ SAME_SPACING: Final = 0.05
 # Two places of a scan further apart than this are worth a remark.
 SAME_PLACE_MM: Final = 1.0
 
+# Channels lie on one grid where their outermost voxels are no further apart than this share of the
+# smallest voxel. Over 512 voxels per axis the rounding of an sform to float32 moves them by .0001
+# voxels and that of an affine written with six digits by .002: neither may be refused. A tenth of
+# a voxel changes a value by a tenth of what neighbours differ by.
+SAME_GRID_VOXELS: Final = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class Declared:
@@ -66,6 +72,7 @@ class Declared:
     `shape` [i, j, k] or [i, j, k, channel], placed by `grid`; `total` bytes in all.
 
     `scaling` is the slope and intercept that stored values are to be taken through, or None.
+    `remarks` say what is odd about the scan's place without making it unfit.
     """
 
     header: nib.Nifti1Header
@@ -75,21 +82,25 @@ class Declared:
     offset: int
     total: int
     scaling: tuple[float, float] | None
+    remarks: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"{_x(self.shape)} of {self.dtype.newbyteorder('=')} from byte {self.offset} on"
 
 
-def admitted(data: bytes, channels: int) -> tuple[nib.Nifti1Header, Volume]:
-    """A file's bytes (.nii or .nii.gz) -> its header and its voxels on a grid in mm.
+def admitted(data: bytes, channels: int) -> tuple[Declared, Volume]:
+    """A file's bytes (.nii or .nii.gz) -> what its header says and its voxels on a grid in mm.
 
     Raises ScanError with one sentence, without the file's name, for anything that is not one whole
     scan of `channels` channels of finite real numbers with a place in the world.
     """
-    content = memoryview(data)
     if data[:2] == inflate.MAGIC:
-        content = inflate.inflated(data, START, lambda start: declared(start, channels).total)
-    found = declared(bytes(content[:START]), channels)
+        stream = inflate.Stream(data)
+        found = declared(stream.start(START), channels)
+        content = stream.whole(found.total)
+    else:
+        found = declared(data[:START], channels)
+        content = memoryview(data)
     if len(content) != found.total:
         raise ScanError(
             f"the file holds {len(content)} bytes; its header declares {found.total} ({found}): "
@@ -102,7 +113,7 @@ def admitted(data: bytes, channels: int) -> tuple[nib.Nifti1Header, Volume]:
         voxels = np.asarray(apply_read_scaling(voxels, *found.scaling))
         voxels.setflags(write=False)
     check_voxels(voxels, channels)
-    return found.header, Volume(voxels, found.grid)
+    return found, Volume(voxels, found.grid)
 
 
 def declared(start: bytes, channels: int) -> Declared:
@@ -126,7 +137,8 @@ def declared(start: bytes, channels: int) -> Declared:
             f"the header declares {_x(shape)} voxels, {largest} bytes; expected at most "
             f"{MAX_BYTES}: cut or average the scan first"
         )
-    return Declared(header, _grid(header, shape), shape, dtype, int(offset), total, scaling)
+    grid, remarks = _placed(header, shape)
+    return Declared(header, grid, shape, dtype, int(offset), total, scaling, remarks)
 
 
 def check_voxels(voxels: NDArray[Any], channels: int) -> None:
@@ -148,24 +160,15 @@ def affine_mm(header: nib.Nifti1Header) -> NDArray[np.float64]:
     return _in_mm(header, header.get_best_affine())
 
 
-def place_remarks(header: nib.Nifti1Header, shape: Shape) -> list[str]:
-    """What to say of an admitted scan whose sform was taken although its qform differs.
-
-    Other codes mean other coordinate systems, which may lie apart; not so where they turn the
-    scan's axes to other sides.
-    """
-    codes = [int(header["sform_code"]), int(header["qform_code"])]
-    if min(codes) <= 0:
-        return []
-    taken = Grid(shape, affine_mm(header))
-    other = Grid(shape, _in_mm(header, header.get_qform()))
-    if codes[0] != codes[1] and _same_axes(taken, other):
-        return []
-    corners = np.array(list(product(*((0, n - 1) for n in shape))))
-    apart = float(np.abs(taken.world_mm(corners) - other.world_mm(corners)).max())
-    if apart <= SAME_PLACE_MM:
-        return []
-    return [f"sform and qform place the scan {apart:.0f} mm apart; the sform was taken"]
+def grid_difference(one: Grid, other: Grid) -> str | None:
+    """Why the voxels of `other` are not those of `one`, in words; None where they are."""
+    if one.shape != other.shape:
+        return f"shape {_x(other.shape)}, not {_x(one.shape)}"
+    apart = float(np.linalg.norm(_corner_shifts_mm(one, other), axis=1).max())
+    most = SAME_GRID_VOXELS * min(one.spacing_mm)
+    if apart > most:
+        return f"corners up to {apart:.3g} mm apart, more than {most:.3g} mm"
+    return None
 
 
 def _header(start: bytes) -> nib.Nifti1Header:
@@ -202,9 +205,11 @@ def check_channels(shape: tuple[int, ...], channels: int) -> None:
     """Raises ScanError unless voxels of `shape` [i, j, k] or [i, j, k, channel] have `channels`."""
     found = shape[3] if len(shape) == 4 else 1
     if found != channels:
+        way = "extract the right volume(s)"
+        if found < channels:
+            way = "join all of them in one file, or name one file per channel"
         raise ScanError(
-            f"the image has {found} channels or time points; this package takes {channels}: "
-            "extract the right volume(s)"
+            f"the image has {found} channels or time points; expected {channels}: {way}"
         )
 
 
@@ -233,8 +238,9 @@ def _scaling(header: nib.Nifti1Header) -> tuple[float, float] | None:
     return slope, inter
 
 
-def _grid(header: nib.Nifti1Header, shape: tuple[int, ...]) -> Grid:
-    """The voxels' grid in mm; raises ScanError where the header does not place them once."""
+def _placed(header: nib.Nifti1Header, shape: tuple[int, ...]) -> tuple[Grid, tuple[str, ...]]:
+    """The voxels' grid in mm and what is odd about it; raises ScanError where the header does not
+    place them once."""
     codes = [int(header["sform_code"]), int(header["qform_code"])]
     if not all(0 <= code <= LARGEST_CODE for code in codes):
         raise _not_nifti(f"its sform and qform have the codes {codes[0]} and {codes[1]}")
@@ -249,11 +255,13 @@ def _grid(header: nib.Nifti1Header, shape: tuple[int, ...]) -> Grid:
     i, j, k = shape[:3]
     try:
         grid = Grid((i, j, k), affine_mm(header))
-        if min(codes) > 0:
-            _check_agreement(grid, Grid((i, j, k), _in_mm(header, header.get_qform())), codes)
+        if min(codes) <= 0:
+            return grid, ()
+        other = Grid((i, j, k), _in_mm(header, header.get_qform()))
     except (HeaderDataError, ValueError) as error:
         raise _not_nifti(f"its qform cannot be read: {error}") from error
-    return grid
+    _check_agreement(grid, other, codes)
+    return grid, _place_remarks(grid, other, codes)
 
 
 def _check_agreement(sform: Grid, qform: Grid, codes: list[int]) -> None:
@@ -277,6 +285,24 @@ def _check_agreement(sform: Grid, qform: Grid, codes: list[int]) -> None:
         f"sform and qform contradict each other ({what}); expected one place in the world: mend "
         "the header, or set the code of the wrong one to 0"
     )
+
+
+def _place_remarks(sform: Grid, qform: Grid, codes: list[int]) -> tuple[str, ...]:
+    """What to say of a scan whose sform is taken although its qform differs.
+
+    Other codes mean other coordinate systems, which may lie apart; not so where they turn the
+    scan's axes to other sides.
+    """
+    apart = float(np.abs(_corner_shifts_mm(sform, qform)).max())
+    if apart <= SAME_PLACE_MM or (codes[0] != codes[1] and _same_axes(sform, qform)):
+        return ()
+    return (f"sform and qform place the scan {apart:.0f} mm apart; the sform was taken",)
+
+
+def _corner_shifts_mm(one: Grid, other: Grid) -> NDArray[np.float64]:
+    """[8, 3]: how far the outermost voxels of two grids of one shape lie apart in the world."""
+    corners = np.array(list(product(*((0, n - 1) for n in one.shape))))
+    return one.world_mm(corners) - other.world_mm(corners)
 
 
 def _same_axes(one: Grid, other: Grid) -> bool:

@@ -16,6 +16,7 @@ LEVEL: Final = 1
 WINDOW_BITS: Final = 31
 
 # What a decompressor raises on a damaged stream, a wrong checksum or a wrong length included.
+# isal's types call it an exception, not a class of them.
 DamagedGzip: type[Exception] = isal_zlib.IsalError  # type: ignore[assignment]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from rare_trt.errors import ScanError
@@ -17,50 +16,50 @@ LARGEST_RATIO: Final = 1032
 CHUNK: Final = 1 << 18
 
 
-def inflated(data: bytes, start_bytes: int, declared: Callable[[bytes], int]) -> memoryview:
-    """The content of the gzip stream `data`, which must have exactly as many bytes as declared.
+class Stream:
+    """The content of the gzip stream `data`: all its members, one after another (RFC 1952).
 
-    `declared` gets the first `start_bytes` of the content and gives its size in bytes, or raises;
-    only then is memory taken. Several members count as one stream, as RFC 1952 has it. Raises
-    ScanError where the stream is damaged or truncated, where a checksum or length does not hold,
-    where the content is shorter or longer than declared, or where other bytes lie behind it.
+    Every method raises ScanError where the stream is damaged or truncated, or where a checksum or
+    length does not hold.
     """
-    try:
-        stream = _Stream(data)
-        start = stream.read(start_bytes)
-        size = declared(start)
-        if size > LARGEST_RATIO * len(data):
-            raise ScanError(
-                f"the header declares {size} bytes, which {len(data)} compressed ones cannot hold; "
-                "expected a whole .nii.gz: copy it again"
-            )
-        whole = bytearray(size)
-        # A content shorter than its start may be read to its end already.
-        whole[: len(start)] = start[:size]
-        found = len(start)
-        while found < size and (piece := stream.read(min(CHUNK, size - found))):
-            whole[found : found + len(piece)] = piece
-            found += len(piece)
-        if found != size or stream.read(1):
-            raise ScanError(
-                f"the gzip stream holds {'fewer' if found < size else 'more'} bytes than the "
-                f"{size} that the header declares; expected a whole scan and nothing else: copy "
-                "it again"
-            )
-    except DamagedGzip as error:
-        raise _damaged(str(error)) from error
-    return memoryview(whole).toreadonly()
-
-
-class _Stream:
-    """The content of all members of a gzip stream, one after another."""
 
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
         self._place = 0
         self._member = decompressor()
+        self._start = b""
 
-    def read(self, size: int) -> bytes:
+    def start(self, size: int) -> bytes:
+        """The first `size` bytes of the content, or all of it; asked for once, before the rest."""
+        self._start = self._read(size)
+        return self._start
+
+    def whole(self, size: int) -> memoryview:
+        """The content, which must have exactly `size` bytes: only now is memory for it taken.
+
+        Raises ScanError where it is shorter or longer, or where other bytes lie behind it.
+        """
+        if size > LARGEST_RATIO * len(self._data):
+            raise ScanError(
+                f"the header declares {size} bytes, which {len(self._data)} compressed ones "
+                "cannot hold; expected a whole .nii.gz: copy it again"
+            )
+        whole = bytearray(size)
+        # A content shorter than its start may be read to its end already.
+        whole[: len(self._start)] = self._start[:size]
+        found = len(self._start)
+        while found < size and (piece := self._read(min(CHUNK, size - found))):
+            whole[found : found + len(piece)] = piece
+            found += len(piece)
+        if found != size or self._read(1):
+            raise ScanError(
+                f"the gzip stream holds {'fewer' if found < size else 'more'} bytes than the "
+                f"{size} that the header declares; expected a whole scan and nothing else: copy "
+                "it again"
+            )
+        return memoryview(whole).toreadonly()
+
+    def _read(self, size: int) -> bytes:
         """The next `size` bytes, fewer only at the end: then every checksum has been held."""
         pieces: list[bytes] = []
         missing = size
@@ -73,7 +72,10 @@ class _Stream:
                     raise _damaged(f"{behind} bytes of something else lie behind it")
                 self._member = decompressor()
             chunk = self._data[self._place : self._place + CHUNK]
-            piece = self._member.decompress(chunk, missing)
+            try:
+                piece = self._member.decompress(chunk, missing)
+            except DamagedGzip as error:
+                raise _damaged(str(error)) from error
             member = self._member
             left = len(member.unused_data if member.eof else member.unconsumed_tail)
             self._place += len(chunk) - left

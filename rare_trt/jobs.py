@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One scan and where its outputs go."""
+    """One scan, as one file or one file per channel, and where its outputs go."""
 
-    scan: Path
+    files: tuple[Path, ...]
     labels: Path
     report: Path | None
     picture: Path | None
+
+    @property
+    def scan(self) -> Path:
+        """The file that the scan goes by."""
+        return self.files[0]
 
     def outputs(self) -> list[Path]:
         """Every file that it writes."""
@@ -52,7 +57,7 @@ def check_outputs(jobs: Sequence[Job]) -> None:
         if job.picture:
             check_picture(job.picture)
     outputs = Counter(path.resolve() for job in jobs for path in job.outputs())
-    inputs = {job.scan.resolve() for job in jobs}
+    inputs = {path.resolve() for job in jobs for path in job.files}
     for path, times in outputs.items():
         if path in inputs or times > 1:
             raise OutputError(
@@ -67,20 +72,22 @@ def check_picture(path: Path) -> None:
 
 
 def run_job(segmenter: Segmenter, job: Job, asked: Asked, *, overwrite: bool) -> Result:
-    """Segments and writes; every ScanError names the scan."""
+    """Segments and writes; every ScanError names a file of the scan."""
     if not overwrite:
         refuse_existing(job.outputs())
-    result = segmented(segmenter, job, job.scan, asked)
+    result = segmented(segmenter, job, job.files, asked)
     save(result, job, overwrite=overwrite)
     return result
 
 
-def segmented(segmenter: Segmenter, job: Job, scan: Path | Scan, asked: Asked) -> Result:
-    """The answer to `scan`, which is the job's or was read before."""
+def segmented(
+    segmenter: Segmenter, job: Job, scan: tuple[Path, ...] | Scan, asked: Asked
+) -> Result:
+    """The answer to `scan`, which is the job's files or what was read of them before."""
     try:
         return segmenter.segment(scan, **asked)
     except ScanError as error:
-        raise about(job.scan, error) from error
+        raise about(job, error) from error
 
 
 def save(result: Result, job: Job, *, overwrite: bool) -> None:
@@ -88,7 +95,8 @@ def save(result: Result, job: Job, *, overwrite: bool) -> None:
     result.save(job.labels, report=job.report, picture=job.picture, overwrite=overwrite)
 
 
-def about(scan: Path, error: ScanError) -> ScanError:
-    """`error` with the scan's name in front, once."""
+def about(job: Job, error: ScanError) -> ScanError:
+    """`error` with the name of the scan in front, unless that of one of its files is there."""
     text = str(error)
-    return ScanError(text if text.startswith(str(scan)) else f"{scan}: {text}")
+    names = tuple(f"{path}: " for path in job.files)
+    return ScanError(text if text.startswith(names) else f"{job.scan}: {text}")

@@ -49,21 +49,36 @@ def output_paths(
 
 def scan_file(path: Path) -> bytes:
     """The bytes of the scan's file; raises ScanError where it cannot be read."""
+    size = file_size(path)
+    if size > MAX_BYTES:
+        raise ScanError(
+            f"{path}: has {size} bytes; expected at most {MAX_BYTES}: cut or average the scan first"
+        )
+    try:
+        with path.open("rb") as file:
+            return file.read(size + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def file_size(path: Path) -> int:
+    """Bytes in the scan's file, which is not opened; raises ScanError where it is no regular file:
+    a pipe would be waited for, and a device never ends."""
     try:
         found = path.stat()
-        if not S_ISREG(found.st_mode):
-            raise ScanError(f"{path}: cannot be read (not a file); expected a NIfTI file")
-        if found.st_size > MAX_BYTES:
-            raise ScanError(
-                f"{path}: has {found.st_size} bytes; expected at most {MAX_BYTES}: cut or average "
-                "the scan first"
-            )
-        with path.open("rb") as file:
-            return file.read(found.st_size + 1)
-    except FileNotFoundError as error:
-        raise ScanError(f"{path}: no such file; expected a NIfTI scan: check the path") from error
     except OSError as error:
+        raise _unreadable(path, error) from error
+    if not S_ISREG(found.st_mode):
         raise ScanError(
-            f"{path}: cannot be read ({error.strerror}); expected a NIfTI file: check the path "
-            "and its permissions"
-        ) from error
+            f"{path}: cannot be read (not a file); expected a NIfTI file: check the path"
+        )
+    return found.st_size
+
+
+def _unreadable(path: Path, error: OSError) -> ScanError:
+    if isinstance(error, FileNotFoundError):
+        return ScanError(f"{path}: no such file; expected a NIfTI scan: check the path")
+    return ScanError(
+        f"{path}: cannot be read ({error.strerror}); expected a NIfTI file: check the path and its "
+        "permissions"
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
 from rare_trt.files import sha256
-from rare_trt.gate import admitted, affine_mm
+from rare_trt.gate import admitted, affine_mm, grid_difference
 from rare_trt.geometry import Array, Grid, Volume
 from rare_trt.gz import compress
-from rare_trt.naming import scan_file
+from rare_trt.naming import MAX_BYTES, scan_file
 
 # NIfTI's code for coordinates aligned to some other scan, for scans without a code.
 ALIGNED: Final = 2
@@ -31,15 +32,18 @@ PLACE: Final = (
 class Scan:
     """A scan as it was read: volume (grid in mm) and the header of its place in the world.
 
-    `sha256` is that of its file, None for a scan made in memory, for which the header can be left
-    out: `Scan(Volume(voxels, grid))`. `admitted` are the voxels that passed the gate, read-only:
-    they need no second look.
+    `sha256` is that of its file; a scan in several files has `channel_sha256` instead, one per
+    channel. A scan made in memory has neither, and for it the header can be left out:
+    `Scan(Volume(voxels, grid))`. `admitted` are the voxels that passed the gate, read-only: they
+    need no second look. `remarks` say what the gate found odd about it.
     """
 
     volume: Volume
     header: nib.Nifti1Header = field(default_factory=nib.Nifti1Header)
     sha256: str | None = None
     admitted: Array | None = field(default=None, repr=False)
+    remarks: tuple[str, ...] = ()
+    channel_sha256: tuple[str, ...] = ()
 
 
 def read_scan(path: Path, channels: int = 1) -> Scan:
@@ -54,15 +58,83 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
 def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
     """As `read_scan`, from a file's bytes; `path` is what errors call it."""
     try:
-        header, volume = admitted(data, channels)
+        found, volume = admitted(data, channels)
     except ScanError as error:
         raise ScanError(f"{path}: {error}") from error
     except MemoryError as error:
+        raise _too_large(path) from error
+    return Scan(volume, found.header, sha256(data), volume.voxels, found.remarks)
+
+
+def read_channels(paths: Sequence[Path]) -> Scan:
+    """The scan whose channels lie in files of their own, one 3D file per channel, in their order.
+
+    Voxels are [i, j, k, channel], of a type that holds those of every file. Grid, header and
+    remarks are the first file's. Raises ScanError where a file is not admitted as one channel,
+    where two hold the same bytes, or where they do not lie on one grid.
+    """
+    found = {paths[0]: read_scan(paths[0])}
+    for path in paths[1:]:
+        scan = read_scan(path)
+        _check_beside(path, scan, found)
+        found[path] = scan
+    try:
+        return _stacked(list(found.values()))
+    except MemoryError as error:
+        raise _too_large(str(paths[0])) from error
+
+
+def _check_beside(path: Path, scan: Scan, earlier: dict[Path, Scan]) -> None:
+    """Raises ScanError unless `scan`, read from `path`, can be the channel after the `earlier`."""
+    for other_path, other in earlier.items():
+        if scan.sha256 == other.sha256:
+            raise ScanError(
+                f"{path}: holds the same bytes as {other_path}; expected a file of its own for "
+                "every channel: check the names"
+            )
+    first_path, first = next(iter(earlier.items()))
+    difference = grid_difference(first.volume.grid, scan.volume.grid)
+    if difference is not None:
         raise ScanError(
-            f"{path}: does not fit into this machine's memory; expected a smaller scan: cut it, or "
-            "use a machine with more"
-        ) from error
-    return Scan(volume, header, sha256(data), volume.voxels)
+            f"{path}: lies on another grid than {first_path} ({difference}); expected all channels "
+            "on one grid: resample it onto the first one's"
+        )
+    # As one file would declare it.
+    total = (len(earlier) + 1) * scan.volume.voxels.size
+    total *= _common_type([*earlier.values(), scan]).itemsize
+    if total > MAX_BYTES:
+        raise ScanError(
+            f"{path}: brings the scan to {total} bytes; expected at most {MAX_BYTES} in all "
+            "channels: cut or average the scan first"
+        )
+
+
+def _stacked(scans: Sequence[Scan]) -> Scan:
+    first = scans[0]
+    shape = (*first.volume.grid.shape, len(scans))
+    # Channel after channel, as a file holds them.
+    voxels: Array = np.empty(shape, _common_type(scans), order="F")
+    for channel, scan in enumerate(scans):
+        voxels[..., channel] = scan.volume.voxels
+    voxels.setflags(write=False)
+    return replace(
+        first,
+        volume=Volume(voxels, first.volume.grid),
+        sha256=None,
+        admitted=voxels,
+        channel_sha256=tuple(scan.sha256 for scan in scans if scan.sha256 is not None),
+    )
+
+
+def _common_type(scans: Sequence[Scan]) -> np.dtype[Any]:
+    return np.result_type(*(scan.volume.voxels.dtype for scan in scans))
+
+
+def _too_large(path: str) -> ScanError:
+    return ScanError(
+        f"{path}: does not fit into this machine's memory; expected a smaller scan: cut it, or use "
+        "a machine with more"
+    )
 
 
 def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: bool) -> bytes:

@@ -95,7 +95,7 @@ class Result:
                 "explained": str(self.route),
             },
             "scan": {
-                "sha256": self.scan.sha256,
+                **self._hashes(),
                 "shape": self.scan.volume.grid.shape,
                 "spacing_mm": self.scan.volume.grid.spacing_mm,
                 "obliqueness_deg": round(self.scan.volume.grid.obliqueness_deg, 3),
@@ -109,6 +109,12 @@ class Result:
             "flags": self.flags(),
             "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings_ms.items()},
         }
+
+    def _hashes(self) -> dict[str, Any]:
+        """The SHA-256 of the scan's file, or of each channel's."""
+        if self.scan.channel_sha256:
+            return {"channel_sha256": self.scan.channel_sha256}
+        return {"sha256": self.scan.sha256}
 
     def save(
         self,

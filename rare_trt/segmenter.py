@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import ceil, prod
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from rare_trt.cache import Cache
 from rare_trt.errors import BackendError, EngineWarning, ScanError, ShapeError
 from rare_trt.field_of_view import region_of
-from rare_trt.gate import check_channels, check_voxels, place_remarks
+from rare_trt.gate import check_channels, check_voxels
 from rare_trt.geometry import Array, Grid, Shape, Triple
 from rare_trt.intensity import normalised
 from rare_trt.manifest import Arithmetic
 from rare_trt.memory import tile_shape, usual_limit
-from rare_trt.nifti import Scan, read_scan
+from rare_trt.nifti import Scan, read_channels, read_scan
 from rare_trt.options import Backend
 from rare_trt.package import Package, open_package
 from rare_trt.planning import TOLERANCE, Plan, answer_parts, largest_share, plan
@@ -37,6 +37,9 @@ from rare_trt.sessions.choice import Candidate, Choice
 from rare_trt.stopwatch import Stopwatch
 
 Answer = TypeVar("Answer")
+
+# One file with every channel, or one file per channel.
+Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class Segmenter:
@@ -108,16 +111,33 @@ class Segmenter:
             precision=precision,
         )
 
+    def read(self, files: Files) -> Scan:
+        """The scan in a NIfTI file that holds every channel of the package, or in several files,
+        one per channel in the package's order (`package.manifest.model.channels`).
+
+        Raises ScanError where it cannot be read, or has other channels than the package takes.
+        """
+        names = self.package.manifest.model.channels
+        paths = [files] if isinstance(files, str | os.PathLike) else files
+        if len(paths) == 1:
+            return read_scan(Path(paths[0]), len(names))
+        if len(paths) != len(names):
+            raise ScanError(
+                f"the scan comes in {len(paths)} files; this package takes {len(names)}, one per "
+                f"channel ({', '.join(names)}): name them in this order"
+            )
+        return read_channels([Path(path) for path in paths])
+
     def segment(
         self,
-        scan: str | os.PathLike[str] | Scan,
+        scan: Files | Scan,
         *,
         route: int | None = None,
         at: Triple | None = None,
         spacing_out_mm: float | None = None,
         strict: bool = False,
     ) -> Result:
-        """Labels of `scan`, a NIfTI file or one already read.
+        """Labels of `scan`: one already read, or files as `read` takes them.
 
         `route` overrides the choice by spacing. `at` (world mm) segments only a box of the
         trained size around that point; labels outside it are 0. Labels lie on the scan's own
@@ -135,13 +155,12 @@ class Segmenter:
         clock = Stopwatch()
         with clock("read"):
             if not isinstance(scan, Scan):
-                scan = read_scan(Path(scan), len(model.channels))
+                scan = self.read(scan)
             if scan.admitted is scan.volume.voxels:
                 check_channels(scan.volume.voxels.shape, len(model.channels))
-                remarks = place_remarks(scan.header, scan.volume.grid.shape)
             else:
                 check_voxels(scan.volume.voxels, len(model.channels))
-                remarks = []
+            remarks = list(scan.remarks)
         with clock("prepare"):
             region = region_of(scan.volume, model.field_of_view_mm, at)
             decision = choose_route(

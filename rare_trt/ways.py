@@ -43,7 +43,7 @@ class Way(Protocol):
         ...
 
     def answered(self, job: Job, scan: Any) -> Any:
-        """The answer to a scan that `read` gave, or to its path."""
+        """The answer to a scan that `read` gave, or to the job's files."""
         ...
 
     def saved(self, job: Job, answer: Any) -> Told:
@@ -60,11 +60,9 @@ class Here:
     overwrite: bool
 
     def read(self, job: Job) -> Scan:
-        from rare_trt.nifti import read_scan
+        return self.segmenter.read(job.files)
 
-        return read_scan(job.scan, len(self.segmenter.package.manifest.model.channels))
-
-    def answered(self, job: Job, scan: Path | Scan) -> Result:
+    def answered(self, job: Job, scan: tuple[Path, ...] | Scan) -> Result:
         return segmented(self.segmenter, job, scan, self.asked)
 
     def saved(self, job: Job, answer: Result) -> Told:
@@ -81,7 +79,8 @@ class Here:
 
 @dataclass(frozen=True)
 class There:
-    """By asking a server. It computes; what is read and written is read and written here."""
+    """By asking a server, which is sent one file. It computes; what is read and written is read and
+    written here."""
 
     server: Server
     asked: Asked
@@ -90,14 +89,14 @@ class There:
     def read(self, job: Job) -> bytes:
         return scan_file(job.scan)
 
-    def answered(self, job: Job, scan: Path | bytes) -> tuple[dict[str, bytes], float]:
+    def answered(self, job: Job, scan: tuple[Path, ...] | bytes) -> tuple[dict[str, bytes], float]:
         """The server's files, and the milliseconds that they took."""
         start = perf_counter()
-        data = scan if isinstance(scan, bytes) else scan_file(scan)
+        data = scan if isinstance(scan, bytes) else self.read(job)
         try:
             files = self.server.segment(data, self.asked, picture=job.picture is not None)
         except ScanError as error:
-            raise about(job.scan, error) from error
+            raise about(job, error) from error
         return files, (perf_counter() - start) * 1e3
 
     def saved(self, job: Job, answer: tuple[dict[str, bytes], float]) -> Told:

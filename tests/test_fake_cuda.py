@@ -325,6 +325,7 @@ def test_synchronous_copy_waits_for_blocking_streams_only(driver: FakeDriver, st
 def test_asking_again_and_again_comes_to_an_end(driver: FakeDriver, stream: Any) -> None:
     done: list[int] = []
     for i in range(2):
+        # mypy infers no type for a default that binds the loop's variable.
         driver.launch(stream, lambda i=i: done.append(i))  # type: ignore[misc]
     answers = [error(cuda.cuStreamQuery(stream)) for _ in range(3)]
     assert answers == ["NOT_READY", "NOT_READY", "CUDA_SUCCESS"]

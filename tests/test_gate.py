@@ -19,7 +19,7 @@ import pytest
 from rare_trt import read_scan
 from rare_trt.cli import main
 from rare_trt.errors import ScanError
-from rare_trt.gate import MAX_BYTES, place_remarks
+from rare_trt.gate import MAX_BYTES
 from rare_trt.nifti import scan_from_bytes
 
 SHAPE = (4, 5, 6)
@@ -457,15 +457,15 @@ def test_other_differences_take_the_sform_and_say_so_where_it_matters() -> None:
     moved, turned = STRAIGHT.copy(), np.diag([-1.0, -1, 1, 1]) @ STRAIGHT
     moved[0, 3] = 30.0
     for qform, codes, words in (
-        (moved, (1, 1), ["sform and qform place the scan 30 mm apart; the sform was taken"]),
-        (moved, (4, 1), []),
-        (turned, (4, 1), ["sform and qform place the scan 16 mm apart; the sform was taken"]),
-        (turned, (1, 0), []),
-        (STRAIGHT, (1, 1), []),
+        (moved, (1, 1), ("sform and qform place the scan 30 mm apart; the sform was taken",)),
+        (moved, (4, 1), ()),
+        (turned, (4, 1), ("sform and qform place the scan 16 mm apart; the sform was taken",)),
+        (turned, (1, 0), ()),
+        (STRAIGHT, (1, 1), ()),
     ):
         scan = scan_from_bytes(placed(STRAIGHT, qform, codes), "scan")
         np.testing.assert_array_equal(scan.volume.grid.affine, STRAIGHT)
-        assert place_remarks(scan.header, SHAPE) == words
+        assert scan.remarks == words
 
 
 def test_a_doubtful_place_is_among_the_flags(examples: Path, tmp_path: Path) -> None:

@@ -233,6 +233,7 @@ def test_tensorrt_takes_the_shipped_int8_graphs(tmp_path: Path) -> None:
         assert len(engines.read(one.entry.file)) > 1_000_000
 
 
+# The library is found at run time, and has no types.
 def quantised_convolutions(trt, network) -> list[str]:  # type: ignore[no-untyped-def]
     """Convolutions whose data and weights come straight from an INT8 dequantisation."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]

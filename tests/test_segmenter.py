@@ -227,7 +227,7 @@ def test_a_scan_read_for_another_package_is_held_to_this_ones_channels(
     two = np.stack([image.get_fdata(dtype=np.float32)] * 2, axis=3)
     path = tmp_path / "two.nii.gz"
     nib.save(nib.Nifti1Image(two, image.affine), path)
-    with pytest.raises(ScanError, match="2 channels or time points; this package takes 1"):
+    with pytest.raises(ScanError, match="2 channels or time points; expected 1"):
         segmenter.segment(read_scan(path, 2))
 
 

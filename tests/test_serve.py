@@ -360,7 +360,7 @@ def test_what_is_no_scan_file_never_keeps_the_server_waiting(
     assert server.named(scan=large).status == 413
     (allowed / "a folder").mkdir()
     answer = server.named(scan=allowed / "a folder", labels=allowed / "x.nii")
-    assert "is no file" in answer.error
+    assert "not a file" in answer.error
 
 
 JSON = {"Content-Type": "application/json"}
@@ -386,6 +386,9 @@ JSON = {"Content-Type": "application/json"}
         ("", b"[]", JSON, 400, "one JSON object"),
         ("", b"{}", JSON, 400, "scan is no text"),
         ("", b'{"scan": 3}', JSON, 400, "scan is no text"),
+        ("", b'{"scan": []}', JSON, 400, "a list of paths, one per channel"),
+        ("", b'{"scan": ["/x", 3]}', JSON, 400, "scan is no text"),
+        ("", b'{"scan": ["/x", ["/x"]]}', JSON, 400, "scan is no text"),
         ("", b'{"scan": "/x", "labels": null}', JSON, 400, "labels is no text"),
         ("", b'{"scan": "/x", "route": 1}', JSON, 400, "options stand in the query"),
         ("", b'{"scan": "/x", "overwrite": 1}', JSON, 400, "neither true nor false"),

@@ -36,6 +36,15 @@ def add_parser(commands: Parsers) -> None:
         "several scans or a folder write into the folder -o under their own names.",
     )
     parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN", help="a scan or a folder")
+    parser.add_argument(
+        "--channel",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        dest="channels",
+        help="the scan's next channel, in the order of the package's channels, where each lies in "
+        "a 3D file of its own; once per further channel, one scan only",
+    )
     parser.add_argument("-o", "--output", type=Path, help="label file, or folder for several scans")
     parser.add_argument("--package", metavar="NAME|DIR", help="default: hippocampus")
     parser.add_argument("--backend", choices=BACKENDS, help="default: auto")
@@ -78,11 +87,17 @@ def run(options: argparse.Namespace) -> int:
 def plan_jobs(options: argparse.Namespace) -> list[Job]:
     """One job per scan; raises before any work where outputs would collide."""
     scans = [scan for path in options.scans for scan in _expanded(path)]
+    further = options.channels or []
     if len(scans) == 1 and not options.scans[0].is_dir():
         labels = options.output or labels_beside(scans[0])
         if labels.is_dir():
             labels = labels / labels_beside(scans[0]).name
-        jobs = [Job(scans[0], labels, options.report, options.picture)]
+        jobs = [Job((scans[0], *further), labels, options.report, options.picture)]
+    elif further:
+        raise ScanError(
+            f"{further[0]}: --channel names a further file of one scan; expected that scan's first "
+            "file, not several scans or a folder: segment scans one by one"
+        )
     else:
         jobs = _folder_jobs(scans, options)
     check_outputs(jobs)
@@ -96,7 +111,9 @@ def _folder_jobs(scans: list[Path], options: argparse.Namespace) -> list[Job]:
         raise OutputError(f"{options.output}: is a file; expected a folder for several scans")
     if options.report or options.picture:
         raise OutputError("--report and --picture go with one scan: segment scans one by one")
-    return [Job(scan, options.output / f"{scan_stem(scan)}.nii.gz", None, None) for scan in scans]
+    return [
+        Job((scan,), options.output / f"{scan_stem(scan)}.nii.gz", None, None) for scan in scans
+    ]
 
 
 def _run_all(way: Way, jobs: list[Job], options: argparse.Namespace) -> int:
@@ -107,7 +124,7 @@ def _run_all(way: Way, jobs: list[Job], options: argparse.Namespace) -> int:
     if len(jobs) == 1:
         (job,) = jobs
         _refuse_outputs(job, options)
-        _print(job, way.saved(job, way.answered(job, job.scan)))
+        _print(job, way.saved(job, way.answered(job, job.files)))
         return 0
     from concurrent.futures import ThreadPoolExecutor
 
@@ -165,6 +182,11 @@ def _server(options: argparse.Namespace) -> Server:
                 f"--{name.replace('_', '-')} goes with `rare-trt serve`, which was started with "
                 "its own: leave it out"
             )
+    if options.channels:
+        raise ScanError(
+            f"{options.channels[0]}: --channel goes without --server, which is sent one file: join "
+            "the channels in one 4D file, or leave --server out"
+        )
     return Server(options.server)
 
 

@@ -21,7 +21,7 @@ from rare_trt.jobs import run_job
 from rare_trt.nifti import scan_from_bytes
 from rare_trt.options import Asked
 from rare_trt.segmenter import Segmenter
-from rare_trt.serving.request import Asking, Names, RequestError
+from rare_trt.serving.request import Asking, Names, RequestError, check_size
 
 # What reading calls a scan that came without a name; its client knows the name.
 NAMELESS: Final = "scan"
@@ -159,7 +159,8 @@ def _posted(
 def _named(
     names: Names, asked: Asked, folders: tuple[Path, ...], max_bytes: int, segmenter: Segmenter
 ) -> tuple[str, bytes, int]:
-    job = names.job(folders, max_bytes)
+    job = names.job(folders)
+    check_size(job, max_bytes)
     result = run_job(segmenter, job, asked, overwrite=names.overwrite)
     body = json.dumps(result.report(), indent=2) + "\n"
     return "application/json", body.encode(), result.route.route

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from rare_trt.errors import RareTrtError, ScanError
+from rare_trt.errors import RareTrtError
 from rare_trt.jobs import Job, check_outputs, labels_beside
+from rare_trt.naming import file_size
 from rare_trt.options import YES_OR_NO, Asked, asked_in
 
 MAX_JSON_BYTES: Final = 1 << 16
 MAX_FIELDS: Final = 16
 
-PATHS: Final = ("scan", "labels", "report", "picture")
+OUTPUTS: Final = ("labels", "report", "picture")
 
 
 class RequestError(RareTrtError):
@@ -45,29 +45,29 @@ class Asking:
 
 @dataclass(frozen=True)
 class Names:
-    """The files that a request names, as it names them."""
+    """The files that a request names, as it names them; those of the scan are one with every
+    channel, or one per channel."""
 
-    scan: str
+    scan: tuple[str, ...]
     labels: str | None
     report: str | None
     picture: str | None
     overwrite: bool
 
-    def job(self, folders: Sequence[Path], max_bytes: int) -> Job:
-        """The same with every link followed.
+    def job(self, folders: Sequence[Path]) -> Job:
+        """The same with every link followed; whether they are there is not looked at.
 
-        Raises RequestError where one leads out of `folders`, and another RareTrtError where the
-        scan is no file or its outputs make no sense.
+        Raises RequestError where one leads out of `folders`, and OutputError where the outputs
+        make no sense.
         """
-        scan = _inside(self.scan, folders)
+        files = tuple(_inside(path, folders) for path in self.scan)
         job = Job(
-            scan,
-            labels_beside(scan) if self.labels is None else _inside(self.labels, folders),
+            files,
+            labels_beside(files[0]) if self.labels is None else _inside(self.labels, folders),
             None if self.report is None else _inside(self.report, folders),
             None if self.picture is None else _inside(self.picture, folders),
         )
         check_outputs([job])
-        _check_file(scan, max_bytes)
         return job
 
 
@@ -126,28 +126,41 @@ def read_names(body: bytes) -> Names:
         raise RequestError(
             HTTPStatus.BAD_REQUEST, "the body is no JSON; mend the request"
         ) from error
-    if not isinstance(found, dict) or not found.keys() <= {*PATHS, "overwrite"}:
+    if not isinstance(found, dict) or not found.keys() <= {"scan", *OUTPUTS, "overwrite"}:
         raise RequestError(
             HTTPStatus.BAD_REQUEST,
             "expected one JSON object with scan, and as needed labels, report, picture, overwrite; "
             "options stand in the query",
         )
-    for name in PATHS:
-        # Only the scan must be named.
-        if not isinstance(found.get(name), str) and (name == "scan" or name in found):
+    scan = found.pop("scan", None)
+    files = scan if isinstance(scan, list) else [scan]
+    if not files or not all(isinstance(path, str) for path in files):
+        raise RequestError(
+            HTTPStatus.BAD_REQUEST,
+            "scan is no text; expected a path, or a list of paths, one per channel",
+        )
+    for name in OUTPUTS:
+        if not isinstance(found.get(name, ""), str):
             raise RequestError(HTTPStatus.BAD_REQUEST, f"{name} is no text; expected a path")
     overwrite = found.get("overwrite", False)
     if not isinstance(overwrite, bool):
         raise RequestError(HTTPStatus.BAD_REQUEST, "overwrite is neither true nor false: mend it")
-    paths: dict[str, Any] = {name: found.get(name) for name in PATHS}
-    return Names(**paths, overwrite=overwrite)
+    outputs: dict[str, Any] = {name: found.get(name) for name in OUTPUTS}
+    return Names(tuple(files), **outputs, overwrite=overwrite)
 
 
-def too_large(max_bytes: int) -> RequestError:
-    """The refusal of a body beyond `max_bytes`."""
+def check_size(job: Job, max_bytes: int) -> None:
+    """Raises RequestError where the job's scan is larger than `max_bytes`, all its files together,
+    and ScanError where one is no file or would keep the server waiting."""
+    if sum(file_size(path) for path in job.files) > max_bytes:
+        raise too_large(max_bytes, "the scan")
+
+
+def too_large(max_bytes: int, what: str = "the body") -> RequestError:
+    """The refusal of what is larger than `max_bytes`."""
     return RequestError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body is larger than {max_bytes} bytes; the server's --max-upload says how much it "
+        f"{what} is larger than {max_bytes} bytes; the server's --max-upload says how much it "
         "takes",
     )
 
@@ -191,15 +204,3 @@ def _inside(text: str, folders: Sequence[Path]) -> Path:
             "them: see its --allow",
         )
     return path
-
-
-def _check_file(scan: Path, max_bytes: int) -> None:
-    """Raises where `scan` would keep the server waiting or is too large; absent is told later."""
-    try:
-        state = scan.stat()
-    except OSError:
-        return
-    if not S_ISREG(state.st_mode):
-        raise ScanError(f"{scan}: is no file; expected a NIfTI file: check the path")
-    if state.st_size > max_bytes:
-        raise too_large(max_bytes)

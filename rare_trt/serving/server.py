@@ -35,6 +35,7 @@ class Deadlines(H11Protocol):
         self._seconds = seconds
         self._ending: asyncio.TimerHandle | None = None
 
+    # The transport's type is uvicorn's, narrower than that of asyncio's protocols.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._ending = self.loop.call_later(self._seconds, self._end_without_request)

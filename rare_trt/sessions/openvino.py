@@ -179,6 +179,7 @@ def _first_core() -> Any:
     # makes that import fail, which OpenVINO expects; what was there before is put back.
     name = "openvino_telemetry"
     before = sys.modules.get(name)
+    # Python's import system knows None there, the type of sys.modules does not.
     sys.modules[name] = None  # type: ignore[assignment]
     try:
         import openvino
