@@ -20,7 +20,7 @@ from rare_trt.export.onnx_from_route import loaded_graph
 from rare_trt.manifest import Arithmetic, graph_precision, needs_bf16
 from rare_trt.package import Package, open_package
 from rare_trt.sessions import INPUT_NAMES
-from rare_trt.sessions.openvino import OpenVinoRun
+from rare_trt.sessions.openvino import OpenVinoRun, openvino_facts
 
 REPEATS = 25
 FINEST = 64
@@ -29,10 +29,12 @@ FINEST = 64
 def main(name: str) -> None:
     """Prints one row per route and arithmetic, float32 first."""
     package = open_package(name)
+    has_bf16 = "BF16" in openvino_facts().capabilities
     print("| route | voxels | arithmetic | ms | times float32 |\n|---|---|---|---|---|")
     for entry in package.manifest.calibration:
         n = FINEST >> entry.route
-        ways: list[Arithmetic] = ["fp32", *sorted(v.arithmetic for v in entry.variants)]
+        offered = sorted(v.arithmetic for v in entry.variants)
+        ways: list[Arithmetic] = ["fp32", *(w for w in offered if has_bf16 or not needs_bf16(w))]
         runs = {way: run_of(package, entry.route, way) for way in ways}
         shape = (1, len(package.manifest.model.channels), n, n, n)
         image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
