@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EINVAL, EISDIR, ENOTSUP
 from pathlib import Path
+from stat import S_IMODE
 from typing import Final
 
 from rare_trt.errors import OutputError
@@ -64,6 +65,9 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
                     new_folders += make_folder(path.parent)
                 temp = temporary_name(path)
                 handle = claims.enter_context(claimed(temp, new_file))
+                if path not in absent:
+                    # What was closed to others stays closed.
+                    temp.chmod(S_IMODE(path.stat().st_mode))
                 store(handle, data)
                 temporary[path] = temp
             for path, temp in temporary.items():
@@ -114,22 +118,17 @@ def claimed(temporary: Path, make: Callable[[Path], int]) -> Iterator[int]:
         except FileExistsError:
             _remove_leftover(temporary)
             continue
-        except FileNotFoundError:
-            # Another process took a new folder for a leftover before it was opened.
-            if temporary.parent.is_dir():
+        try:
+            _lock(handle, wait=True)
+            # Before the lock another process may have taken it for a leftover.
+            if not _is_still(handle, temporary):
                 continue
-            raise
-        _lock(handle, wait=True)
-        # Before the lock another process may have taken it for a leftover.
-        if _is_still(handle, temporary):
-            break
-        os.close(handle)
-    try:
-        yield handle
-    finally:
-        if _is_still(handle, temporary):
-            _remove(temporary)
-        os.close(handle)
+            yield handle
+            return
+        finally:
+            if _is_still(handle, temporary):
+                _remove(temporary)
+            os.close(handle)
 
 
 def new_file(path: Path) -> int:
@@ -139,8 +138,11 @@ def new_file(path: Path) -> int:
 
 def new_folder(path: Path) -> int:
     """Makes `path` and opens it."""
-    path.mkdir()
-    return opened(path)
+    while True:
+        path.mkdir()
+        # Between the two another process may have taken it for a leftover.
+        with suppress(FileNotFoundError):
+            return opened(path)
 
 
 def write_synced(path: Path, data: bytes) -> None:

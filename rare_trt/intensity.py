@@ -44,16 +44,20 @@ def _normalise_channel(voxels: NDArray[Any], rule: IntensityRule, out: NDArray[n
     wide = voxels.dtype.itemsize > 4 or (voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 4)
     values: NDArray[Any] = np.empty(out.shape, np.float64) if wide else out
     values[...] = voxels
-    # Counted from the least voxel, nothing below is rounded to the steps of a large offset.
-    least = values.min()
-    values -= least
-    low, high = np.percentile(values, rule.clip_percentiles).tolist()
-    if not high > low:
+    lower, upper = _percentiles(values, rule.clip_percentiles)
+    # Counted from the voxel below the lower percentile, which is exact, neither percentile is
+    # rounded to the steps of a large offset. What lies beyond, however far, is cut off before.
+    zero = lower.below
+    low, high = lower.counted_from(zero), upper.counted_from(zero)
+    if not low < high <= float(np.finfo(values.dtype).max):
         raise ScanError(
-            f"the voxels have no contrast (percentiles {rule.clip_percentiles[0]:g} and "
-            f"{rule.clip_percentiles[1]:g} are both {low + least:g}); expected an image: check the "
-            "file"
+            "the voxels have no contrast to compute with (percentiles "
+            f"{rule.clip_percentiles[0]:g} and {rule.clip_percentiles[1]:g} are "
+            f"{lower.counted_from(0.0):g} and {upper.counted_from(0.0):g}); expected an image: "
+            "check the file"
         )
+    np.clip(values, zero, upper.above, out=values)
+    values -= zero
     np.clip(values, low, high, out=values)
     values -= low
     values /= high - low
@@ -64,3 +68,26 @@ def _normalise_channel(voxels: NDArray[Any], rule: IntensityRule, out: NDArray[n
     values /= max(deviation, MIN_DEVIATION)
     if wide:
         out[...] = values
+
+
+@dataclass(frozen=True)
+class _Percentile:
+    """`share` of the way from one voxel to the next larger one."""
+
+    below: float
+    above: float
+    share: float
+
+    def counted_from(self, zero: float) -> float:
+        return (self.below - zero) + (self.above - self.below) * self.share
+
+
+def _percentiles(values: NDArray[Any], percentiles: tuple[float, float]) -> list[_Percentile]:
+    last = values.size - 1
+    places = [last * (percentile / 100) for percentile in percentiles]
+    ranks = [(int(place), min(int(place) + 1, last)) for place in places]
+    ordered = np.partition(values, sorted({rank for pair in ranks for rank in pair}), axis=None)
+    return [
+        _Percentile(float(ordered[below]), float(ordered[above]), place - below)
+        for place, (below, above) in zip(places, ranks, strict=True)
+    ]

@@ -69,44 +69,56 @@ def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
 def read_channels(paths: Sequence[Path]) -> Scan:
     """The scan whose channels lie in files of their own, one 3D file per channel, in their order.
 
-    Voxels are [i, j, k, channel], of a type that holds those of every file. Grid, header and
-    remarks are the first file's. Raises ScanError where a file is not admitted as one channel,
-    where two hold the same bytes, or where they do not lie on one grid.
+    Voxels are [i, j, k, channel], of a type that holds those of every file. Grid and header are
+    the first file's; remarks are those of all, each with its channel's number from 1 up. Raises
+    ScanError where a file is not admitted as one channel, where two hold the same voxels, or where
+    they do not lie on one grid.
     """
-    found = {paths[0]: read_scan(paths[0])}
-    for path in paths[1:]:
+    found: list[tuple[Path, Scan]] = []
+    for path in paths:
         scan = read_scan(path)
-        _check_beside(path, scan, found)
-        found[path] = scan
+        if found:
+            _check_beside(path, scan, found)
+        found.append((path, scan))
+    if not found:
+        raise ScanError("the scan has no files; expected one per channel: name them")
     try:
-        return _stacked(list(found.values()))
+        return _stacked([scan for _, scan in found])
     except MemoryError as error:
         raise _too_large(str(paths[0])) from error
 
 
-def _check_beside(path: Path, scan: Scan, earlier: dict[Path, Scan]) -> None:
+def _check_beside(path: Path, scan: Scan, earlier: Sequence[tuple[Path, Scan]]) -> None:
     """Raises ScanError unless `scan`, read from `path`, can be the channel after the `earlier`."""
-    for other_path, other in earlier.items():
-        if scan.sha256 == other.sha256:
-            raise ScanError(
-                f"{path}: holds the same bytes as {other_path}; expected a file of its own for "
-                "every channel: check the names"
-            )
-    first_path, first = next(iter(earlier.items()))
+    first_path, first = earlier[0]
     difference = grid_difference(first.volume.grid, scan.volume.grid)
     if difference is not None:
         raise ScanError(
             f"{path}: lies on another grid than {first_path} ({difference}); expected all channels "
             "on one grid: resample it onto the first one's"
         )
+    for other_path, other in earlier:
+        if _same_voxels(scan.volume.voxels, other.volume.voxels):
+            raise ScanError(
+                f"{path}: holds the same voxels as {other_path}; expected a file of its own for "
+                "every channel: check the names"
+            )
     # As one file would declare it.
-    total = (len(earlier) + 1) * scan.volume.voxels.size
-    total *= _common_type([*earlier.values(), scan]).itemsize
+    scans = [*(other for _, other in earlier), scan]
+    total = len(scans) * scan.volume.voxels.size * _common_type(scans).itemsize
     if total > MAX_BYTES:
         raise ScanError(
             f"{path}: brings the scan to {total} bytes; expected at most {MAX_BYTES} in all "
             "channels: cut or average the scan first"
         )
+
+
+def _same_voxels(one: Array, other: Array) -> bool:
+    # Two scans of one shape differ in nearly every slice: most often one slice settles it.
+    middle = one.shape[2] // 2
+    return bool(
+        np.array_equal(one[:, :, middle], other[:, :, middle]) and np.array_equal(one, other)
+    )
 
 
 def _stacked(scans: Sequence[Scan]) -> Scan:
@@ -122,6 +134,11 @@ def _stacked(scans: Sequence[Scan]) -> Scan:
         volume=Volume(voxels, first.volume.grid),
         sha256=None,
         admitted=voxels,
+        remarks=tuple(
+            f"channel {number}: {remark}"
+            for number, scan in enumerate(scans, start=1)
+            for remark in scan.remarks
+        ),
         channel_sha256=tuple(scan.sha256 for scan in scans if scan.sha256 is not None),
     )
 

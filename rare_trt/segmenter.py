@@ -122,10 +122,12 @@ class Segmenter:
         if len(paths) == 1:
             return read_scan(Path(paths[0]), len(names))
         if len(paths) != len(names):
-            raise ScanError(
-                f"the scan comes in {len(paths)} files; this package takes {len(names)}, one per "
-                f"channel ({', '.join(names)}): name them in this order"
+            takes = (
+                f"takes {len(names)}, one per channel ({', '.join(names)}): name them in this order"
             )
+            if len(names) == 1:
+                takes = f"takes one ({names[0]}): segment scans one by one"
+            raise ScanError(f"the scan comes in {len(paths)} files; this package {takes}")
         return read_channels([Path(path) for path in paths])
 
     def segment(

@@ -2,7 +2,7 @@
 # Fuzzes every target of fuzz/ for SECONDS each (60), under atheris: `pip install rare-trt[fuzz]`.
 # What is found interesting is kept in .fuzz/TARGET, and the next run goes on from there; the small
 # corpus that tests replay is tests/corpus/TARGET. A defect stops the run and is left in .fuzz.
-# Further arguments are libFuzzer's: -seed=1 takes the same way every time.
+# Further arguments are libFuzzer's, as -seed=1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}

@@ -3,6 +3,7 @@ and what does not belong together is refused."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -227,6 +228,30 @@ def test_the_report_names_the_hash_of_every_file(
     assert "channel_sha256" not in scan
 
 
+def test_a_doubtful_place_of_any_channel_is_told(
+    package: Package, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A qform that lies elsewhere is a doubt in the registration, whichever file has it."""
+    image = nib.load(files[1])
+    moved = image.affine.copy()
+    moved[0, 3] += 60.0
+    image.set_qform(moved, code=1)
+    image.set_sform(image.affine, code=1)
+    data = image.to_bytes()
+    files[1].write_bytes(gzip.compress(data) if files[1].suffix == ".gz" else data)
+    words = "sform and qform place the scan 60 mm apart"
+    assert read_channels(files).remarks == (f"channel 2: {words}; the sform was taken",)
+    command = [*arguments(files), "--package", package.folder]
+    assert words in refused(capsys, [*command, "--strict"])
+    assert main([str(word) for word in command]) == 0
+    assert f"look at this: channel 2: {words}" in capsys.readouterr().out
+
+
+def test_no_files_are_no_scan() -> None:
+    with pytest.raises(ScanError, match="no files"):
+        read_channels([])
+
+
 def test_a_strict_run_looks_at_every_channel(
     package: Package, files: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,9 +264,9 @@ def test_a_strict_run_looks_at_every_channel(
 def test_the_place_is_the_first_files(
     segmenter: Segmenter, files: list[Path], tmp_path: Path
 ) -> None:
-    """Its codes and what is odd about it: those of the others are only held against it."""
+    """What is odd about a place is told of every file; codes are the first one's."""
     sentence = "sform and qform place the scan 25 mm apart; the sform was taken"
-    for number, expected in ((0, True), (1, False)):
+    for number in (0, 1):
         paths = list(files)
         paths[number] = tmp_path / "moved.nii.gz"
         image = nib.load(files[number])
@@ -251,7 +276,7 @@ def test_the_place_is_the_first_files(
         image.set_qform(moved, 4)
         nib.save(image, paths[number])
         result = segmenter.segment(paths)
-        assert (sentence in result.flags()) == expected
+        assert f"channel {number + 1}: {sentence}" in result.flags()
         result.save(tmp_path / "l.nii.gz", overwrite=True)
         labels = nib.load(tmp_path / "l.nii.gz").header
         first = nib.load(paths[0]).header
@@ -369,6 +394,9 @@ def changed(files: list[Path], kind: str) -> list[Path]:
         os.mkfifo(path)
     elif kind == "twice":
         shutil.copy(files[0], path)
+    elif kind == "packed":
+        first = nib.load(files[0])
+        path.write_bytes(gzip.compress(nib.Nifti2Image.from_image(first).to_bytes(), 9))
     elif kind != "absent":
         nib.save(nib.Nifti1Image(data, affine), path)
     return files
@@ -382,7 +410,8 @@ def changed(files: list[Path], kind: str) -> list[Path]:
         ("moved", "(corners up to 2.5 mm apart, more than 0.1 mm); expected all channels on one"),
         ("turned", "mm apart, more than 0.1 mm)"),
         ("flipped", "mm apart, more than 0.1 mm)"),
-        ("twice", "holds the same bytes as {first}; expected a file of its own for every channel"),
+        ("twice", "holds the same voxels as {first}; expected a file of its own for every channel"),
+        ("packed", "holds the same voxels as {first}; expected a file of its own for every"),
         ("nan", "1 of "),
         ("text", "not a NIfTI file"),
         ("folder", "cannot be read (not a file)"),
@@ -557,14 +586,14 @@ def test_a_server_checks_every_file_of_a_scan(
     with large.open("wb") as file:
         file.truncate((1 << 20) - 1)
     for second, status, words in (
-        (files[1], 403, "leads out of the folders"),
-        (link, 403, "leads out of the folders"),
-        (folder / ".." / ".." / "s", 403, "leads out of the folders"),
+        (files[1], 403, "is not inside the folders"),
+        (link, 403, "is not inside the folders"),
+        (folder / ".." / ".." / "s", 403, "is not inside the folders"),
         (pipe, 422, f"{pipe}: cannot be read (not a file)"),
         (folder / "absent.nii", 422, "no such file"),
         # Each is small enough, all of them are not.
         (large, 413, "the scan is larger than 1048576 bytes"),
-        (there[0], 422, "holds the same bytes as"),
+        (there[0], 422, "holds the same voxels as"),
         (there[0].with_name("T1w_labels.nii.gz"), 409, "is an input"),
     ):
         found, answer = post(running_server, [there[0], second, there[2]])

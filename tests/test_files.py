@@ -188,3 +188,36 @@ def test_many_writers_of_one_file_leave_one_of_them_whole(tmp_path: Path) -> Non
     assert done
     (found,) = tree(tmp_path).values()
     assert found in [bytes([number]) * 20_000 for number in done]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no files")
+def test_a_folder_that_takes_no_files_is_refused_at_once() -> None:
+    """It answers that the new file does not exist, as a folder does that is gone."""
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_files({Path("/proc/a.bin"): b"1"}, overwrite=False)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_what_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    write_files({path: b"new"}, overwrite=True)
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", mode)
+
+
+def test_an_interrupt_while_waiting_for_the_lock_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(handle: int, *, wait: bool) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rare_trt.files._lock", interrupted)
+    handles = Path("/proc/self/fd")
+    before = len(list(handles.iterdir())) if handles.is_dir() else None
+    with pytest.raises(KeyboardInterrupt):
+        write_files({tmp_path / "new" / "a.bin": b"1"}, overwrite=False)
+    if before is not None:
+        assert len(list(handles.iterdir())) == before
+    assert tree(tmp_path) == {}

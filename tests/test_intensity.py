@@ -115,6 +115,24 @@ def test_hot_voxels_hardly_move_the_others(shared_data: Path) -> None:
         assert difference[~hot].max() < 0.15
 
 
+@pytest.mark.parametrize("outlier", [-32768.0, -1e6, -1e10, -3.4e38, 3.4e38])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_voxel_far_away_takes_no_steps_from_the_others(dtype: Any, outlier: float) -> None:
+    """A fit that failed, a value that stands for none: as if it were the percentile's own voxel."""
+    voxels = (tissue() / 4000.0).astype(dtype)
+    ordered = np.sort(voxels, axis=None)
+    place = np.argwhere(voxels == (ordered[0] if outlier < 0 else ordered[-1]))[0]
+    spoiled = voxels.copy()
+    spoiled[tuple(place)] = outlier
+    assert np.array_equal(normalised(spoiled, RULE), normalised(voxels, RULE))
+
+
+def test_a_range_that_float32_cannot_hold_is_refused() -> None:
+    voxels = np.linspace(-3e38, 3e38, 1000).reshape(10, 10, 10).astype(np.float32)
+    with pytest.raises(ScanError, match="no contrast to compute with"):
+        normalised(voxels, RULE)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
 def test_a_slab_of_air_hardly_moves_the_rest(shared_data: Path, share: float) -> None:
     """Air beside a crop, as noise and not as zeros; .2 deviations was the most measured."""

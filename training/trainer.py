@@ -90,10 +90,12 @@ def training_facts(
 def computed_type(device: torch.device) -> torch.dtype:
     """The shortest floating-point type in which `device` trains fast: of 16 bits where it can.
 
-    A CPU without AVX-512 only emulates bf16, in some thirty times the time of float32.
+    A CPU without AVX-512 only emulates bf16, in some thirty times the time of float32, and so do
+    GPUs before Ampere.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float16
     return torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else torch.float32
 
 

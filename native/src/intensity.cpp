@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "numeric.h"
@@ -59,19 +60,21 @@ void centre(std::vector<Value>& values, double share) {
 
 template <class Value>
 void normalise(std::vector<Value>& values, const IntensityRule& rule) {
-  // Counted from the least voxel, nothing below is rounded to the steps of a large offset.
-  const Value least = *std::min_element(values.begin(), values.end());
-  for (Value& value : values) value -= least;
   std::vector<Value> sorted = values;
-  const double low = percentile(sorted, rule.clip_percentiles[0] / 100.0);
-  const double high = percentile(sorted, rule.clip_percentiles[1] / 100.0);
-  if (!(high > low)) {
-    throw ScanError(text("the voxels have no contrast (percentiles ",
+  const Percentile lower = percentile(sorted, rule.clip_percentiles[0] / 100.0);
+  const Percentile upper = percentile(sorted, rule.clip_percentiles[1] / 100.0);
+  // Counted from the voxel below the lower percentile, which is exact, neither percentile is rounded
+  // to the steps of a large offset. What lies beyond, however far, is cut off before.
+  const double low = lower.counted_from(lower.below), high = upper.counted_from(lower.below);
+  if (!(high > low) || !(high <= static_cast<double>(std::numeric_limits<Value>::max()))) {
+    throw ScanError(text("the voxels have no contrast to compute with (percentiles ",
                          number(rule.clip_percentiles[0]), " and ",
-                         number(rule.clip_percentiles[1]), " are both ",
-                         number(static_cast<Value>(low) + least),
+                         number(rule.clip_percentiles[1]), " are ", number(lower.counted_from(0.0)),
+                         " and ", number(upper.counted_from(0.0)),
                          "); expected an image: check the scan"));
   }
+  const auto zero = static_cast<Value>(lower.below), most = static_cast<Value>(upper.above);
+  for (Value& value : values) value = std::clamp(value, zero, most) - zero;
   const auto bottom = static_cast<Value>(low), top = static_cast<Value>(high);
   const auto range = static_cast<Value>(high - low);
   for (Value& value : values) value = (std::clamp(value, bottom, top) - bottom) / range;

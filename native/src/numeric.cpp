@@ -53,21 +53,17 @@ double wide_sum(const std::vector<double>& values) {
 }
 
 template <class Value>
-double percentile(std::vector<Value>& values, double share) {
+Percentile percentile(std::vector<Value>& values, double share) {
   const double last = static_cast<double>(values.size() - 1);
   const double place = last * share;
-  const double below = std::min(std::floor(place), last);
-  const auto at = values.begin() + static_cast<std::ptrdiff_t>(below);
+  const double rank = std::floor(place);
+  const auto at = values.begin() + static_cast<std::ptrdiff_t>(rank);
   std::nth_element(values.begin(), at, values.end());
-  const Value low = *at;
-  const Value high = at + 1 == values.end() ? low : *std::min_element(at + 1, values.end());
-  // The difference in the values' own type, all else in double, and from the nearer end.
-  const double step = high - low;
-  const double rest = place - below;
-  return rest < 0.5 ? low + step * rest : high - step * (1 - rest);
+  const Value above = at + 1 == values.end() ? *at : *std::min_element(at + 1, values.end());
+  return {static_cast<double>(*at), static_cast<double>(above), place - rank};
 }
 
-template double percentile(std::vector<float>&, double);
-template double percentile(std::vector<double>&, double);
+template Percentile percentile(std::vector<float>&, double);
+template Percentile percentile(std::vector<double>&, double);
 
 }  // namespace rare_trt

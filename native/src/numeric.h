@@ -14,8 +14,18 @@ double pairwise_sum(const double* values, std::size_t count);
 double wide_sum(const std::vector<float>& values);
 double wide_sum(const std::vector<double>& values);
 
-// The percentile `share` (0 to 1) by linear interpolation. Reorders `values`, which are not empty.
+// A percentile: `share` of the way from one value to the next larger one.
+struct Percentile {
+  double below;
+  double above;
+  double share;
+
+  // The percentile, linear between the two, counted from `zero`.
+  double counted_from(double zero) const { return (below - zero) + (above - below) * share; }
+};
+
+// The percentile `share` (0 to 1). Reorders `values`, which are not empty.
 template <class Value>
-double percentile(std::vector<Value>& values, double share);
+Percentile percentile(std::vector<Value>& values, double share);
 
 }  // namespace rare_trt

@@ -137,7 +137,7 @@ def read_names(body: bytes) -> Names:
     if not files or not all(isinstance(path, str) for path in files):
         raise RequestError(
             HTTPStatus.BAD_REQUEST,
-            "scan is no text; expected a path, or a list of paths, one per channel",
+            "scan is missing, or no path; expected a path, or a list of paths, one per channel",
         )
     for name in OUTPUTS:
         if not isinstance(found.get(name, ""), str):
@@ -200,7 +200,6 @@ def _inside(text: str, folders: Sequence[Path]) -> Path:
     if not any(folder in path.parents for folder in folders):
         raise RequestError(
             HTTPStatus.FORBIDDEN,
-            "a path leads out of the folders that this server was started with, or is one of "
-            "them: see its --allow",
+            "a path is not inside the folders that this server was started with: see its --allow",
         )
     return path
