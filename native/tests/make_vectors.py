@@ -263,6 +263,10 @@ def intensity_cases() -> list[tuple[NDArray[Any], IntensityRule]]:
     rule, narrow = IntensityRule(), IntensityRule((5.0, 90.0), 0.3)
     hot = smooth.copy()
     hot[0, 0, 0] = 1e6
+    # As far on the other side, and a range that float32 cannot hold.
+    missing = smooth.copy()
+    missing[1, 2, 3] = -3e38
+    endless = np.linspace(-3e38, 3e38, 24).reshape(2, 3, 4)
     two = np.stack([smooth, -3 * smooth + 7], axis=3)
     types = [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64]
     cases: list[tuple[NDArray[Any], IntensityRule]] = [
@@ -270,6 +274,8 @@ def intensity_cases() -> list[tuple[NDArray[Any], IntensityRule]]:
     ]
     cases += [(smooth.astype(np.float32), rule), (smooth, rule), (hot.astype(np.float32), narrow)]
     cases += [(smooth + 1e7, rule), (two.astype(np.int16), narrow)]
+    cases += [(missing.astype(np.float32), narrow), (smooth.astype(np.float32) + 1e5, rule)]
+    cases += [(endless.astype(np.float32), rule)]
     return [*cases, (np.full((2, 3, 4), 9, np.int16), rule), (np.zeros((2, 2, 2)), rule)]
 
 
