@@ -33,6 +33,7 @@ import io
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -423,7 +424,10 @@ def one_scan(
     times: dict[str, list[float]] = {}
     last: dict[str, Path] = {}
     for turn in range(UNTIMED_TURNS + turns):
-        for name in list(peers):
+        order = list(peers)
+        # Shuffled, lest one always finds the caches as the largest network left them.
+        random.Random(turn).shuffle(order)
+        for name in order:
             # A new file every time: what replacing one costs is the file system's affair.
             out = folder / f"{list(PEERS).index(name)}_{scan.name}_{turn}.nii.gz"
             start = perf_counter()
