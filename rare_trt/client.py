@@ -13,12 +13,13 @@ from typing import Final
 from urllib.parse import urlencode, urlsplit
 
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
+from rare_trt.naming import LABEL_NAMES, LABELS, PICTURE, REPORT
 from rare_trt.options import Asked, as_query
 
 LOOPBACK: Final = ("127.0.0.1", "localhost")
 
 # What a server sends back; the last one on request.
-FILES: Final = ("labels.nii.gz", "labels_dseg.tsv", "report.json", "picture.png")
+FILES: Final = (LABELS, LABEL_NAMES, REPORT, PICTURE)
 
 # A scan waits at most for a full queue before it.
 ANSWER_SECONDS: Final = 600.0

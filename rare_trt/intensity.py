@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,33 @@ class IntensityRule:
     foreground_share: float = 0.15
 
 
+@dataclass(frozen=True)
+class Percentile:
+    """A percentile of some values: `share` of the way from one of them to the next larger one."""
+
+    below: float
+    above: float
+    share: float
+
+    def counted_from(self, zero: float) -> float:
+        """Its value less `zero`, linear between the two."""
+        return (self.below - zero) + (self.above - self.below) * self.share
+
+
+def percentiles(values: NDArray[Any], wanted: Sequence[float]) -> list[Percentile]:
+    """The `wanted` percentiles (0 to 100) of `values`, which are not empty."""
+    # All of them sorted is faster than numpy's search for a few.
+    ordered = np.sort(values, axis=None)
+    last = ordered.size - 1
+    found = []
+    for percentile in wanted:
+        place = last * (percentile / 100)
+        below = int(place)
+        above = min(below + 1, last)
+        found.append(Percentile(float(ordered[below]), float(ordered[above]), place - below))
+    return found
+
+
 def normalised(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np.float32]:
     """Voxels [i, j, k] or [i, j, k, channel] -> float32 [channel, i, j, k], each channel apart.
 
@@ -44,7 +72,7 @@ def _normalise_channel(voxels: NDArray[Any], rule: IntensityRule, out: NDArray[n
     wide = voxels.dtype.itemsize > 4 or (voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 4)
     values: NDArray[Any] = np.empty(out.shape, np.float64) if wide else out
     values[...] = voxels
-    lower, upper = _percentiles(values, rule.clip_percentiles)
+    lower, upper = percentiles(values, rule.clip_percentiles)
     # Counted from the voxel below the lower percentile, which is exact, neither percentile is
     # rounded to the steps of a large offset. What lies beyond, however far, is cut off before.
     zero = lower.below
@@ -68,26 +96,3 @@ def _normalise_channel(voxels: NDArray[Any], rule: IntensityRule, out: NDArray[n
     values /= max(deviation, MIN_DEVIATION)
     if wide:
         out[...] = values
-
-
-@dataclass(frozen=True)
-class _Percentile:
-    """`share` of the way from one voxel to the next larger one."""
-
-    below: float
-    above: float
-    share: float
-
-    def counted_from(self, zero: float) -> float:
-        return (self.below - zero) + (self.above - self.below) * self.share
-
-
-def _percentiles(values: NDArray[Any], percentiles: tuple[float, float]) -> list[_Percentile]:
-    last = values.size - 1
-    places = [last * (percentile / 100) for percentile in percentiles]
-    ranks = [(int(place), min(int(place) + 1, last)) for place in places]
-    ordered = np.partition(values, sorted({rank for pair in ranks for rank in pair}), axis=None)
-    return [
-        _Percentile(float(ordered[below]), float(ordered[above]), place - below)
-        for place, (below, above) in zip(places, ranks, strict=True)
-    ]

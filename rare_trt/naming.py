@@ -14,6 +14,12 @@ SUFFIXES: Final = (".nii.gz", ".nii")
 # beyond any scanner's, and what a machine of 16 GiB can still hold together with its copies.
 MAX_BYTES: Final = 4 << 30
 
+# What the files in a server's answer to a posted scan are called.
+LABELS: Final = "labels.nii.gz"
+LABEL_NAMES: Final = "labels_dseg.tsv"
+REPORT: Final = "report.json"
+PICTURE: Final = "picture.png"
+
 
 def is_scan_name(path: Path) -> bool:
     """Whether the name says NIfTI; hidden files, which some systems leave about, do not."""

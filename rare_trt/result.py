@@ -116,6 +116,10 @@ class Result:
             return {"channel_sha256": self.scan.channel_sha256}
         return {"sha256": self.scan.sha256}
 
+    def report_json(self) -> bytes:
+        """The report as a file holds it."""
+        return (json.dumps(self.report(), indent=2) + "\n").encode()
+
     def save(
         self,
         labels: Path | str,
@@ -145,7 +149,7 @@ class Result:
             if picture is not None:
                 contents[picture] = self._picture()
         if report is not None:
-            contents[report] = (json.dumps(self.report(), indent=2) + "\n").encode()
+            contents[report] = self.report_json()
         return contents
 
     def _picture(self) -> bytes:

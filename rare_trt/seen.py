@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rare_trt.field_of_view import as_mm, within
 from rare_trt.geometry import Grid
-from rare_trt.intensity import IntensityRule
+from rare_trt.intensity import IntensityRule, percentiles
 from rare_trt.manifest import Seen
 
 Image: TypeAlias = NDArray[np.float32]
@@ -52,10 +52,10 @@ def numbers(voxels: Image, rule: IntensityRule, mean: NDArray[np.float64]) -> di
     pattern of the training scans."""
     shares = _shares(voxels)
     foreground = shares >= rule.foreground_share
-    inside = np.sort(shares[foreground])
+    inside = shares[foreground]
     values = [
         inside.size / shares.size,
-        *_percentiles(inside),
+        *(percentile.counted_from(0.0) for percentile in percentiles(inside, PERCENTILES)),
         _neighbours(shares),
         _likeness(_pattern(shares, foreground), mean),
     ]
@@ -93,16 +93,6 @@ def _shares(voxels: Image) -> Image:
     low, high = voxels.min(), voxels.max()
     shares: Image = (voxels - low) / (high - low)
     return shares
-
-
-def _percentiles(ordered: Image) -> list[float]:
-    """PERCENTILES of sorted values, in between linear; many times faster than np.percentile."""
-    places = np.array(PERCENTILES) / 100 * (ordered.size - 1)
-    below = places.astype(int)
-    above = np.minimum(below + 1, ordered.size - 1)
-    low, high = ordered[below].astype(np.float64), ordered[above]
-    found: list[float] = (low + (high - low) * (places - below)).tolist()
-    return found
 
 
 def _pattern(shares: Image, foreground: NDArray[np.bool_]) -> NDArray[np.float64]:

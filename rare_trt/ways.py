@@ -15,7 +15,15 @@ from rare_trt.client import Server
 from rare_trt.errors import ScanError
 from rare_trt.files import write_files
 from rare_trt.jobs import Job, about, save, segmented
-from rare_trt.naming import is_compressed, names_path, scan_file
+from rare_trt.naming import (
+    LABEL_NAMES,
+    LABELS,
+    PICTURE,
+    REPORT,
+    is_compressed,
+    names_path,
+    scan_file,
+)
 from rare_trt.options import Asked
 
 if TYPE_CHECKING:
@@ -101,16 +109,16 @@ class There:
 
     def saved(self, job: Job, answer: tuple[dict[str, bytes], float]) -> Told:
         files, total_ms = answer
-        labels = files["labels.nii.gz"]
+        labels = files[LABELS]
         if not is_compressed(job.labels):
             labels = gzip.decompress(labels)
-        contents = {job.labels: labels, names_path(job.labels): files["labels_dseg.tsv"]}
+        contents = {job.labels: labels, names_path(job.labels): files[LABEL_NAMES]}
         if job.picture is not None:
-            contents[job.picture] = files["picture.png"]
+            contents[job.picture] = files[PICTURE]
         if job.report is not None:
-            contents[job.report] = files["report.json"]
+            contents[job.report] = files[REPORT]
         write_files(contents, overwrite=self.overwrite)
-        report: dict[str, Any] = json.loads(files["report.json"])
+        report: dict[str, Any] = json.loads(files[REPORT])
         return Told(
             report["route"]["explained"],
             report["volumes_mm3"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Final, TypeAlias
 
 from rare_trt.errors import ScanError
 from rare_trt.jobs import run_job
+from rare_trt.naming import LABELS, PICTURE, REPORT
 from rare_trt.nifti import scan_from_bytes
 from rare_trt.options import Asked
 from rare_trt.segmenter import Segmenter
@@ -144,9 +144,9 @@ def _posted(
     except ScanError as error:
         raise ScanError(str(error).removeprefix(f"{NAMELESS}: ")) from error
     files = result.files(
-        Path("labels.nii.gz"),
-        report=Path("report.json"),
-        picture=Path("picture.png") if picture else None,
+        Path(LABELS),
+        report=Path(REPORT),
+        picture=Path(PICTURE) if picture else None,
     )
     archive = io.BytesIO()
     # Stored, and of no date: labels are compressed already, and equal answers are equal bytes.
@@ -162,5 +162,4 @@ def _named(
     job = names.job(folders)
     check_size(job, max_bytes)
     result = run_job(segmenter, job, asked, overwrite=names.overwrite)
-    body = json.dumps(result.report(), indent=2) + "\n"
-    return "application/json", body.encode(), result.route.route
+    return "application/json", result.report_json(), result.route.route
