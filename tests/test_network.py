@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from rare_trt.training.losses import consistency_loss, segmentation_loss
-from rare_trt.training.network import ConvBlock, NetworkConfig, RareUNet
+from rare_trt.training.network import ConvBlock, Convolution, NetworkConfig, RareUNet
 
 HIPPOCAMPUS = NetworkConfig(depth=5, filters=8, gate_blocks=4, channels=1, classes=3)
 BRAIN_TUMOUR = NetworkConfig(depth=5, filters=32, gate_blocks=4, channels=4, classes=4)
@@ -116,6 +117,28 @@ def test_gradients_under_bf16_are_those_of_float32_on_the_smallest_volumes() -> 
             found.backward(towards.to(found.dtype))
             for weight, gradient in zip(weights, expected, strict=True):
                 assert (weight.grad - gradient).norm() < 0.2 * gradient.norm(), shape
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (3, 5, 7), (8, 12, 12)])
+@pytest.mark.parametrize("channels", [(1, 16), (2, 8), (64, 32)])
+def test_convolutions_and_their_gradients_are_torchs(
+    channels: tuple[int, int], shape: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    ours = Convolution(*channels, 3, padding=1)
+    theirs = nn.Conv3d(*channels, 3, padding=1).double()
+    theirs.load_state_dict(ours.state_dict())
+    features, towards = torch.randn(1, channels[0], *shape), torch.randn(1, channels[1], *shape)
+    found = []
+    for convolution in (ours, theirs):
+        dtype = convolution.weight.dtype
+        read = features.detach().clone().to(dtype).requires_grad_()
+        answer = convolution(read)
+        answer.backward(towards.to(dtype))
+        gradients = [tensor.grad for tensor in (read, convolution.weight, convolution.bias)]
+        found.append([answer.detach(), *gradients])
+    for mine, reference in zip(*found, strict=True):
+        assert (mine.double() - reference).abs().max() <= 3e-6 * reference.abs().max()
 
 
 def test_a_bottleneck_of_one_voxel_is_an_answer() -> None:

@@ -55,6 +55,22 @@ class InstanceNorm(nn.InstanceNorm3d):
         return normed
 
 
+class Convolution(nn.Conv3d):
+    """As torch's, but one small volume trains faster on a CPU in float32.
+
+    torch unfolds such a volume by itself, serially and with 27 times its memory; oneDNN, which it
+    leaves to larger ones, takes less than half of the time and gives the same to rounding.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        kind = features.device.type
+        plain = features.dtype == torch.float32 and not torch.is_autocast_enabled(kind)
+        if not (self.training and plain and kind == "cpu"):
+            return super().forward(features)
+        convolved: Tensor = super().forward(features.to_mkldnn()).to_dense()
+        return convolved
+
+
 class ConvBlock(nn.Sequential):
     """`blocks` times 3³ convolution, instance norm with affine, leaky ReLU (0.01)."""
 
@@ -62,7 +78,7 @@ class ConvBlock(nn.Sequential):
         layers: list[nn.Module] = []
         for index in range(blocks):
             layers += [
-                nn.Conv3d(channels_out if index else channels_in, channels_out, 3, padding=1),
+                Convolution(channels_out if index else channels_in, channels_out, 3, padding=1),
                 InstanceNorm(channels_out, affine=True),
                 nn.LeakyReLU(0.01),
             ]
