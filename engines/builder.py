@@ -17,7 +17,7 @@ from rare_trt.errors import BackendError
 from rare_trt.machine import Machine, library, version_of
 from rare_trt.manifest import BuilderOptions, EngineBackend, Shapes
 from rare_trt.package import graph_on_disk
-from rare_trt.sessions.nvidia import recorder
+from rare_trt.sessions.nvidia import recorder, started
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -61,7 +61,7 @@ class EngineBuilder:
             raise BackendError(fault)
         self._machine = machine
         self._log = recorder(self._module)
-        self._builder: trt.Builder = self._module.Builder(self._log)
+        self._builder: trt.Builder = started(self._module.Builder, backend, self.version, self._log)
         self.timing_cache = timing_cache
 
     @property

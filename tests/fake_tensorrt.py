@@ -241,9 +241,20 @@ class Part:
             lock.release()
 
 
+def start(part: Part, logger: Any) -> None:
+    """What the real library does before it gives a runtime or a builder.
+
+    Where CUDA does not start, with a driver too old for instance, it warns and gives none.
+    """
+    assert getattr(logger, "made", False), "ILogger.__init__ was not called"
+    if part.module.failing(type(part).__name__):
+        logger.log(Severity.WARNING, "CUDA initialization failure with error: 35.")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
 class Runtime(Part):
     def __init__(self, logger: Any) -> None:
-        assert getattr(logger, "made", False), "ILogger.__init__ was not called"
+        start(self, logger)
         self.engine_host_code_allowed = False
         self.release = self.module.__version__
         # As in the real one, a weak tie: who made the logger must keep it.
@@ -429,10 +440,10 @@ class IExecutionContext(Part):
             return True
 
     def infer_shapes(self) -> list[str]:
-        missing = [name for name in INPUTS if name not in self._shapes]
         if self.module.failing("infer_shapes"):
-            missing.append("image")
-        return missing
+            # So the bindings put every fault but a missing shape.
+            raise RuntimeError("infer_shapes error code: -1")
+        return [name for name in INPUTS if name not in self._shapes]
 
     def get_tensor_shape(self, name: str) -> Dims:
         if name in INPUTS:
@@ -610,7 +621,7 @@ def plan_of(header: dict[str, Any], graph: bytes) -> bytes:
 
 class Builder(Part):
     def __init__(self, logger: Any) -> None:
-        assert getattr(logger, "made", False), "ILogger.__init__ was not called"
+        start(self, logger)
         self.logger = logger
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:

@@ -439,7 +439,7 @@ FAULTS = {
     "deserialize_cuda_engine": "cannot load it",
     "create_execution_context": "made no execution context",
     "set_input_shape": "the engine refused shape",
-    "infer_shapes": "cannot tell the shapes of",
+    "infer_shapes": "cannot tell the shapes of its tensors .+ -1",
     "get_tensor_shape": "the engine gives labels of shape",
     "update_device_memory_size_for_shapes": "cannot tell how much memory",
     "set_tensor_address": "the engine refused an address",
@@ -474,6 +474,22 @@ def test_auto_answers_with_openvino_and_says_so(
         # For good on this route, not on others.
         assert best.segment(scan, route=1).backend == "openvino"
         assert best.segment(scan, route=0).backend == "tensorrt"
+
+
+def test_a_driver_too_old_for_tensorrt_is_told_and_openvino_answers(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+) -> None:
+    gpu.trt.fail("Runtime", times=2)
+    with (
+        segmenter(tiny_engines) as on_gpu,
+        pytest.raises(BackendError, match=r"cannot use this GPU \(CUDA init.* error: 35\."),
+    ):
+        on_gpu.segment(scan, route=1)
+    with Segmenter(tiny_engines) as best:
+        with pytest.warns(EngineWarning, match="cannot use this GPU"):
+            found = best.segment(scan, route=1)
+        assert found.backend == "openvino"
+        assert np.array_equal(found.labels, expected)
 
 
 def test_openvino_answers_also_where_the_failed_engine_cannot_be_closed(

@@ -235,6 +235,22 @@ def test_tensorrt_needs_a_gpu_to_build_and_says_so(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_driver_too_old_for_tensorrt_is_told_before_a_build(
+    gpu: FakeGpu, package: Package, tmp_path: Path
+) -> None:
+    gpu.trt.fail("Builder")
+    with pytest.raises(BackendError, match=r"cannot use this GPU \(CUDA init.* error: 35\."):
+        build_engines(
+            package,
+            "tensorrt",
+            "fp16",
+            BuilderOptions(),
+            this_machine(),
+            out=tmp_path / "none.rare",
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_options_reach_the_builder(gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path) -> None:
     options = BuilderOptions(
         workspace_mib=96,

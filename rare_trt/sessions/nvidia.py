@@ -53,7 +53,7 @@ class Library:
         self.module = library(backend)
         self.version = version_of(self.module)
         self.log = recorder(self.module)
-        self._runtime: trt.Runtime = self.module.Runtime(self.log)
+        self._runtime: trt.Runtime = started(self.module.Runtime, backend, self.version, self.log)
         # Host code in an engine would run here with the rights of whoever segments the scan.
         self._runtime.engine_host_code_allowed = False
         self._lean: dict[str, trt.Runtime] = {}
@@ -244,11 +244,30 @@ def identity(entry: EngineEntry, sha256: str, library: Library, gpu: Gpu) -> tup
     )
 
 
+def started(kind: Any, backend: EngineBackend, version: str, log: Any) -> Any:
+    """The runtime or builder that the class `kind` makes.
+
+    Raises BackendError where the library cannot use the GPU, most often because the driver is older
+    than the CUDA that the library was built for: it says so in a warning and gives nothing, which
+    its bindings turn into a TypeError.
+    """
+    log.errors.clear()
+    log.warnings.clear()
+    try:
+        return kind(log)
+    except TypeError as error:
+        said = "; ".join((*log.errors, *log.warnings)) or str(error)
+        raise BackendError(
+            f"{backend} {version} cannot use this GPU ({said}): install the driver that "
+            "docs/TENSORRT.md names for its CUDA release, or use --backend openvino"
+        ) from error
+
+
 def recorder(module: Any) -> Any:
     """The one logger that a library gets: TensorRT keeps the first one of a process for good.
 
-    Errors are kept in its `errors`, the rest goes to `logging`. An interrupt that comes while
-    TensorRT logs would be lost in its bindings: it is kept in `interrupts`.
+    Errors and warnings are kept, the last few of each; warnings go to `logging` too. An interrupt
+    that comes while TensorRT logs would be lost in its bindings: it is kept in `interrupts`.
     """
     with _RECORDING:
         if module not in _RECORDERS:
@@ -266,6 +285,7 @@ def _new_recorder(module: Any) -> Any:
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=4)
+            self.warnings: deque[str] = deque(maxlen=4)
             self.interrupts: deque[BaseException] = deque()
 
         def log(self, severity: Any, message: str) -> None:
@@ -273,6 +293,7 @@ def _new_recorder(module: Any) -> Any:
                 if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
                     self.errors.append(message.strip())
                 elif severity == module.ILogger.WARNING:
+                    self.warnings.append(message.strip())
                     LOGGER.info("%s", message)
             except BaseException as interrupt:
                 self.interrupts.append(interrupt)

@@ -320,7 +320,12 @@ class Bucket:
                     f"the engine refused shape {shape} for {name}: build it again with this "
                     "rare-trt"
                 )
-        unknown = self._context.infer_shapes()
+        unknown: list[str] | str
+        try:
+            unknown = self._context.infer_shapes()
+        except RuntimeError as error:
+            # Raised further on: the frames of this error hold the context.
+            unknown = f"its tensors ({error})"
         if unknown:
             raise BackendError(f"the engine cannot tell the shapes of {unknown}: build it again")
         self._answer = tuple(self._shapes[f"out_{axis}"][0] for axis in "ijk")
