@@ -44,6 +44,14 @@ class Gpu:
     driver: str
 
 
+def gpu_model(name: str, multiprocessors: int, *, integrated: bool) -> str:
+    """What an engine is bound to: the driver's name for the GPU, of which Jetsons need more.
+
+    Every module with an Orin calls it "Orin", with 4 multiprocessors as with 16.
+    """
+    return f"{name}, {multiprocessors} multiprocessors" if integrated else name
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where engines are to run. `no_gpu` says in a few words why `gpu` is None.

@@ -293,16 +293,35 @@ def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(
         assert gpu.driver.calls("cuGraphLaunch") == launched
 
 
+def on_an_orin(driver: FakeDriver, folder: Path, out: Path) -> Package:
+    """The small package with engines for an Orin of 16 multiprocessors, which is the GPU now."""
+    driver.set_device("Orin", (8, 7), integrated=True, multiprocessors=16)
+    built, _ = build_engines(
+        open_package(folder), "tensorrt", "fp32", BuilderOptions(), this_machine(), out=out
+    )
+    return built
+
+
 def test_a_gpu_that_shares_the_hosts_memory_copies_nothing(
-    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+    gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path, scan: Scan, expected: Labels
 ) -> None:
-    gpu.driver.set_device("Fake L4", (8, 9), integrated=True)
-    with segmenter(tiny_engines) as on_gpu:
+    package = on_an_orin(gpu.driver, tiny_package_folder, tmp_path / "orin.rare")
+    with segmenter(package) as on_gpu:
         for _ in range(3):
             assert np.array_equal(on_gpu.segment(scan, route=1).labels, expected)
     assert gpu.driver.calls("cuMemcpyHtoDAsync_v2") == 0
     assert gpu.driver.calls("cuMemcpyDtoHAsync_v2") == 0
     assert gpu.driver.calls("cuGraphLaunch") > 0
+
+
+def test_an_engine_of_one_orin_is_not_taken_for_one_of_another(
+    gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path, scan: Scan
+) -> None:
+    package = on_an_orin(gpu.driver, tiny_package_folder, tmp_path / "orin.rare")
+    gpu.driver.set_device("Orin", (8, 7), integrated=True, multiprocessors=8)
+    words = "built on Orin, 16 multiprocessors; this is Orin, 8 multiprocessors: build it here"
+    with segmenter(package) as on_gpu, pytest.raises(BackendError, match=words):
+        on_gpu.segment(scan, route=1)
 
 
 # Memory

@@ -92,10 +92,14 @@ def finished(device: Device, stream: Handle) -> None:
 
 
 def test_describes_the_gpu(make: Make, driver: FakeDriver) -> None:
-    driver.set_device(" Orin ", (8, 7), integrated=True, total_bytes=123 << 20)
+    driver.set_device(" Orin ", (8, 7), integrated=True, multiprocessors=8, total_bytes=123 << 20)
     device = make()
-    assert device.gpu == Gpu("Orin", "8.7", 123 << 20, True, device.gpu.driver)
+    assert device.gpu == Gpu("Orin, 8 multiprocessors", "8.7", 123 << 20, True, device.gpu.driver)
     assert device.gpu.driver.endswith("CUDA 13.0")
+    device.close()
+    driver.set_device("NVIDIA L4", (8, 9), multiprocessors=58)
+    device = make()
+    assert device.gpu.name == "NVIDIA L4"
     device.close()
 
 

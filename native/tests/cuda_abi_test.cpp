@@ -53,6 +53,7 @@ ALIKE(cuGraphExecDestroy);
 
 static_assert(CUDA_SUCCESS == rare_trt::cuda::kSuccess);
 static_assert(CUDA_ERROR_OUT_OF_MEMORY == rare_trt::cuda::kOutOfMemory);
+static_assert(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT == rare_trt::cuda::kMultiprocessors);
 static_assert(CU_DEVICE_ATTRIBUTE_INTEGRATED == rare_trt::cuda::kIntegrated);
 static_assert(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR == rare_trt::cuda::kCapabilityMajor);
 static_assert(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR == rare_trt::cuda::kCapabilityMinor);

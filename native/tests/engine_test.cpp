@@ -405,12 +405,23 @@ TEST_CASE("engines make room for each other") {
 
 TEST_CASE("a GPU that shares the host's memory reads and writes it in place") {
   const FreshGpu machine;
-  fake_set_device("Fake L4", 8, 9, 1, std::size_t{8} << 30);
-  const EnginePackage package;
+  fake_set_device("Orin", 8, 9, 1, std::size_t{8} << 30);
+  const EnginePackage package([](Json& entry) { entry["gpu"] = "Orin, 16 multiprocessors"; });
   Warned on_gpu(package);
   for (int run = 0; run < 3; ++run) CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
   CHECK(fake_calls("cuMemcpyHtoDAsync_v2") == 0);
   CHECK(fake_calls("cuMemcpyDtoHAsync_v2") == 0);
+}
+
+TEST_CASE("an engine of one Orin is not taken for one of another") {
+  const FreshGpu machine;
+  fake_set_device("Orin", 8, 9, 1, std::size_t{8} << 30);
+  const EnginePackage package([](Json& entry) { entry["gpu"] = "Orin, 4 multiprocessors"; });
+  Warned best(package, Backend::automatic);
+  CHECK(ask(best.segmenter, 0).report.backend == "openvino");
+  REQUIRE(best.warnings.size() == 1);
+  CHECK(best.warnings[0].find("built on Orin, 4 multiprocessors; this is Orin, 16 multiprocessors") !=
+        std::string::npos);
 }
 
 TEST_CASE("a scan beyond the profile is OpenVINO's, the next one the engine's again") {

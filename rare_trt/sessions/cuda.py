@@ -11,7 +11,7 @@ import numpy as np
 from cuda.bindings import driver
 
 from rare_trt.errors import BackendError
-from rare_trt.machine import Gpu, driver_release
+from rare_trt.machine import Gpu, driver_release, gpu_model
 from rare_trt.sessions.device import DeviceError, DeviceMemoryError, Handle, HostBuffer
 
 ATTRIBUTE = driver.CUdevice_attribute
@@ -140,17 +140,22 @@ class CudaDevice:
             _done(driver.cuDevicePrimaryCtxRelease(self._device))
 
     def _described(self) -> Gpu:
-        name = _done(driver.cuDeviceGetName(256, self._device))
+        name = _done(driver.cuDeviceGetName(256, self._device)).split(b"\0")[0]
+        integrated = bool(self._attribute(ATTRIBUTE.CU_DEVICE_ATTRIBUTE_INTEGRATED))
         version = int(_done(driver.cuDriverGetVersion()))
         cuda = f"CUDA {version // 1000}.{version % 1000 // 10}"
         return Gpu(
-            name=name.split(b"\0")[0].decode(errors="replace").strip(),
+            name=gpu_model(
+                name.decode(errors="replace").strip(),
+                self._attribute(ATTRIBUTE.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
+                integrated=integrated,
+            ),
             compute_capability=(
                 f"{self._attribute(ATTRIBUTE.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)}."
                 f"{self._attribute(ATTRIBUTE.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)}"
             ),
             memory_bytes=int(_done(driver.cuDeviceTotalMem(self._device))),
-            integrated=bool(self._attribute(ATTRIBUTE.CU_DEVICE_ATTRIBUTE_INTEGRATED)),
+            integrated=integrated,
             driver=f"{driver_release()} {cuda}".strip(),
         )
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pycuda import driver
 
 from rare_trt.errors import BackendError
-from rare_trt.machine import Gpu, driver_release
+from rare_trt.machine import Gpu, driver_release, gpu_model
 from rare_trt.sessions.device import DeviceError, DeviceMemoryError, Handle, HostBuffer
 
 ATTRIBUTE = driver.device_attribute
@@ -195,14 +195,19 @@ class PyCudaDevice:
     def _described(self) -> Gpu:
         version = int(driver.get_driver_version())
         cuda = f"CUDA {version // 1000}.{version % 1000 // 10}"
+        integrated = bool(self._device.get_attribute(ATTRIBUTE.INTEGRATED))
         return Gpu(
-            name=self._device.name().strip(),
+            name=gpu_model(
+                self._device.name().strip(),
+                self._device.get_attribute(ATTRIBUTE.MULTIPROCESSOR_COUNT),
+                integrated=integrated,
+            ),
             compute_capability=(
                 f"{self._device.get_attribute(ATTRIBUTE.COMPUTE_CAPABILITY_MAJOR)}."
                 f"{self._device.get_attribute(ATTRIBUTE.COMPUTE_CAPABILITY_MINOR)}"
             ),
             memory_bytes=int(self._device.total_memory()),
-            integrated=bool(self._device.get_attribute(ATTRIBUTE.INTEGRATED)),
+            integrated=integrated,
             driver=f"{driver_release()} {cuda}".strip(),
         )
 

@@ -104,12 +104,14 @@ class FakeDriver:
         compute_capability: tuple[int, int] = (8, 9),
         *,
         integrated: bool = False,
+        multiprocessors: int = 16,
         total_bytes: int = 8 << 30,
     ) -> None:
         """What every device is. Allocating more than `total_bytes` fails with OUT_OF_MEMORY."""
         major, minor = (ctypes.c_int(part) for part in compute_capability)
         shared, total = ctypes.c_int(integrated), ctypes.c_size_t(total_bytes)
         self._call("fake_set_device", None, name.encode(), major, minor, shared, total)
+        self._call("fake_set_multiprocessors", None, ctypes.c_int(multiprocessors))
 
     @contextmanager
     def fails(self, function: str, code: int, after: int = 0) -> Iterator[None]:

@@ -91,7 +91,8 @@ static Object *objects;
 static Block *blocks;
 static size_t peak_device_bytes;
 static Device devices[MAX_DEVICES];
-static struct { int count, major, minor, integrated; char name[128]; size_t total; } setup;
+static struct { int count, major, minor, integrated, multiprocessors; char name[128]; size_t total; }
+    setup;
 static _Thread_local Id context_stack[STACK_DEPTH];
 static _Thread_local int stack_depth;
 static _Thread_local bool in_host_function;
@@ -404,7 +405,7 @@ CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device) {
     switch (attribute) { /* CU_DEVICE_ATTRIBUTE_... */
         case 1: *value = 1024; break;              /* MAX_THREADS_PER_BLOCK */
         case 10: *value = 32; break;               /* WARP_SIZE */
-        case 16: *value = 16; break;               /* MULTIPROCESSOR_COUNT */
+        case 16: *value = setup.multiprocessors; break; /* MULTIPROCESSOR_COUNT */
         case 18: *value = setup.integrated; break; /* INTEGRATED */
         case 40: *value = 2; break;                /* ASYNC_ENGINE_COUNT */
         case 75: *value = setup.major; break;      /* COMPUTE_CAPABILITY_MAJOR */
@@ -843,6 +844,11 @@ void fake_set_device(const char *name, int major, int minor, int integrated, siz
     set_device(name, major, minor, integrated, total);
 }
 
+void fake_set_multiprocessors(int count) {
+    LOCKED;
+    setup.multiprocessors = count;
+}
+
 /* Lets one call fail, after `after` that pass; code 0 takes it back.
    Returns whether an earlier failure was still to come, -1 for an unknown function. */
 int fake_fail(const char *name, CUresult code, long after) {
@@ -900,6 +906,7 @@ __attribute__((constructor)) long fake_reset(void) {
     for (; blocks; forget(blocks)) left += !blocks->freed;
     memset(devices, 0, sizeof devices);
     set_device("Fake GPU", 8, 9, 0, (size_t)8 << 30);
+    setup.multiprocessors = 16;
     setup.count = 1;
     for EACH_FUNCTION(f) f->calls = f->fail_code = 0;
     peak_device_bytes = 0;

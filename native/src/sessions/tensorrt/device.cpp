@@ -139,9 +139,12 @@ Gpu Device::described() const {
   done(driver_.cuDeviceGetName(name.data(), static_cast<int>(name.size()) - 1, device_));
   int version = 0;
   done(driver_.cuDriverGetVersion(&version));
-  return {name.data(),
-          text(attribute(cuda::kCapabilityMajor), ".", attribute(cuda::kCapabilityMinor)),
-          attribute(cuda::kIntegrated) != 0,
+  // Every Jetson with an Orin calls it "Orin", whatever it has of it; see machine.py.
+  const bool integrated = attribute(cuda::kIntegrated) != 0;
+  std::string model = name.data();
+  if (integrated) model += text(", ", attribute(cuda::kMultiprocessors), " multiprocessors");
+  return {model, text(attribute(cuda::kCapabilityMajor), ".", attribute(cuda::kCapabilityMinor)),
+          integrated,
           text(driver_release(), "CUDA ", version / 1000, ".", version % 1000 / 10)};
 }
 

@@ -23,6 +23,7 @@ using ExecutableGraph = struct ExecutableGraphTag*;
 
 constexpr Status kSuccess = 0;
 constexpr Status kOutOfMemory = 2;
+constexpr int kMultiprocessors = 16;
 constexpr int kIntegrated = 18;
 constexpr int kCapabilityMajor = 75;
 constexpr int kCapabilityMinor = 76;
