@@ -318,6 +318,41 @@ def test_augmented_cases_keep_image_and_labels_together(labelled: Path) -> None:
         assert np.median(inside) > np.percentile(outside, 95)
 
 
+@pytest.mark.parametrize("slices", [1, 4, 8])
+def test_a_scan_of_few_slices_keeps_some(labelled: Path, slices: int) -> None:
+    case = load_case(find_cases(labelled)[0], 1, 3)
+    i, j, k = case.labels.shape
+    few = slice(k // 2, k // 2 + slices)
+    thin = replace(
+        case,
+        voxels=case.voxels[..., few],
+        labels=case.labels[..., few],
+        grid=case.grid.box((0, 0, k // 2), (i, j, slices)),
+    )
+    for seed in range(60):
+        assert (
+            min(augmented(thin, np.random.default_rng(seed), 3).labels.shape) >= (slices + 1) // 2
+        )
+
+
+def test_scans_that_only_some_routes_resample_are_trained_on(
+    labelled: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """At 1.04 mm route 0 takes a scan as it is, and route 3 does not: their grids differ."""
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+        for path in sorted((labelled / part).iterdir()):
+            image = nib.load(path)
+            affine = image.affine @ np.diag([1.04, 1.04, 1.04, 1.0])
+            nib.save(
+                nib.Nifti1Image(np.asarray(image.dataobj), affine), tmp_path / part / path.name
+            )
+    network = NetworkConfig(depth=4, filters=2, gate_blocks=1)
+    still = replace(recipe.acquisition, simulated_share=0.0)
+    other = replace(recipe, network=network, acquisition=still, cycles=(1,))
+    assert train(tmp_path, tmp_path / "run", other).facts.epochs == 1
+
+
 def test_averaging_is_the_mean_of_blocks() -> None:
     voxels = np.arange(64, dtype=np.float32).reshape(1, 4, 4, 4)
     assert averaged(voxels, 4).tolist() == [[[[31.5]]]]
