@@ -300,8 +300,10 @@ def test_what_does_not_fit_together_is_refused(labelled: Path, tmp_path: Path) -
     image, labels = (labelled / part / "case_001.nii.gz" for part in ("images", "labels"))
     with pytest.raises(ScanError, match="another grid"):
         load_case(CaseFiles("x", image, labelled / "labels/case_002.nii.gz"), 1, 3)
-    with pytest.raises(ScanError, match="expected 0 to 1"):
+    with pytest.raises(ScanError, match="holds 2; expected 0 to 1"):
         load_case(CaseFiles("x", image, labels), 1, 2)
+    with pytest.raises(ScanError, match=r"holds (\S+, ){5}\.\.\.; expected 0 to 2"):
+        load_case(CaseFiles("x", image, image), 1, 3)
 
 
 def test_augmented_cases_keep_image_and_labels_together(labelled: Path) -> None:
