@@ -49,9 +49,10 @@ def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
             else "."
         ),
         f"- Kept back: {', '.join(training.validation_cases)}.",
-        f"- {training.epochs} epochs. {recipe.acquisition.simulated_share:.0%} of the steps showed "
-        f"simulated acquisitions: voxels of {finest:g} to {coarsest:g} mm per axis, up to "
-        f"1:{ratio:g} between axes, slice profiles, tilts to 45 degrees, air, noise, spikes.",
+        f"- {training.epochs} epochs. Simulated acquisitions were shown to the finest route in "
+        f"{recipe.acquisition.simulated_share:.0%} of the steps, to coarser ones in all: voxels of "
+        f"{finest:g} to {coarsest:g} mm per axis, up to 1:{ratio:g} between axes, slice profiles, "
+        "tilts to 45 degrees, air, noise, spikes.",
         "- Volumes were balanced on the training scans.",
         "",
         "## How well it answers",

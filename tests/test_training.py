@@ -300,8 +300,10 @@ def test_what_does_not_fit_together_is_refused(labelled: Path, tmp_path: Path) -
     image, labels = (labelled / part / "case_001.nii.gz" for part in ("images", "labels"))
     with pytest.raises(ScanError, match="another grid"):
         load_case(CaseFiles("x", image, labelled / "labels/case_002.nii.gz"), 1, 3)
-    with pytest.raises(ScanError, match="expected 0 to 1"):
+    with pytest.raises(ScanError, match="holds 2; expected 0 to 1"):
         load_case(CaseFiles("x", image, labels), 1, 2)
+    with pytest.raises(ScanError, match=r"holds (\S+, ){5}\.\.\.; expected 0 to 2"):
+        load_case(CaseFiles("x", image, image), 1, 3)
 
 
 def test_augmented_cases_keep_image_and_labels_together(labelled: Path) -> None:
@@ -316,6 +318,41 @@ def test_augmented_cases_keep_image_and_labels_together(labelled: Path) -> None:
         assert set(np.unique(labels)) <= {0, 1, 2}
         inside, outside = voxels[0][labels > 0], voxels[0][labels == 0]
         assert np.median(inside) > np.percentile(outside, 95)
+
+
+@pytest.mark.parametrize("slices", [1, 4, 8])
+def test_a_scan_of_few_slices_keeps_some(labelled: Path, slices: int) -> None:
+    case = load_case(find_cases(labelled)[0], 1, 3)
+    i, j, k = case.labels.shape
+    few = slice(k // 2, k // 2 + slices)
+    thin = replace(
+        case,
+        voxels=case.voxels[..., few],
+        labels=case.labels[..., few],
+        grid=case.grid.box((0, 0, k // 2), (i, j, slices)),
+    )
+    for seed in range(60):
+        assert (
+            min(augmented(thin, np.random.default_rng(seed), 3).labels.shape) >= (slices + 1) // 2
+        )
+
+
+def test_scans_that_only_some_routes_resample_are_trained_on(
+    labelled: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """At 1.04 mm route 0 takes a scan as it is, and route 3 does not: their grids differ."""
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+        for path in sorted((labelled / part).iterdir()):
+            image = nib.load(path)
+            affine = image.affine @ np.diag([1.04, 1.04, 1.04, 1.0])
+            nib.save(
+                nib.Nifti1Image(np.asarray(image.dataobj), affine), tmp_path / part / path.name
+            )
+    network = NetworkConfig(depth=4, filters=2, gate_blocks=1)
+    still = replace(recipe.acquisition, simulated_share=0.0)
+    other = replace(recipe, network=network, acquisition=still, cycles=(1,))
+    assert train(tmp_path, tmp_path / "run", other).facts.epochs == 1
 
 
 def test_averaging_is_the_mean_of_blocks() -> None:
@@ -337,6 +374,20 @@ def test_averaging_is_the_mean_of_blocks() -> None:
         ({"acquisition": {"simulated_share": 2}}, "simulated_share is 2"),
         ({"acquisition": {"spacing_mm": [4, 2]}}, r"spacing_mm is \(4.0, 2.0\)"),
         ({"acquisition": {"largest_ratio": 0.5}}, "largest_ratio is 0.5"),
+        ({"base_spacing_mm": 20.0}, r"spacing_mm is \(0.8, 10.0\)"),
+        ({"labels": "abc"}, "labels is 'abc', no list"),
+        ({"labels": ["background", "a", "a"]}, "different names"),
+        ({"task": None}, "task is None"),
+        ({"seed": -1}, "seed is -1"),
+        ({"weight_decay": "x"}, "weight_decay is 'x'"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"validation_share": 1.0}, "validation_share is 1.0"),
+        ({"intensity": {"clip_percentiles": [99, 1]}}, "clip_percentiles is"),
+        ({"intensity": {"foreground_share": 5}}, "foreground_share is 5"),
+        ({"intensity": {"percentiles": [1, 99]}}, "percentiles"),
+        ({"network": {"filters": "16"}}, "filters is '16'"),
+        ({"network": {"gate_blocks": 0}}, "gate_blocks is 0"),
+        ({"network": {"dropout": 2}}, "dropout is 2"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused(

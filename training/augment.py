@@ -20,7 +20,8 @@ from rare_trt.training.simulation import Beyond, resliced, resliced_labels, turn
 # Degrees: heads lie a little tilted, and now and then a protocol is oblique.
 USUAL_TILT, LARGEST_TILT = 8.0, 45.0
 
-# Voxels: how much tighter a crop can be, and how many slices of air a scan can end in.
+# Voxels: how much tighter a crop can be (no more than a quarter), and how many slices of air a scan
+# can end in.
 LARGEST_CUT, LARGEST_AIR = 6, 17
 
 
@@ -66,8 +67,9 @@ def _framed(case: Case, rng: Generator) -> Case:
     """A random field of view: faces cropped, now and then slices of air."""
     voxels, labels, grid = case.voxels, case.labels, case.grid
     if rng.random() < 0.5:
-        first = rng.integers(0, LARGEST_CUT, 3)
-        last = np.array(labels.shape) - rng.integers(0, LARGEST_CUT, 3)
+        shape = np.array(labels.shape)
+        first = np.minimum(rng.integers(0, LARGEST_CUT, 3), shape // 4)
+        last = shape - np.minimum(rng.integers(0, LARGEST_CUT, 3), shape // 4)
         cut = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
         voxels, labels = voxels[(slice(None), *cut)], labels[cut]
         i, j, k = (last - first).tolist()

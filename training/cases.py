@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from rare_trt.errors import ScanError
 from rare_trt.geometry import Canonical, Grid
 from rare_trt.naming import is_scan_name, stem
 from rare_trt.nifti import read_scan
+
+VALUES_NAMED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,13 @@ def load_case(files: CaseFiles, channels: int, classes: int) -> Case:
             f"{files.labels}: lies on another grid than its scan (shapes {truth.grid.shape} and "
             f"{scan.grid.shape}, affines {apart:.3g} apart): resample the labels"
         )
-    found = np.unique(truth.voxels)
-    if not set(found.tolist()) <= set(range(classes)):
+    strange = [v for v in np.unique(truth.voxels).tolist() if v not in range(classes)]
+    if strange:
+        named = ", ".join(f"{v:g}" for v in strange[:VALUES_NAMED])
+        more = ", ..." if len(strange) > VALUES_NAMED else ""
         raise ScanError(
-            f"{files.labels}: holds the values {found.tolist()}; expected 0 to {classes - 1}"
+            f"{files.labels}: holds {named}{more}; expected 0 to {classes - 1} alone: mend the "
+            "labels, or name them all in the recipe"
         )
     canonical = Canonical(scan.grid)
     voxels = scan.voxels if scan.voxels.ndim == 4 else scan.voxels[..., None]

@@ -29,10 +29,13 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def consistency_loss(gateways: Sequence[Tensor], encoder: Sequence[Tensor]) -> Tensor:
     """Mean squared distance of each gateway's features from the encoder's at the same level.
 
-    The encoder's features (of the scan at base spacing) are the target and get no gradient.
+    The encoder's features (of the scan at base spacing) are the target and get no gradient. Where
+    one route takes a scan's own voxels and another resamples them, grids can differ by a voxel:
+    such a level is left out.
     """
     distances = [
         functional.mse_loss(gate.float(), level.detach().float())
         for gate, level in zip(gateways, encoder, strict=True)
+        if gate.shape == level.shape
     ]
-    return torch.stack(distances).mean()
+    return torch.stack(distances).mean() if distances else torch.zeros(())

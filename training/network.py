@@ -32,6 +32,12 @@ class NetworkConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("depth", "filters", "gate_blocks", "channels", "classes", "routes"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected 1, 2, 3, ...")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}; expected 0 to less than 1")
         if not 1 <= self.routes <= self.depth:
             raise ValueError(f"routes is {self.routes}; expected 1 to depth ({self.depth})")
 

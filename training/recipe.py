@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from importlib import resources
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,16 @@ from rare_trt.training.network import NetworkConfig
 # Further off, resampling to the route's spacing gains Dice (docs/RESULTS.md). The last one
 # holds for deeper routes, too.
 NATIVE_BANDS = ((0.95, 1.05), (0.95, 1.05), (0.96, 1.05), (0.99, 1.01))
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _hold(name: str, value: object, holds: bool, expected: str) -> None:
+    """Raises RareTrtError that says what is wrong with the entry `name`, unless it `holds`."""
+    if not holds:
+        raise RareTrtError(f"the recipe's {name} is {value!r}; expected {expected}: mend it")
 
 
 @dataclass(frozen=True)
@@ -41,10 +52,7 @@ class AcquisitionRule:
             ("spacing_mm", 0.0 < finest < coarsest, "the finest before the coarsest, above 0"),
             ("largest_ratio", self.largest_ratio >= 1.0, "1 or more"),
         ):
-            if not holds:
-                raise RareTrtError(
-                    f"the recipe's {name} is {getattr(self, name)}; expected {expected}: mend it"
-                )
+            _hold(name, getattr(self, name), holds, expected)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,9 @@ class Recipe:
     that validation never sees a training subject. `cycles` are the epochs of each fall of the
     learning rate to zero; a finished run goes on when cycles are added to its recipe.
     `averaging` is the decay, per step, of the running mean of the weights that is kept.
+
+    Half of the scans that training shows are mirrored left to right, labels and all: names that
+    tell one side from the other cannot be learnt.
     """
 
     name: str
@@ -80,21 +91,30 @@ class Recipe:
     def __post_init__(self) -> None:
         counts = [("cycles", epochs) for epochs in self.cycles or (0,)]
         counts += [(name, getattr(self, name)) for name in ("batch", "cases_per_subject")]
-        for name, value in counts:
-            if not isinstance(value, int) or value < 1:
-                raise RareTrtError(
-                    f"the recipe's {name} is {value!r}; expected 1, 2, 3, ...: mend it"
-                )
-        for name in ("learning_rate", "base_spacing_mm", "validation_share"):
+        for name, count in counts:
+            _hold(name, count, type(count) is int and count >= 1, "1, 2, 3, ...")
+        _hold("seed", self.seed, type(self.seed) is int and self.seed >= 0, "0, 1, 2, ...")
+        for name in ("learning_rate", "base_spacing_mm"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value > 0:
-                raise RareTrtError(
-                    f"the recipe's {name} is {value!r}; expected more than 0: mend it"
-                )
-        if not 0.0 <= self.averaging < 1.0:
-            raise RareTrtError(
-                f"the recipe's averaging is {self.averaging}; expected 0 to less than 1: mend it"
-            )
+            _hold(name, value, _is_number(value) and 0.0 < value < inf, "more than 0")
+        for name, value, end, expected in (
+            ("weight_decay", self.weight_decay, inf, "0 or more"),
+            ("averaging", self.averaging, 1.0, "0 to less than 1"),
+            ("foreground_share", self.intensity.foreground_share, 1.0, "0 to less than 1"),
+        ):
+            _hold(name, value, _is_number(value) and 0.0 <= value < end, expected)
+        share, percentiles = self.validation_share, self.intensity.clip_percentiles
+        holds = _is_number(share) and 0.0 < share < 1.0
+        _hold("validation_share", share, holds, "more than 0 and less than 1")
+        holds = all(map(_is_number, percentiles)) and len(percentiles) == 2
+        holds = holds and 0.0 <= percentiles[0] < percentiles[1] <= 100.0
+        _hold("clip_percentiles", percentiles, holds, "two from 0 to 100 that rise")
+        spacings = self.acquisition.spacing_mm
+        expected = f"the coarsest at base_spacing_mm ({self.base_spacing_mm:g}) or beyond"
+        _hold("spacing_mm", spacings, spacings[1] >= self.base_spacing_mm, expected)
+        for name in ("name", "task", "data_source", "data_licence"):
+            value = getattr(self, name)
+            _hold(name, value, isinstance(value, str), "a text")
         found = (len(self.channels), len(self.labels))
         wanted = (self.network.channels, self.network.classes)
         if found != wanted:
@@ -102,6 +122,11 @@ class Recipe:
                 f"the recipe names {found[0]} channels and {found[1]} labels; its network has "
                 f"{wanted[0]} and {wanted[1]}: make them agree"
             )
+        for name, fewest in (("labels", 2), ("channels", 1)):
+            names = getattr(self, name)
+            holds = all(isinstance(one, str) for one in names) and len(set(names)) == len(names)
+            expected = f"{fewest} or more different names"
+            _hold(name, names, holds and len(names) >= fewest, expected)
 
     @property
     def epochs(self) -> int:
@@ -128,6 +153,8 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
         values = dict(values)
         for key in ("labels", "channels", "cycles"):
             if key in values:
+                if not isinstance(values[key], list | tuple):
+                    raise TypeError(f"{key} is {values[key]!r}, no list")
                 values[key] = tuple(values[key])
         if "acquisition" in values:
             rule = dict(values["acquisition"])
@@ -136,9 +163,10 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
                 rule["spacing_mm"] = (float(low), float(high))
             values["acquisition"] = AcquisitionRule(**rule)
         if "intensity" in values:
-            low_high = tuple(values["intensity"]["clip_percentiles"])
-            share = values["intensity"]["foreground_share"]
-            values["intensity"] = IntensityRule(low_high, share)
+            intensity = dict(values["intensity"])
+            if "clip_percentiles" in intensity:
+                intensity["clip_percentiles"] = tuple(intensity["clip_percentiles"])
+            values["intensity"] = IntensityRule(**intensity)
         if "network" in values:
             values["network"] = NetworkConfig(**values["network"])
         return Recipe(**values)
