@@ -143,6 +143,11 @@ def declared(start: bytes, channels: int) -> Declared:
 
 def check_voxels(voxels: NDArray[Any], channels: int) -> None:
     """Raises ScanError unless `voxels` are finite real numbers in `channels` channels."""
+    if voxels.ndim not in (3, 4) or voxels.size == 0:
+        raise ScanError(
+            f"the voxels have shape {_x(voxels.shape)}; expected three axes, or four with the "
+            "channels last, and none of them empty: reshape them"
+        )
     check_channels(voxels.shape, channels)
     if voxels.dtype.kind not in "iuf":
         raise _not_real(str(voxels.dtype))
