@@ -182,6 +182,7 @@ def test_labels_beside_scans_are_no_scans(scan: Path, tmp_path: Path) -> None:
     assert main(["infer", str(scan)]) == 0
     scan.with_name("._scan.nii.gz").write_bytes(b"what some systems leave beside a file")
     assert main(["infer", str(scan.parent), "-o", str(tmp_path / "out")]) == 0
+    assert f"{scan.parent}: 1 left out as labels" in capsys.readouterr().err
     assert files(tmp_path / "out") == ["scan.nii.gz", "scan_dseg.tsv"]
 
 
