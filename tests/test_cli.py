@@ -17,7 +17,10 @@ import pytest
 from PIL import Image
 
 from rare_trt.cli import main
+from rare_trt.geometry import Volume
+from rare_trt.nifti import read_scan
 from rare_trt.package import open_package
+from rare_trt.picture import picture_png
 
 DIRTY = b"SMITH^JOHN 1961"
 
@@ -139,6 +142,13 @@ def test_report_and_picture(scan: Path, tmp_path: Path) -> None:
     assert (np.ptp(planes, axis=1) > 30).sum() > 3000, "the labels are there"
 
 
+def test_the_picture_is_the_same_in_any_unit(examples: Path) -> None:
+    scan = read_scan(examples / "hippocampus_2mm.nii.gz").volume
+    labels = Volume(np.zeros(scan.grid.shape, np.uint8), scan.grid)
+    tiny = Volume(scan.voxels.astype(np.float64) * 2.0**-100, scan.grid)
+    assert picture_png(tiny, labels, "", []) == picture_png(scan, labels, "", [])
+
+
 def test_several_scans_go_into_a_folder_under_their_own_names(
     scan: Path, tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,7 +188,9 @@ def test_scans_of_a_folder_are_answered_as_each_alone(
         assert (out / f"{name}.nii.gz").read_bytes() == alone.read_bytes()
 
 
-def test_labels_beside_scans_are_no_scans(scan: Path, tmp_path: Path) -> None:
+def test_labels_beside_scans_are_no_scans(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["infer", str(scan)]) == 0
     scan.with_name("._scan.nii.gz").write_bytes(b"what some systems leave beside a file")
     assert main(["infer", str(scan.parent), "-o", str(tmp_path / "out")]) == 0
