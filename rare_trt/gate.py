@@ -152,6 +152,8 @@ def check_voxels(voxels: NDArray[Any], channels: int) -> None:
     if voxels.dtype.kind not in "iuf":
         raise _not_real(str(voxels.dtype))
     # A NaN or an infinity is always among the least and the largest: no mask of all voxels.
+    # A mask, which nothing after this looks at, must not hide one.
+    voxels = np.asarray(voxels)
     if voxels.dtype.kind == "f" and not np.isfinite([voxels.min(), voxels.max()]).all():
         bad = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
         raise ScanError(
