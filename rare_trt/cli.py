@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Final, TextIO
 
 from rare_trt._version import VERSION
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given
     )
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A file's name may hold what the terminal's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status: int = options.run(options)
     except RareTrtError as error:

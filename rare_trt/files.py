@@ -33,10 +33,16 @@ def sha256(data: bytes) -> str:
 
 
 def refuse_existing(paths: list[Path]) -> None:
-    """Raises OutputError where one of `paths` exists already."""
+    """Raises OutputError where one of `paths` exists already, also as a link to nothing, or can
+    be no file's name."""
     for path in paths:
-        if path.exists():
-            raise OutputError(f"{path}: exists already: name another output or pass --overwrite")
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise unwritable(path, error) from error
+        raise OutputError(f"{path}: exists already: name another output or pass --overwrite")
 
 
 def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:

@@ -143,10 +143,17 @@ def declared(start: bytes, channels: int) -> Declared:
 
 def check_voxels(voxels: NDArray[Any], channels: int) -> None:
     """Raises ScanError unless `voxels` are finite real numbers in `channels` channels."""
+    if voxels.ndim not in (3, 4) or voxels.size == 0:
+        raise ScanError(
+            f"the voxels have shape {_x(voxels.shape)}; expected three axes, or four with the "
+            "channels last, and none of them empty: reshape them"
+        )
     check_channels(voxels.shape, channels)
     if voxels.dtype.kind not in "iuf":
         raise _not_real(str(voxels.dtype))
     # A NaN or an infinity is always among the least and the largest: no mask of all voxels.
+    # A mask, which nothing after this looks at, must not hide one.
+    voxels = np.asarray(voxels)
     if voxels.dtype.kind == "f" and not np.isfinite([voxels.min(), voxels.max()]).all():
         bad = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
         raise ScanError(
@@ -269,14 +276,12 @@ def _check_agreement(sform: Grid, qform: Grid, codes: list[int]) -> None:
     if np.allclose(sform.affine, qform.affine, rtol=0.0, atol=1e-3):
         return
     hands = [np.linalg.det(grid.affine[:3, :3]) > 0 for grid in (sform, qform)]
-    sizes = np.array(sform.spacing_mm) / qform.spacing_mm
     if hands[0] != hands[1]:
         what = "one is the mirror image of the other"
     elif codes[0] != codes[1]:
         return
-    elif (np.abs(sizes - 1.0) > SAME_SPACING).any():
-        s, q = (" x ".join(f"{size:.4g}" for size in g.spacing_mm) for g in (sform, qform))
-        what = f"voxels of {s} mm in one, of {q} mm in the other"
+    elif (sizes := _sizes_apart(sform, qform)) is not None:
+        what = sizes
     elif not _same_axes(sform, qform):
         what = "they turn the voxel axes to different sides"
     else:
@@ -291,12 +296,23 @@ def _place_remarks(sform: Grid, qform: Grid, codes: list[int]) -> tuple[str, ...
     """What to say of a scan whose sform is taken although its qform differs.
 
     Other codes mean other coordinate systems, which may lie apart; not so where they turn the
-    scan's axes to other sides.
+    scan's axes to other sides. Where one is scaled, as an atlas's is, so are the volumes.
     """
+    sizes = _sizes_apart(sform, qform)
+    if sizes is not None:
+        return (f"sform and qform differ in scale ({sizes}); the sform was taken",)
     apart = float(np.abs(_corner_shifts_mm(sform, qform)).max())
     if apart <= SAME_PLACE_MM or (codes[0] != codes[1] and _same_axes(sform, qform)):
         return ()
     return (f"sform and qform place the scan {apart:.0f} mm apart; the sform was taken",)
+
+
+def _sizes_apart(sform: Grid, qform: Grid) -> str | None:
+    """The voxel sizes of both in words; None where they lead to the same answer."""
+    if (np.abs(np.array(sform.spacing_mm) / qform.spacing_mm - 1.0) <= SAME_SPACING).all():
+        return None
+    s, q = (" x ".join(f"{size:.4g}" for size in g.spacing_mm) for g in (sform, qform))
+    return f"voxels of {s} mm in one, of {q} mm in the other"
 
 
 def _corner_shifts_mm(one: Grid, other: Grid) -> NDArray[np.float64]:

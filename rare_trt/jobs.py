@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,9 @@ def check_outputs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.picture:
             check_picture(job.picture)
-    outputs = Counter(path.resolve() for job in jobs for path in job.outputs())
-    inputs = {path.resolve() for job in jobs for path in job.files}
+    # Not Path.resolve, which raises where links go in a circle: reading and writing say so better.
+    outputs = Counter(Path(realpath(path)) for job in jobs for path in job.outputs())
+    inputs = {Path(realpath(path)) for job in jobs for path in job.files}
     for path, times in outputs.items():
         if path in inputs or times > 1:
             raise OutputError(

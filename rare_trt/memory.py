@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from itertools import product
-from math import ceil, prod
+from math import ceil, inf, prod
 from typing import Any, Final
 
 from rare_trt.errors import ScanError
@@ -50,9 +50,10 @@ def usual_limit() -> int:
 def bytes_of(text: str) -> int:
     """Bytes from a number with or without a unit: 500000000, 512MiB, 4GiB; ValueError otherwise."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB)?", text.strip())
-    if found is None or float(found[1]) <= 0:
+    count = 0.0 if found is None else float(found[1]) * UNITS[found[2] or ""]
+    if not 0.0 < count < inf:
         raise ValueError(f"{text!r} is no amount of memory; expected bytes or, say, 512MiB or 4GiB")
-    return int(float(found[1]) * UNITS[found[2] or ""])
+    return int(count)
 
 
 def bytes_per_voxel(network: Mapping[str, Any], route: int, computed: Arithmetic) -> float | None:

@@ -157,22 +157,23 @@ def _too_large(path: str) -> ScanError:
 def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: bool) -> bytes:
     """A NIfTI file of `labels` [i, j, k] on `grid`, which is the scan's own or another one.
 
-    Where `grid` is the one that the scan's header describes, affine and codes are the scan's, bit
-    for bit. Nothing else comes along: not scaling, intent or display range, nor text, which can
+    Where `grid` is the one that the scan's header places it on, affine and codes are the scan's,
+    bit for bit. Nothing else comes along: not scaling, intent or display range, nor text, which can
     hold a patient's name.
     """
     header = type(scan.header)()
     header.set_data_dtype(np.uint8)
     header.set_data_shape(labels.shape)
-    if np.array_equal(affine_mm(scan.header), grid.affine):
+    code = int(scan.header["sform_code"]) or int(scan.header["qform_code"])
+    # Without a code the header places nothing: its affine is nibabel's guess from the shape.
+    if code and np.array_equal(affine_mm(scan.header), grid.affine):
         for field in PLACE:
             header[field] = scan.header[field]
         header["pixdim"][:4] = scan.header["pixdim"][:4]
     else:
-        code = int(scan.header["sform_code"]) or int(scan.header["qform_code"]) or ALIGNED
         header.set_xyzt_units("mm")
-        header.set_sform(grid.affine, code)
-        header.set_qform(grid.affine, code)
+        header.set_sform(grid.affine, code or ALIGNED)
+        header.set_qform(grid.affine, code or ALIGNED)
     header["vox_offset"] = header.single_vox_offset
     header["magic"] = header.single_magic
     # Four zero bytes say that no extension follows.

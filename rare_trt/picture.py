@@ -41,7 +41,7 @@ def picture_png(scan: Volume, labels: Volume, title: str, legend: Sequence[str])
     grey, grid = _canonical(voxels, scan.grid)
     marks, marks_grid = _canonical(labels.voxels, labels.grid)
     low, high = np.percentile(grey, (1.0, 99.5))
-    grey = np.clip((grey - low) / max(high - low, 1e-12), 0.0, 1.0)
+    grey = np.clip((grey - low) / ((high - low) or 1.0), 0.0, 1.0)
     found = np.argwhere(marks)
     index = found.mean(axis=0) if len(found) else (np.array(marks.shape) - 1) / 2
     centre = marks_grid.world_mm(index)

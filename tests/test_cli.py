@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,7 +17,10 @@ import pytest
 from PIL import Image
 
 from rare_trt.cli import main
+from rare_trt.geometry import Volume
+from rare_trt.nifti import read_scan
 from rare_trt.package import open_package
+from rare_trt.picture import picture_png
 
 DIRTY = b"SMITH^JOHN 1961"
 
@@ -136,6 +142,13 @@ def test_report_and_picture(scan: Path, tmp_path: Path) -> None:
     assert (np.ptp(planes, axis=1) > 30).sum() > 3000, "the labels are there"
 
 
+def test_the_picture_is_the_same_in_any_unit(examples: Path) -> None:
+    scan = read_scan(examples / "hippocampus_2mm.nii.gz").volume
+    labels = Volume(np.zeros(scan.grid.shape, np.uint8), scan.grid)
+    tiny = Volume(scan.voxels.astype(np.float64) * 2.0**-100, scan.grid)
+    assert picture_png(tiny, labels, "", []) == picture_png(scan, labels, "", [])
+
+
 def test_several_scans_go_into_a_folder_under_their_own_names(
     scan: Path, tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,10 +188,13 @@ def test_scans_of_a_folder_are_answered_as_each_alone(
         assert (out / f"{name}.nii.gz").read_bytes() == alone.read_bytes()
 
 
-def test_labels_beside_scans_are_no_scans(scan: Path, tmp_path: Path) -> None:
+def test_labels_beside_scans_are_no_scans(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["infer", str(scan)]) == 0
     scan.with_name("._scan.nii.gz").write_bytes(b"what some systems leave beside a file")
     assert main(["infer", str(scan.parent), "-o", str(tmp_path / "out")]) == 0
+    assert f"{scan.parent}: 1 left out as labels" in capsys.readouterr().err
     assert files(tmp_path / "out") == ["scan.nii.gz", "scan_dseg.tsv"]
 
 
@@ -210,6 +226,32 @@ def test_a_path_that_cannot_be_used_gets_one_sentence(
     assert "x" * 300 in refused(capsys, "infer", long)
     assert "cannot be written" in refused(capsys, "infer", scan, "-o", scan / "sub" / "l.nii.gz")
     assert files(scan.parent) == ["scan.nii.gz"]
+
+
+def test_links_in_a_circle_get_one_sentence(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = scan.with_name("loop.nii.gz")
+    loop.symlink_to(loop.name)
+    assert "loop.nii.gz: exists already" in refused(capsys, "infer", scan, "-o", loop)
+    assert "loop.nii.gz: cannot be read" in refused(capsys, "infer", loop, "-o", tmp_path / "l.nii")
+    # One among several scans does not keep the others from being segmented.
+    assert main(["infer", str(scan.parent), "-o", str(tmp_path / "out")]) == 1
+    assert "1 of 2 scans" in capsys.readouterr().out
+    assert files(tmp_path / "out") == ["scan.nii.gz", "scan_dseg.tsv"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are Unicode")
+def test_a_name_that_cannot_be_printed_is_no_fault(scan: Path) -> None:
+    """In a process of its own, because a captured output prints whatever it is given."""
+    odd = Path(os.fsdecode(bytes(scan.parent) + b"/ol\xe9.nii.gz"))
+    scan.rename(odd)
+    command = [sys.executable, "-m", "rare_trt.cli", "infer", str(odd)]
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"/ol\\udce9_labels.nii.gz (openvino" in done.stdout
+    assert odd.with_name("ol\udce9_labels.nii.gz").is_file()
 
 
 def test_spacing_out_and_forced_route(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,29 @@ def test_refuse_existing_names_the_first_that_exists(tmp_path: Path) -> None:
         refuse_existing([tmp_path / "a", tmp_path / "b"])
 
 
+def test_a_link_to_nothing_is_there(tmp_path: Path) -> None:
+    """It is not written over unasked, nor is what it leads to made."""
+    link = tmp_path / "a.bin"
+    link.symlink_to(tmp_path / "absent")
+    for refuses in (
+        lambda: refuse_existing([link]),
+        lambda: write_files({link: b"1"}, overwrite=False),
+    ):
+        with pytest.raises(OutputError, match=r"a\.bin: exists already"):
+            refuses()
+    assert link.is_symlink()
+    assert not (tmp_path / "absent").exists()
+    write_files({link: b"1"}, overwrite=True)
+    assert tree(tmp_path) == {"a.bin": b"1"}
+
+
+def test_a_name_that_no_file_can_have_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / ("b" * 300), tmp_path / "file" / "b.bin"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            refuse_existing([path])
+
+
 def test_what_another_process_wrote_meanwhile_stays_when_ours_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

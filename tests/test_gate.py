@@ -456,7 +456,10 @@ def test_a_mirror_image_is_refused_whatever_the_codes() -> None:
 def test_other_differences_take_the_sform_and_say_so_where_it_matters() -> None:
     moved, turned = STRAIGHT.copy(), np.diag([-1.0, -1, 1, 1]) @ STRAIGHT
     moved[0, 3] = 30.0
+    grown = np.diag([1.1, 1.1, 1.1, 1.0]) @ STRAIGHT
+    sizes = "voxels of 1 x 2 x 3 mm in one, of 1.1 x 2.2 x 3.3 mm in the other"
     for qform, codes, words in (
+        (grown, (4, 1), (f"sform and qform differ in scale ({sizes}); the sform was taken",)),
         (moved, (1, 1), ("sform and qform place the scan 30 mm apart; the sform was taken",)),
         (moved, (4, 1), ()),
         (turned, (4, 1), ("sform and qform place the scan 16 mm apart; the sform was taken",)),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rare_trt.errors import OutputError, ScanError
+from rare_trt.geometry import Grid, Volume
 from rare_trt.naming import is_scan_name, stem
 from rare_trt.nifti import Scan, label_bytes, read_scan, scan_from_bytes
 
@@ -470,6 +471,17 @@ def test_labels_on_a_finer_grid_lie_there_in_mm(
     # Readers that look at the qform first must find the same place, or none.
     if int(header["qform_code"]):
         np.testing.assert_allclose(header.get_qform(), fine.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("header", [nib.Nifti1Header, nib.Nifti2Header])
+@pytest.mark.parametrize("signs", [(-1, 1, 1), (1, 1, 1), (-1, -1, 1)])
+def test_labels_of_a_scan_made_in_memory_have_a_place(
+    header: Any, signs: tuple[int, int, int]
+) -> None:
+    """Also where its grid is the one that nibabel makes up for a header without codes."""
+    affine = np.diag([*signs, 1.0])
+    scan = Scan(Volume(VOXELS, Grid(SHAPE, affine)), header())
+    np.testing.assert_array_equal(scan_of(labels_of(scan)).volume.grid.affine, affine)
 
 
 # Names

@@ -360,7 +360,16 @@ def test_another_number_of_channels_is_refused(segmenter: Segmenter, scan: Scan)
     two = np.stack([scan.volume.voxels] * 2, axis=-1)
     with pytest.raises(ScanError, match="2 channels"):
         segmenter.segment(Scan(Volume(two, scan.volume.grid), scan.header))
+    for odd in (scan.volume.voxels[..., None, None], scan.volume.voxels[..., None][..., :0]):
+        with pytest.raises(ScanError, match="the voxels have shape"):
+            segmenter.segment(Scan(Volume(odd, scan.volume.grid), scan.header))
+    none = Volume(scan.volume.voxels[:0], Grid((0, *scan.volume.grid.shape[1:]), np.eye(4)))
+    with pytest.raises(ScanError, match="the voxels have shape 0 x"):
+        segmenter.segment(Scan(none))
     holed = scan.volume.voxels.copy()
     holed[3, 3, 3] = np.nan
+    masked = np.ma.masked_invalid(holed)
+    with pytest.raises(ScanError, match="1 of 65208 voxels are NaN"):
+        segmenter.segment(Scan(Volume(masked, scan.volume.grid), scan.header))
     with pytest.raises(ScanError, match="NaN"):
         segmenter.segment(Scan(Volume(holed, scan.volume.grid), scan.header))

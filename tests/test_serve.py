@@ -309,6 +309,8 @@ def test_a_named_file_is_segmented_as_infer_does(
     again = server.named(scan=here)
     assert (again.status, "exists already" in again.error) == (409, True)
     assert beside.read_bytes() == b"precious"
+    unnameable = server.named(scan=here, labels=allowed / f"{'x' * 300}.nii.gz")
+    assert (unnameable.status, "cannot be written" in unnameable.error) == (409, True)
     assert server.named(scan=here, overwrite=True).status == 200
     assert nib.load(beside).shape == nib.load(scan).shape
 

@@ -203,10 +203,16 @@ def _expanded(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     scans = sorted(child for child in path.iterdir() if is_scan_name(child))
-    scans = [scan for scan in scans if not _is_earlier_output(scan)]
-    if not scans:
+    new = [scan for scan in scans if not _is_earlier_output(scan)]
+    if not new:
         raise ScanError(f"{path}: a folder without .nii or .nii.gz scans: check the path")
-    return scans
+    if len(new) < len(scans):
+        print(
+            f"rare-trt: {path}: {len(scans) - len(new)} left out as labels of an earlier run, "
+            "because their names lie beside them (_dseg.tsv)",
+            file=sys.stderr,
+        )
+    return new
 
 
 def _is_earlier_output(path: Path) -> bool:
