@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,15 +84,16 @@ def check_field_of_view(grid: Grid, accepted: FieldOfView, *, is_box: bool) -> N
     on: it would label nonsense. `is_box` says that it is a box cut out by --at already."""
     if within(grid.extent_mm, accepted.min, accepted.max):
         return
+    if is_box:
+        way_out = "the scan's border cuts the box: choose a point further inside for --at"
+    elif within(grid.extent_mm, accepted.min, (inf, inf, inf)):
+        way_out = "pass --at X,Y,Z (world mm) to segment a box of the trained size around a point"
+    else:
+        way_out = "take a scan, or a crop of one, that covers more"
     raise ScanError(
         f"the field of view is {as_mm(grid.extent_mm)} mm (right-left, anterior-posterior, "
         f"superior-inferior); this package takes {as_mm(accepted.min)} to "
-        f"{as_mm(accepted.max)} mm: "
-        + (
-            "the scan's border cuts the box: choose a point further inside for --at"
-            if is_box
-            else "pass --at X,Y,Z (world mm) to segment a box of the trained size around a point"
-        )
+        f"{as_mm(accepted.max)} mm: {way_out}"
     )
 
 

@@ -151,9 +151,12 @@ def check_voxels(voxels: NDArray[Any], channels: int) -> None:
     check_channels(voxels.shape, channels)
     if voxels.dtype.kind not in "iuf":
         raise _not_real(str(voxels.dtype))
+    if isinstance(voxels, np.ma.MaskedArray):
+        raise ScanError(
+            "the voxels are a masked array, which may hide some; expected a number for every one: "
+            "fill it"
+        )
     # A NaN or an infinity is always among the least and the largest: no mask of all voxels.
-    # A mask, which nothing after this looks at, must not hide one.
-    voxels = np.asarray(voxels)
     if voxels.dtype.kind == "f" and not np.isfinite([voxels.min(), voxels.max()]).all():
         bad = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
         raise ScanError(

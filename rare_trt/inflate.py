@@ -12,8 +12,10 @@ MAGIC: Final = b"\x1f\x8b"
 # Deflate cannot shrink anything further than this, so less data than that cannot hold more.
 LARGEST_RATIO: Final = 1032
 
-# Compressed and inflated bytes handled at a time.
+# Compressed and inflated bytes handled at a time. A member begins with few, because what it leaves
+# of them is copied: a stream of many short members would take minutes.
 CHUNK: Final = 1 << 18
+FIRST_CHUNK: Final = 1 << 12
 
 
 class Stream:
@@ -27,6 +29,7 @@ class Stream:
         self._data = memoryview(data)
         self._place = 0
         self._member = decompressor()
+        self._chunk = FIRST_CHUNK
         self._start = b""
 
     def start(self, size: int) -> bytes:
@@ -71,7 +74,8 @@ class Stream:
                     behind = len(self._data) - self._place
                     raise _damaged(f"{behind} bytes of something else lie behind it")
                 self._member = decompressor()
-            chunk = self._data[self._place : self._place + CHUNK]
+                self._chunk = FIRST_CHUNK
+            chunk = self._data[self._place : self._place + self._chunk]
             try:
                 piece = self._member.decompress(chunk, missing)
             except DamagedGzip as error:
@@ -79,6 +83,7 @@ class Stream:
             member = self._member
             left = len(member.unused_data if member.eof else member.unconsumed_tail)
             self._place += len(chunk) - left
+            self._chunk = min(2 * self._chunk, CHUNK)
             if not piece and len(chunk) == left and not self._member.eof:
                 raise _damaged("it ends too early")
             pieces.append(piece)

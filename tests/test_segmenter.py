@@ -369,7 +369,7 @@ def test_another_number_of_channels_is_refused(segmenter: Segmenter, scan: Scan)
     holed = scan.volume.voxels.copy()
     holed[3, 3, 3] = np.nan
     masked = np.ma.masked_invalid(holed)
-    with pytest.raises(ScanError, match="1 of 65208 voxels are NaN"):
+    with pytest.raises(ScanError, match="masked array"):
         segmenter.segment(Scan(Volume(masked, scan.volume.grid), scan.header))
     with pytest.raises(ScanError, match="NaN"):
         segmenter.segment(Scan(Volume(holed, scan.volume.grid), scan.header))

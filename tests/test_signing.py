@@ -191,7 +191,7 @@ def test_building_engines_can_ask_for_a_signature(
     assert "its signature is not that of its manifest" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["build", "checkpoint", "--data", "x", "-o", "y.rare", *asked])
-    assert "goes with --package" in capsys.readouterr().err
+    assert "--require-signature is for engines" in capsys.readouterr().err
 
 
 def test_without_the_library_one_sentence_says_what_to_install(

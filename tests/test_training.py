@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from rare_trt import Segmenter, read_scan
+from rare_trt.cli import main
 from rare_trt.engines.build import build_package
-from rare_trt.errors import RareTrtError, ScanError
+from rare_trt.errors import OutputError, RareTrtError, ScanError
 from rare_trt.geometry import Canonical
 from rare_trt.package import write_package
 from rare_trt.training import trainer
@@ -128,6 +129,25 @@ def test_a_run_leaves_a_checkpoint_a_log_and_curves(trained: Path, recipe: Recip
     assert (facts.cases, facts.epochs, len(facts.validation)) == (5, 2, 1)
     assert facts.smallest_fov_mm[1] < facts.largest_fov_mm[1]
     assert len(facts.dice) == recipe.network.routes
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_first_epoch(
+    labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_before(0, monkeypatch)
+    (tmp_path / "file").write_text("taken")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError, match=r"file.* cannot be written"):
+            train(labelled, out, recipe)
+
+
+def test_options_for_engines_are_not_taken_with_a_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for option in (["--static"], ["--workspace", "64"], ["--backend", "tensorrt-rtx"]):
+        with pytest.raises(SystemExit):
+            main(["build", "checkpoint", "--data", "x", "-o", "y.rare", *option])
+        assert f"{option[0]} is for engines" in capsys.readouterr().err
 
 
 def test_a_cpu_trains_in_bf16_only_where_it_computes_in_it() -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from rare_trt.errors import RareTrtError
-from rare_trt.files import write_files
+from rare_trt.errors import OutputError, RareTrtError
+from rare_trt.files import make_folder, unwritable, write_files
 from rare_trt.geometry import Triple
 from rare_trt.training.acquisition import Sample, samples
 from rare_trt.training.augment import augmented
@@ -60,6 +61,7 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
             f"{data}: the {len(cases)} case(s) are of one subject; expected at least two, one of "
             "them for validation: add cases"
         )
+    _make_writable(out)
     run = _Run(
         recipe=recipe,
         training=[cases[index] for index in kept_in],
@@ -68,6 +70,16 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
         out=out,
     )
     return run.finish()
+
+
+def _make_writable(out: Path) -> None:
+    """Raises OutputError at once where the first epoch could not be kept in the end."""
+    try:
+        make_folder(out)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    if not os.access(out, os.W_OK):
+        raise OutputError(f"{out}: cannot be written to: check its permissions")
 
 
 def training_facts(

@@ -53,18 +53,23 @@ std::string mm(const Triple& values) { return joined(values, " x "); }
 
 void check_field_of_view(const Grid& grid, const FieldOfView& accepted, bool is_box) {
   const Triple extent = grid.extent_mm();
-  bool fits = true;
+  bool covers_enough = true;
+  bool not_too_much = true;
   for (int axis = 0; axis < 3; ++axis) {
-    fits &= extent[axis] >= accepted.min[axis] - kToleranceMm;
-    fits &= extent[axis] <= accepted.max[axis] + kToleranceMm;
+    covers_enough &= extent[axis] >= accepted.min[axis] - kToleranceMm;
+    not_too_much &= extent[axis] <= accepted.max[axis] + kToleranceMm;
   }
-  if (fits) return;
+  if (covers_enough && not_too_much) return;
+  std::string way_out = "take a scan, or a crop of one, that covers more";
+  if (is_box) {
+    way_out = "the scan's border cuts the box: choose a point further inside";
+  } else if (covers_enough) {
+    way_out = "pass a point to segment a box of the trained size around it";
+  }
   throw ScanError(
       text("the field of view is ", mm(extent),
            " mm (right-left, anterior-posterior, superior-inferior); this package takes ",
-           mm(accepted.min), " to ", mm(accepted.max), " mm: ",
-           is_box ? "the scan's border cuts the box: choose a point further inside"
-                  : "pass a point to segment a box of the trained size around it"));
+           mm(accepted.min), " to ", mm(accepted.max), " mm: ", way_out));
 }
 
 [[noreturn]] void refuse_point(const Grid& grid, const Triple& point_mm) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rare_trt.commands import add_signature_option, missing_extra
 from rare_trt.errors import BackendError
@@ -14,6 +14,20 @@ from rare_trt.package import open_package
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
+
+# What a package from a checkpoint has no use for.
+FOR_ENGINES: Final = (
+    "--package",
+    "--backend",
+    "--precision",
+    "--workspace",
+    "--optimization-level",
+    "--hardware-compatibility",
+    "--version-compatible",
+    "--tf32",
+    "--static",
+    "--require-signature",
+)
 
 
 def add_parser(commands: Parsers) -> None:
@@ -71,8 +85,10 @@ def add_parser(commands: Parsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.checkpoint is not None:
-        if options.require_signature is not None:
-            options.parser.error("--require-signature goes with --package")
+        for name in FOR_ENGINES:
+            dest = name.removeprefix("--").replace("-", "_")
+            if getattr(options, dest) != options.parser.get_default(dest):
+                options.parser.error(f"{name} is for engines: build the package first")
         if options.data is None or options.output is None or options.plan:
             options.parser.error(
                 "a package from a CHECKPOINT needs --data and -o, and takes no --plan; to build "
