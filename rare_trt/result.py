@@ -62,7 +62,7 @@ class Result:
             elif not is_there:
                 found.append(
                     f"label lost on this grid: {name} has {volume:.0f} mm3, but the largest share "
-                    "of no voxel; use --spacing-out"
+                    "of no voxel; ask for a finer one with --spacing-out"
                 )
             elif not low <= volume <= high:
                 found.append(

@@ -167,6 +167,18 @@ def test_several_scans_go_into_a_folder_under_their_own_names(
     assert {name: (out / name).stat().st_mtime_ns for name in files(out)} == before
 
 
+@pytest.mark.parametrize("name", ["labels.nii.gz", "labels.nii", "there.txt"])
+def test_several_scans_do_not_go_into_what_names_a_file(
+    scan: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = scan.with_name("other.nii.gz")
+    shutil.copy(scan, other)
+    (tmp_path / "there.txt").write_text("kept")
+    assert main(["infer", str(scan), str(other), "-o", str(tmp_path / name), "--overwrite"]) == 1
+    assert "expected a folder for several scans" in capsys.readouterr().err
+    assert not (tmp_path / name).is_dir()
+
+
 def test_scans_of_a_folder_are_answered_as_each_alone(
     scan: Path, tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

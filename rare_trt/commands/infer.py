@@ -107,8 +107,8 @@ def plan_jobs(options: argparse.Namespace) -> list[Job]:
 def _folder_jobs(scans: list[Path], options: argparse.Namespace) -> list[Job]:
     if options.output is None:
         raise OutputError("several scans need an output folder: name it with -o")
-    if options.output.is_file():
-        raise OutputError(f"{options.output}: is a file; expected a folder for several scans")
+    if options.output.is_file() or (is_scan_name(options.output) and not options.output.is_dir()):
+        raise OutputError(f"{options.output}: names a file; expected a folder for several scans")
     if options.report or options.picture:
         raise OutputError("--report and --picture go with one scan: segment scans one by one")
     return [
