@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from typing import Final, TextIO
 
 from rare_trt._version import VERSION
 from rare_trt.errors import RareTrtError
+
+# What a shell adds to 128 where a reader went away; Windows has no name for it.
+SIGPIPE: Final = 13
 
 # Each is a module of rare_trt.commands, in the order of the help.
 COMMANDS: Final = (
@@ -33,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status: int = options.run(options)
+        # What fails here would fail unheard at the end of the process.
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # Whoever read stopped, as `head` does. What is left to print goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + SIGPIPE
     except RareTrtError as error:
         print(f"rare-trt: {error}", file=sys.stderr)
         return 1

@@ -425,3 +425,23 @@ def test_info_says_what_the_package_holds(capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     for words in ("anterior hippocampus", "0.5 to 10 mm", "CC BY-SA 4.0", "fp32"):
         assert words in printed
+
+
+def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "rare_trt.cli", "info"], stdout=closed, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_what_cannot_be_printed_is_told() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rare_trt.cli", "info"], stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 1
+    assert b"No space left on device" in done.stderr
