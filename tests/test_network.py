@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rare_trt.training.losses import consistency_loss, segmentation_loss
+from rare_trt.training.losses import consistency_loss, label_shares, segmentation_loss
 from rare_trt.training.network import ConvBlock, Convolution, NetworkConfig, RareUNet
 
 HIPPOCAMPUS = NetworkConfig(depth=5, filters=8, gate_blocks=4, channels=1, classes=3)
@@ -71,10 +71,10 @@ def test_more_routes_than_levels_are_refused() -> None:
 
 
 def test_the_loss_is_small_for_the_truth_and_large_for_its_opposite() -> None:
-    labels = torch.randint(0, 3, (1, 4, 4, 4))
-    sure = 20.0 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
-    assert segmentation_loss(sure, labels) < 1e-3
-    assert segmentation_loss(-sure, labels) > 1.0
+    truth = label_shares(torch.randint(0, 3, (1, 4, 4, 4)), 3)
+    sure = 20.0 * truth
+    assert segmentation_loss(sure, truth) < 1e-3
+    assert segmentation_loss(-sure, truth) > 1.0
 
 
 def test_the_background_has_no_part_in_dice() -> None:
@@ -86,7 +86,7 @@ def test_the_background_has_no_part_in_dice() -> None:
     expected = 0.35 * torch.log(torch.tensor(2.0)) + 0.65 * (
         1 - (2 * 0.5 * truth + 1) / (share + truth + 1)
     )
-    assert segmentation_loss(flat, labels) == pytest.approx(float(expected), rel=1e-5)
+    assert segmentation_loss(flat, label_shares(labels, 2)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_consistency_pulls_the_gateway_and_never_the_encoder() -> None:

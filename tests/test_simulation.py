@@ -189,7 +189,7 @@ def test_each_route_is_shown_scans_in_their_place_with_labels_in_theirs(
 ) -> None:
     monkeypatch.setattr(acquisition, "_corrupted", lambda voxels, rng: voxels)
     for seed in range(30):
-        shown = samples(striped(), default_rng(seed), recipe(simulated_share=share))
+        base, shown = samples(striped(), default_rng(seed), recipe(simulated_share=share))
         assert [(one.route, one.aligned) for one in shown] == [
             (0, share == 0.0),
             *((1, True), (2, True), (3, True), (1, False), (2, False), (3, False)),
@@ -207,11 +207,11 @@ def test_each_route_is_shown_scans_in_their_place_with_labels_in_theirs(
         assert len({one.labels.shape for one in aligned}) == 1
         assert all(n % 8 == 0 for n in aligned[0].labels.shape)
         # One field of view, cut or padded anywhere.
-        finest = aligned[0]
-        for one in aligned[1:]:
-            factor = 2 ** (one.route - finest.route)
-            assert one.voxels == pytest.approx(averaged(finest.voxels, factor), abs=1e-4)
-            assert one.grid.extent_mm == pytest.approx(finest.grid.extent_mm)
+        assert (base.route, base.aligned) == (0, True)
+        for one in aligned:
+            assert (one.labels == base.labels).all()
+            assert one.voxels == pytest.approx(averaged(base.voxels, 2**one.route), abs=1e-4)
+            assert one.grid.extent_mm == pytest.approx(base.grid.extent_mm)
 
 
 def test_spacings_are_drawn_within_the_rule_and_near_the_route() -> None:

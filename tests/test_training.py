@@ -26,6 +26,7 @@ from rare_trt.training.augment import augmented
 from rare_trt.training.averaging import averaged
 from rare_trt.training.cases import CaseFiles, find_cases, load_case, split_by_subject
 from rare_trt.training.checkpoint import load_checkpoint
+from rare_trt.training.losses import segmentation_loss
 from rare_trt.training.network import NetworkConfig
 from rare_trt.training.passes import route_inputs
 from rare_trt.training.recipe import Recipe, load_recipe
@@ -243,6 +244,36 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(
     assert any((last[name] != tensor).any() for name, tensor in kept.items())
 
 
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_coarse_routes_are_taught_what_the_running_mean_sees_at_base_spacing(
+    labelled: Path,
+    recipe: Recipe,
+    tmp_path: Path,
+    distillation: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half of the label and half of the answer, beside averages; the label alone elsewhere."""
+    truths: list[torch.Tensor] = []
+
+    def loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        truths.append(truth)
+        return segmentation_loss(logits, truth)
+
+    monkeypatch.setattr(trainer, "segmentation_loss", loss)
+    train(labelled, tmp_path, replace(recipe, cycles=(1,), distillation=distillation))
+    # One scan shows route 0, then route 1 an average and an acquisition.
+    for number, truth in enumerate(truths):
+        assert not truth.requires_grad
+        assert truth.sum(dim=1) == pytest.approx(1.0, abs=1e-2)
+        if distillation and number % 3 == 1:
+            assert set(truth.argmax(1).unique().tolist()) == {0, 1, 2}
+            assert 0.5 < float(truth.amax(1).min()) < 0.99
+            assert float(truth.amax(1).max()) < 1.0
+        else:
+            assert ((truth == 0) | (truth == 1)).all()
+    assert len(truths) == 12
+
+
 def test_other_data_do_not_resume(
     trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -391,6 +422,7 @@ def test_averaging_is_the_mean_of_blocks() -> None:
         ({"cycles": ["ten"]}, "cycles is 'ten'"),
         ({"learning_rate": -1}, "learning_rate is -1"),
         ({"averaging": 1.0}, "averaging is 1.0"),
+        ({"distillation": -0.5}, "distillation is -0.5"),
         ({"acquisition": {"simulated_share": 2}}, "simulated_share is 2"),
         ({"acquisition": {"spacing_mm": [4, 2]}}, r"spacing_mm is \(4.0, 2.0\)"),
         ({"acquisition": {"largest_ratio": 0.5}}, "largest_ratio is 0.5"),

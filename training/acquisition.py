@@ -61,12 +61,14 @@ def averaged_inputs(
     return route_inputs(averaged(voxels, 2**route), low, route, full, recipe, device)
 
 
-def samples(case: Case, rng: Generator, recipe: Recipe) -> list[Sample]:
-    """Coarser routes are shown both kinds; route 0, which takes most of the time, either."""
+def samples(case: Case, rng: Generator, recipe: Recipe) -> tuple[Sample, list[Sample]]:
+    """`case` at base spacing, in the field of view of all aligned samples, and what is shown:
+    coarser routes both kinds; route 0, which takes most of the time, either."""
     shown = aligned_samples(case, rng, recipe.network.routes)
+    finest = shown[0]
     if rng.random() < recipe.acquisition.simulated_share:
         shown[0] = simulated_sample(case, rng, 0, recipe)
-    return shown + [simulated_sample(case, rng, one.route, recipe) for one in shown[1:]]
+    return finest, shown + [simulated_sample(case, rng, one.route, recipe) for one in shown[1:]]
 
 
 def aligned_samples(case: Case, rng: Generator, routes: int) -> list[Sample]:

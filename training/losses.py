@@ -12,16 +12,22 @@ CROSS_ENTROPY_WEIGHT = 0.35
 DICE_WEIGHT = 0.65
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits [n, classes, i, j, k] against labels int64 [n, i, j, k]; Dice leaves out label 0."""
+def label_shares(labels: Tensor, classes: int) -> Tensor:
+    """Labels int64 [n, i, j, k] as what each class has of each voxel, float [n, classes, i, j, k]:
+    all or nothing."""
+    return functional.one_hot(labels, classes).movedim(-1, 1).float()
+
+
+def segmentation_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Logits against what each class has of each voxel in truth, both [n, classes, i, j, k]; Dice
+    leaves out label 0."""
     logits = logits.float()
     share = torch.softmax(logits, dim=1)
-    truth = functional.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()
     axes = (0, 2, 3, 4)
     overlap = (share * truth).sum(axes)[1:]
     size = (share + truth).sum(axes)[1:]
     dice = ((2.0 * overlap + 1.0) / (size + 1.0)).mean()
-    return CROSS_ENTROPY_WEIGHT * functional.cross_entropy(logits, labels) + DICE_WEIGHT * (
+    return CROSS_ENTROPY_WEIGHT * functional.cross_entropy(logits, truth) + DICE_WEIGHT * (
         1.0 - dice
     )
 

@@ -64,6 +64,8 @@ class Recipe:
     that validation never sees a training subject. `cycles` are the epochs of each fall of the
     learning rate to zero; a finished run goes on when cycles are added to its recipe.
     `averaging` is the decay, per step, of the running mean of the weights that is kept.
+    `distillation` is how much of the truth that coarser routes are shown beside averages is what
+    that running mean makes of the same place at base spacing, instead of the manual label.
 
     Half of the scans that training shows are mirrored left to right, labels and all: names that
     tell one side from the other cannot be learnt.
@@ -85,6 +87,7 @@ class Recipe:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     averaging: float = 0.995
+    distillation: float = 0.0
     validation_share: float = 0.1
     seed: int = 0
 
@@ -100,6 +103,7 @@ class Recipe:
         for name, value, end, expected in (
             ("weight_decay", self.weight_decay, inf, "0 or more"),
             ("averaging", self.averaging, 1.0, "0 to less than 1"),
+            ("distillation", self.distillation, 1.0, "0 to less than 1"),
             ("foreground_share", self.intensity.foreground_share, 1.0, "0 to less than 1"),
         ):
             _hold(name, value, _is_number(value) and 0.0 <= value < end, expected)

@@ -29,9 +29,9 @@ from rare_trt.training.augment import augmented
 from rare_trt.training.cases import Case, find_cases, load_cases, split_by_subject
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
 from rare_trt.training.curves import curves_png
-from rare_trt.training.losses import consistency_loss, segmentation_loss
+from rare_trt.training.losses import consistency_loss, label_shares, segmentation_loss
 from rare_trt.training.network import RareUNet
-from rare_trt.training.passes import route_inputs
+from rare_trt.training.passes import RouteInputs, route_inputs
 from rare_trt.training.recipe import Recipe
 from rare_trt.training.validation import validate
 from rare_trt.training.volumes import balance_volumes
@@ -181,7 +181,7 @@ class _Run:
         variant = augmented(case, rng, self.recipe.network.classes)
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
-            loss = self._loss(samples(variant, rng, self.recipe))
+            loss = self._loss(*samples(variant, rng, self.recipe))
         self.scaler.scale(loss / batch).backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -191,18 +191,17 @@ class _Run:
             )
         return value
 
-    def _loss(self, shown: Sequence[Sample]) -> Tensor:
+    def _loss(self, finest: Sample, shown: Sequence[Sample]) -> Tensor:
         """Mean segmentation loss over the routes; where route 0 shows what the others show too, it
         also tells each gateway what the encoder makes of the same place."""
         routes = self.recipe.network.routes
+        taught = self._taught(finest)
         segmentation: list[list[Tensor]] = [[] for _ in range(routes)]
         gateways: list[Tensor] = []
         encoder: list[Tensor] = []
         for sample in shown:
             route = sample.route
-            inputs = route_inputs(
-                sample.voxels, sample.grid, route, sample.truth_grid, self.recipe, self.device
-            )
+            inputs = self._inputs(sample)
             features = self.network.enter(inputs.working(), route)
             skips = self.network.encode(features, route)
             if sample.aligned and route == 0:
@@ -210,10 +209,31 @@ class _Run:
             elif sample.aligned:
                 gateways.append(features)
             logits = inputs.answered(self.network.decode(self.network.deepen(skips), skips, route))
-            truth = torch.from_numpy(sample.labels).long()[None].to(self.device)
+            truth = taught if sample.aligned and route else self._truth(sample)
             segmentation[route].append(segmentation_loss(logits, truth))
         loss = torch.stack([torch.stack(of_route).mean() for of_route in segmentation]).mean()
         return loss + consistency_loss(gateways, encoder) if encoder and gateways else loss
+
+    @torch.no_grad()
+    def _taught(self, finest: Sample) -> Tensor:
+        """What coarser routes are to find in place of `finest`: its labels, and to the recipe's
+        share what the running mean of the weights makes of it. Its borders are smoother than manual
+        ones, and it has seen what a coarse scan does not show."""
+        truth, share = self._truth(finest), self.recipe.distillation
+        if not share:
+            return truth
+        inputs = self._inputs(finest)
+        logits = inputs.answered(self._kept()(inputs.working()))
+        return (1.0 - share) * truth + share * torch.softmax(logits.float(), dim=1)
+
+    def _inputs(self, sample: Sample) -> RouteInputs:
+        return route_inputs(
+            sample.voxels, sample.grid, sample.route, sample.truth_grid, self.recipe, self.device
+        )
+
+    def _truth(self, sample: Sample) -> Tensor:
+        labels = torch.from_numpy(sample.labels).long()[None].to(self.device)
+        return label_shares(labels, self.recipe.network.classes)
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimiser)
