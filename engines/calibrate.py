@@ -59,6 +59,13 @@ RANGE_SCANS: Final = 24
 SEARCH_SCANS: Final = 8
 PROOF_SCANS: Final = 20
 
+# How far from zero scans are moved. Up there float32 has steps of 1/128: scans stored as fractions
+# lose their last bits, those of whole numbers nothing.
+FAR: Final = 1e5
+
+# What the search may use of the labels that may move: its scans are few, and the proof's others.
+SEARCH_SHARE: Final = 0.75
+
 # Voxels over the band of a route, in multiples of its spacing; root mean squares of .9 to 1.75.
 BAND: Final[tuple[Triple, ...]] = (
     NATIVE,
@@ -206,13 +213,10 @@ def _route(
         method: _ranges(model, manifest.graph_sha256(graph), method, scans, digest, cache)
         for method in METHODS
     }
-    classes = len(manifest.model.labels)
-    trials = Trials(
-        model, [route_sample(manifest, entry, case) for case in seen[:SEARCH_SCANS]], classes
-    )
-    outcome = search(model, ranges, trials, budget)
+    trials = _trials(manifest, entry, model, seen[:SEARCH_SCANS])
+    outcome = search(model, ranges, trials, replace(budget, moved=SEARCH_SHARE * budget.moved))
     typed = int8_model(model, ranges[outcome.method], outcome.names) if outcome.names else None
-    proof = Trials(model, [route_sample(manifest, entry, case) for case in kept_back], classes)
+    proof = _trials(manifest, entry, model, kept_back)
     graphs: dict[Precision, ModelProto] = {} if typed is None else {"int8": typed}
     graphs["fp16"] = fp16_model(model)
     variants = _variants(graphs, proof, budget)
@@ -236,6 +240,17 @@ def _route(
         table=outcome.table(),
         bounds=_bounds(package, entry.index, graphs, variants),
     )
+
+
+def _trials(
+    manifest: Manifest, entry: RouteEntry, model: ModelProto, cases: Sequence[Case]
+) -> Trials:
+    """Scans at the spacing of the route, and the same ones far from zero."""
+    samples, far = (
+        [route_sample(manifest, entry, case, offset=offset) for case in cases]
+        for offset in (0.0, FAR)
+    )
+    return Trials(model, samples, far, len(manifest.model.labels))
 
 
 def _ranges(

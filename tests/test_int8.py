@@ -264,8 +264,10 @@ def quantised_convolutions(trt, network) -> list[str]:  # type: ignore[no-untype
 class Scripted:
     """Scores by a rule instead of by running anything: what each convolution costs and gains."""
 
-    def __init__(self, cost: dict[str, float], gain: dict[str, float]) -> None:
-        self.cost, self.gain = cost, gain
+    def __init__(
+        self, cost: dict[str, float], gain: dict[str, float], moves: dict[str, float] | None = None
+    ) -> None:
+        self.cost, self.gain, self.moves = cost, gain, moves or {}
         self.asked: list[tuple[str, ...]] = []
 
     def score(self, model: ModelProto, *, bf16: bool = False) -> Score:
@@ -279,7 +281,8 @@ class Scripted:
         ]
         self.asked.append(tuple(names))
         lost = sum(self.cost[name] for name in names)
-        return Score(lost, 1.0 - lost, 1.0 + sum(self.gain[name] for name in names))
+        moved = sum(self.moves.get(name, 0.0) for name in names)
+        return Score(lost, 1.0 - lost, moved, 1.0 + sum(self.gain[name] for name in names))
 
 
 def test_the_search_keeps_all_where_all_hold_the_budget(
@@ -303,7 +306,7 @@ def test_the_search_takes_the_ranges_that_move_the_fewest_labels(
         def score(self, model: ModelProto, *, bf16: bool = False) -> Score:
             constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
             quantise = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
-            return Score(0.0, 1.0 - float(constants[quantise[0].input[1]]) / 100.0, 2.0)
+            return Score(0.0, 1.0 - float(constants[quantise[0].input[1]]) / 100.0, 0.0, 2.0)
 
     narrower = {name: top / 2 for name, top in ranges.items()}
     both: dict[Method, dict[str, float]] = {"minmax": ranges, "entropy": narrower}
@@ -325,6 +328,21 @@ def test_the_search_gives_back_what_costs_most_for_least_time(
     tighter = search(model, {"minmax": ranges}, Scripted(cost, gain), Budget(0.0015))
     assert tighter.names == tuple(n for n in names if n not in (names[2], names[4]))
     assert tighter.score is not None and tighter.score.dice_lost <= 0.0015
+
+
+def test_the_search_gives_back_what_moves_most_labels_for_least_time(
+    model: ModelProto, ranges: dict[str, float]
+) -> None:
+    names = convolutions(model)
+    cost, gain = dict.fromkeys(names, 1e-4), dict.fromkeys(names, 0.1) | {names[1]: 0.3}
+    moves = {names[1]: 6e-5, names[2]: 5e-5, names[4]: 1e-5}
+    outcome = search(model, {"minmax": ranges}, Scripted(cost, gain, moves), Budget(0.003))
+    assert outcome.names == tuple(name for name in names if name != names[2])
+    steady = Budget(0.003, moved=0.0)
+    outcome = search(model, {"minmax": ranges}, Scripted(cost, gain, moves), steady)
+    assert outcome.names == tuple(name for name in names if name not in moves)
+    rows = list(csv.DictReader(io.StringIO(outcome.table().decode())))
+    assert float(rows[0]["labels moved"]) == pytest.approx(1.2e-4)
 
 
 def test_the_search_gives_back_what_is_slower_in_int8(

@@ -86,7 +86,9 @@ def test_the_background_has_no_part_in_dice() -> None:
     expected = 0.35 * torch.log(torch.tensor(2.0)) + 0.65 * (
         1 - (2 * 0.5 * truth + 1) / (share + truth + 1)
     )
-    assert segmentation_loss(flat, label_shares(labels, 2)) == pytest.approx(float(expected), rel=1e-5)
+    assert segmentation_loss(flat, label_shares(labels, 2)) == pytest.approx(
+        float(expected), rel=1e-5
+    )
 
 
 def test_consistency_pulls_the_gateway_and_never_the_encoder() -> None:

@@ -16,16 +16,21 @@ NATIVE: Triple = (1.0, 1.0, 1.0)
 
 
 def route_sample(
-    manifest: Manifest, entry: RouteEntry, case: Case, relative: Triple = NATIVE
+    manifest: Manifest,
+    entry: RouteEntry,
+    case: Case,
+    relative: Triple = NATIVE,
+    offset: float = 0.0,
 ) -> Sample:
     """`case` scanned with voxels of `relative` times the spacing of the route `entry`, answered on
-    the part of the labels' grid that the scan shows."""
+    the part of the labels' grid that the scan shows. `offset` is added to the scan's intensities
+    in float32, as a file would hold them."""
     i, j, k = (entry.spacing_mm * factor for factor in relative)
     low = whole_voxels(case.grid, (i, j, k))
     # The scan ends with its last whole voxel, the labels with the last one inside it.
     seen = np.minimum(np.array(low.extent_mm) / case.grid.spacing_mm + 1e-6, case.grid.shape)
     ni, nj, nk = seen.astype(int).tolist()
-    voxels = np.moveaxis(acquired(case.voxels, case.grid, low), 0, 3)
+    voxels = np.moveaxis(acquired(case.voxels, case.grid, low), 0, 3) + np.float32(offset)
     route = entry.route()
     steps = plan(low, route, case.grid.box((0, 0, 0), (ni, nj, nk)))
     image = normalised(voxels, manifest.model.intensity)
