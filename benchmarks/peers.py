@@ -4,7 +4,8 @@
 
 Every peer reads a scan with its own means, normalises, resamples, runs its network, takes the
 class with the largest logit and writes labels on the scan's own grid. All peers take turns on every
-scan; each number of threads is a process of its own, bound to as many CPUs. A ratio is the median
+scan, each once the threads of the one before have come to rest and its file is on the disk; each
+number of threads is a process of its own, bound to as many CPUs. A ratio is the median
 over all turns of the peer's time over that of rare-trt in the same turn. Peers:
 
 - `rare-trt`: the package as `rare-trt infer` runs it; `rare-trt, float32`: its float32 graphs.
@@ -42,7 +43,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, Final
 
 import nibabel as nib
@@ -54,6 +55,7 @@ REPOSITORY: Final = Path(__file__).parents[1]
 OURS: Final = "rare-trt"
 EAGER: Final = "torch eager"
 UNTIMED_TURNS: Final = 2
+SETTLED_S: Final = 0.05
 NEEDED_AGREEMENT: Final = 0.97
 
 # A window that holds a typical crop of the hippocampus.
@@ -430,6 +432,7 @@ def one_scan(
         for name in order:
             # A new file every time: what replacing one costs is the file system's affair.
             out = folder / f"{list(PEERS).index(name)}_{scan.name}_{turn}.nii.gz"
+            settle()
             start = perf_counter()
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
@@ -450,6 +453,13 @@ def one_scan(
     found, truth = (np.asanyarray(nib.load(last[name]).dataobj) for name in (OURS, EAGER))
     same = int(((found == truth) & (truth > 0)).sum())
     return Bench(scan.name, route, times, same, int((truth > 0).sum()))
+
+
+def settle() -> None:
+    """Leaves nothing of the last peer for the next one to pay for: files on their way to the disk,
+    and OpenMP's threads, which go on spinning for some milliseconds after their work."""
+    os.sync()
+    sleep(SETTLED_S)
 
 
 # Reporting
