@@ -54,6 +54,7 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
     old one or the new one.
     """
     temporary: dict[Path, Path] = {}
+    handles: dict[Path, int] = {}
     absent: set[Path] = set()
     written: list[Path] = []
     new_folders: list[Path] = []
@@ -74,8 +75,11 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
                 if path not in absent:
                     # What was closed to others stays closed.
                     temp.chmod(S_IMODE(path.stat().st_mode))
-                store(handle, data)
-                temporary[path] = temp
+                put(handle, data)
+                temporary[path], handles[path] = temp, handle
+            # Only now: what is made before the first wait goes to the disk's journal with it.
+            for path in handles:
+                os.fsync(handles[path])
             for path, temp in temporary.items():
                 if overwrite:
                     temp.replace(path)
@@ -155,18 +159,18 @@ def write_synced(path: Path, data: bytes) -> None:
     """Writes `data` to a new file, and waits until the disk has it."""
     handle = new_file(path)
     try:
-        store(handle, data)
+        put(handle, data)
+        os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def store(handle: int, data: bytes) -> None:
-    """Writes `data` to an open file, and waits until the disk has it."""
+def put(handle: int, data: bytes) -> None:
+    """Writes all of `data` to an open file."""
     rest = memoryview(data)
     while rest:
         # One call takes 2 GiB at most.
         rest = rest[os.write(handle, rest) :]
-    os.fsync(handle)
 
 
 def sync_folder(folder: Path) -> None:

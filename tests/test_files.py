@@ -12,9 +12,9 @@ from rare_trt.errors import OutputError
 from rare_trt.files import (
     claimed,
     new_file,
+    put,
     refuse_existing,
     sha256,
-    store,
     temporary_name,
     write_files,
 )
@@ -139,7 +139,7 @@ def test_what_another_process_wrote_meanwhile_stays_when_ours_fails(
         target.write_bytes(b"theirs")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rare_trt.files.store", overtaken)
+    monkeypatch.setattr("rare_trt.files.put", overtaken)
     with pytest.raises(OutputError, match="No space left"):
         write_files({target: b"ours"}, overwrite=False)
     assert tree(tmp_path) == {"a.bin": b"theirs"}
@@ -153,12 +153,12 @@ def test_what_another_process_wrote_meanwhile_is_not_overwritten(
     target = tmp_path / "a.bin"
 
     def overtaken(handle: int, data: bytes) -> None:
-        store(handle, data)
+        put(handle, data)
         target.write_bytes(b"theirs")
 
     if not at_once:
         monkeypatch.setattr("rare_trt.renaming._renameat2", lambda *_: False)
-    monkeypatch.setattr("rare_trt.files.store", overtaken)
+    monkeypatch.setattr("rare_trt.files.put", overtaken)
     with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
         write_files({target: b"ours"}, overwrite=False)
     assert tree(tmp_path) == {"a.bin": b"theirs"}
