@@ -230,7 +230,7 @@ def test_a_limit_of_the_process_is_one_sentence(
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
+    assert done.returncode == 1, (done.returncode, done.stderr)
     sentence = one_sentence(done.stderr)
     assert all(word in sentence for word in words)
     assert sorted(path.name for path in out.iterdir()) == ["first.nii.gz", "first_dseg.tsv"]
