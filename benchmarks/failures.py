@@ -8,12 +8,12 @@ case of lowest Dice is shown.
 
 from __future__ import annotations
 
+import csv
 import io
 import sys
 from pathlib import Path
 
 import numpy as np
-from compare import measured, per_case
 from PIL import Image
 
 from rare_trt import Segmenter
@@ -28,18 +28,23 @@ SHOWN = ("1 mm", "4 mm", "1 x 1 x 6 mm")
 
 def main(data: Path, folder: Path, picture: Path, package: str) -> None:
     """Writes the picture and prints which cases it shows."""
-    rows = measured(folder / "cases.csv")
+    with (folder / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
     panels = []
     with Segmenter.load(package) as segmenter:
         model = segmenter.package.manifest.model
         made = {one.name: one for one in acquisitions(model.base_spacing_mm)}
         for name in SHOWN:
-            scores = per_case(rows, name)
-            names = list(dict.fromkeys(row.case for row in rows))
-            case = case_named(data, names[int(scores.argmin())])
+            dice: dict[str, list[float]] = {}
+            for row in rows:
+                if row["acquisition"] == name:
+                    dice.setdefault(row["case"], []).append(float(row["dice"]))
+            scores = {case: float(np.mean(of_labels)) for case, of_labels in dice.items()}
+            lowest = min(scores, key=lambda one: scores[one])
+            case = case_named(data, lowest)
             volume, _ = made[name].make(case, np.random.default_rng(0))
             result = segmenter.segment(Scan(volume), spacing_out_mm=model.base_spacing_mm)
-            title = f"{case.name}, {name}: Dice {scores.min():.3f}, the lowest of {len(names)}"
+            title = f"{case.name}, {name}: Dice {scores[lowest]:.3f}, the lowest of {len(scores)}"
             print(title)
             truth = Volume(case.labels, case.grid)
             for labels, what in ((Volume(result.labels, result.grid), title), (truth, "manual")):
