@@ -135,8 +135,9 @@ def _given_back(scores: dict[str, Score], now: Score, budget: Budget) -> str | N
 
 def _worth(score: Score, now: Score, budget: Budget) -> float:
     """Agreement regained per time lost, or once that is enough, labels that stay; a convolution
-    that costs no time is worth most."""
+    that costs no time is worth most, and where none regains anything the one that costs least."""
     lost = max(now.speed / score.speed - 1.0, 1e-3)
+    gained = score.agreement - now.agreement
     if budget.accurate(now):
-        return (now.moved - score.moved) / lost
-    return (score.agreement - now.agreement) / lost
+        gained = now.moved - score.moved
+    return gained / lost if gained > 0.0 else -lost

@@ -59,9 +59,9 @@ RANGE_SCANS: Final = 24
 SEARCH_SCANS: Final = 8
 PROOF_SCANS: Final = 20
 
-# How far from zero scans are moved. Up there float32 has steps of 1/128: scans stored as fractions
-# lose their last bits, those of whole numbers nothing.
-FAR: Final = 1e5
+# How far from zero scans are moved, in multiples of their contrast: about 1e5 for most scans of the
+# hippocampus that are stored as fractions, whose last bits float32 loses up there.
+FAR: Final = 128.0
 
 # What the search may use of the labels that may move: its scans are few, and the proof's others.
 SEARCH_SHARE: Final = 0.75
@@ -247,8 +247,7 @@ def _trials(
 ) -> Trials:
     """Scans at the spacing of the route, and the same ones far from zero."""
     samples, far = (
-        [route_sample(manifest, entry, case, offset=offset) for case in cases]
-        for offset in (0.0, FAR)
+        [route_sample(manifest, entry, case, far=far) for case in cases] for far in (0.0, FAR)
     )
     return Trials(model, samples, far, len(manifest.model.labels))
 

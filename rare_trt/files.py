@@ -37,6 +37,9 @@ def refuse_existing(paths: list[Path]) -> None:
     be no file's name."""
     for path in paths:
         try:
+            with suppress(FileNotFoundError):
+                # The longer name of the two: what can be no temporary file can be no output.
+                temporary_name(path).lstat()
             path.lstat()
         except FileNotFoundError:
             continue

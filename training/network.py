@@ -71,7 +71,8 @@ class Convolution(nn.Conv3d):
     def forward(self, features: Tensor) -> Tensor:
         kind = features.device.type
         plain = features.dtype == torch.float32 and not torch.is_autocast_enabled(kind)
-        if not (self.training and plain and kind == "cpu"):
+        has_onednn = kind == "cpu" and torch.backends.mkldnn.is_available()
+        if not (self.training and plain and has_onednn):
             return super().forward(features)
         convolved: Tensor = super().forward(features.to_mkldnn()).to_dense()
         return convolved

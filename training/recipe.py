@@ -47,10 +47,12 @@ class AcquisitionRule:
 
     def __post_init__(self) -> None:
         finest, coarsest = self.spacing_mm
+        share, ratio = self.simulated_share, self.largest_ratio
+        rises = 0.0 < finest < coarsest < inf
         for name, holds, expected in (
-            ("simulated_share", 0.0 <= self.simulated_share <= 1.0, "0 to 1"),
-            ("spacing_mm", 0.0 < finest < coarsest, "the finest before the coarsest, above 0"),
-            ("largest_ratio", self.largest_ratio >= 1.0, "1 or more"),
+            ("simulated_share", _is_number(share) and 0.0 <= share <= 1.0, "0 to 1"),
+            ("spacing_mm", rises, "the finest before the coarsest, above 0"),
+            ("largest_ratio", _is_number(ratio) and 1.0 <= ratio < inf, "1 or more"),
         ):
             _hold(name, getattr(self, name), holds, expected)
 
@@ -96,7 +98,8 @@ class Recipe:
         counts += [(name, getattr(self, name)) for name in ("batch", "cases_per_subject")]
         for name, count in counts:
             _hold(name, count, type(count) is int and count >= 1, "1, 2, 3, ...")
-        _hold("seed", self.seed, type(self.seed) is int and self.seed >= 0, "0, 1, 2, ...")
+        is_seed = type(self.seed) is int and 0 <= self.seed < 2**32
+        _hold("seed", self.seed, is_seed, "0, 1, 2, ... below 2^32")
         for name in ("learning_rate", "base_spacing_mm"):
             value = getattr(self, name)
             _hold(name, value, _is_number(value) and 0.0 < value < inf, "more than 0")

@@ -32,7 +32,7 @@ from rare_trt.training.curves import curves_png
 from rare_trt.training.losses import consistency_loss, label_shares, segmentation_loss
 from rare_trt.training.network import RareUNet
 from rare_trt.training.passes import RouteInputs, route_inputs
-from rare_trt.training.recipe import Recipe
+from rare_trt.training.recipe import Recipe, recipe_from_json
 from rare_trt.training.validation import validate
 from rare_trt.training.volumes import balance_volumes
 
@@ -49,6 +49,7 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
     log.csv and curves.png.
     """
     files = find_cases(data)
+    _make_writable(out)
     cases = load_cases(files, recipe.network.channels, recipe.network.classes)
     kept_in, kept_back = split_by_subject(
         [case.name for case in cases],
@@ -61,7 +62,6 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
             f"{data}: the {len(cases)} case(s) are of one subject; expected at least two, one of "
             "them for validation: add cases"
         )
-    _make_writable(out)
     run = _Run(
         recipe=recipe,
         training=[cases[index] for index in kept_in],
@@ -217,13 +217,14 @@ class _Run:
     @torch.no_grad()
     def _taught(self, finest: Sample) -> Tensor:
         """What coarser routes are to find in place of `finest`: its labels, and to the recipe's
-        share what the running mean of the weights makes of it. Its borders are smoother than manual
-        ones, and it has seen what a coarse scan does not show."""
+        share what the running mean of the weights makes of it, which has seen what a coarse scan
+        does not show. It is the cross-entropy that learns shares between 0 and 1; soft Dice, a
+        product, leans to whole ones, whose effect on volumes is balanced at the end."""
         truth, share = self._truth(finest), self.recipe.distillation
-        if not share:
+        if not share or self.recipe.network.routes == 1:
             return truth
         inputs = self._inputs(finest)
-        logits = inputs.answered(self._kept()(inputs.working()))
+        logits = inputs.answered(self._kept().eval()(inputs.working()))
         return (1.0 - share) * truth + share * torch.softmax(logits.float(), dim=1)
 
     def _inputs(self, sample: Sample) -> RouteInputs:
@@ -349,11 +350,13 @@ class _Run:
 
     def _goes_on(self, kept: dict[str, Any]) -> bool:
         """Whether this recipe is the `kept` one, or the same with more cycles after its own."""
-        # Compared as JSON, because that is how the recipe was kept.
-        own = json.loads(json.dumps(self.recipe.as_json()))
-        if isinstance(kept, dict) and "cycles" in kept:
-            own["cycles"] = own["cycles"][: len(kept["cycles"])]
-        return bool(own == kept)
+        try:
+            # What is younger than the run has its usual value there.
+            before = recipe_from_json(kept)
+        except RareTrtError:
+            return False
+        cycles = self.recipe.cycles[: len(before.cycles)]
+        return replace(self.recipe, cycles=cycles) == before
 
 
 def _csv(log: Sequence[dict[str, float | str]]) -> bytes:
