@@ -22,8 +22,9 @@ from rare_trt.calibration.int8 import Method, Ranges, convolutions, int8_model
 from rare_trt.calibration.trial import Score, Trials
 from rare_trt.verification import MIN_AGREEMENT
 
-# Timings vary by some percent from run to run: less is no gain.
+# Timings vary by some percent from run to run: less is no gain, and what costs less costs nothing.
 LEAST_GAIN: Final = 1.1
+LEAST_LOSS: Final = 0.02
 
 # Share of the labels that may change where float32 rounds a scan's intensities.
 MOST_MOVED: Final = 1e-4
@@ -90,12 +91,22 @@ class Outcome:
 
 
 def search(
-    model: ModelProto, ranges: Mapping[Method, Ranges], trials: Trials, budget: Budget
+    model: ModelProto,
+    ranges: Mapping[Method, Ranges],
+    trials: Trials,
+    budget: Budget,
+    *,
+    bf16: bool = False,
 ) -> Outcome:
-    """The set of convolutions of the float32 `model` to run in INT8, and which `ranges`."""
+    """The set of convolutions of the float32 `model` to run in INT8, and which `ranges`.
+
+    With `bf16` the rest is computed in it, which is how a CPU that can will run the graph: what
+    INT8 gains there is less, and so is what is lost by leaving it.
+    """
     names = convolutions(model)
     firsts = {
-        method: trials.score(int8_model(model, taken, names)) for method, taken in ranges.items()
+        method: trials.score(int8_model(model, taken, names), bf16=bf16)
+        for method, taken in ranges.items()
     }
     steps = [Step(0, method, None, len(names), score) for method, score in firsts.items()]
     method = max(firsts, key=lambda one: firsts[one].agreement)
@@ -106,7 +117,7 @@ def search(
         scores = {}
         for name in tqdm(names, f"searching, round {number}", unit="graph", leave=False):
             rest = [other for other in names if other != name]
-            scores[name] = trials.score(int8_model(model, ranges[method], rest))
+            scores[name] = trials.score(int8_model(model, ranges[method], rest), bf16=bf16)
             steps.append(Step(number, method, name, len(rest), scores[name]))
         chosen = _given_back(scores, score, budget)
         if chosen is None:
@@ -136,7 +147,7 @@ def _given_back(scores: dict[str, Score], now: Score, budget: Budget) -> str | N
 def _worth(score: Score, now: Score, budget: Budget) -> float:
     """Agreement regained per time lost, or once that is enough, labels that stay; a convolution
     that costs no time is worth most, and where none regains anything the one that costs least."""
-    lost = max(now.speed / score.speed - 1.0, 1e-3)
+    lost = max(now.speed / score.speed - 1.0, LEAST_LOSS)
     gained = score.agreement - now.agreement
     if budget.accurate(now):
         gained = now.moved - score.moved

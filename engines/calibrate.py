@@ -61,7 +61,7 @@ PROOF_SCANS: Final = 20
 
 # How far from zero scans are moved, in multiples of their contrast: about 1e5 for most scans of the
 # hippocampus that are stored as fractions, whose last bits float32 loses up there.
-FAR: Final = 128.0
+FAR: Final = 100.0
 
 # What the search may use of the labels that may move: its scans are few, and the proof's others.
 SEARCH_SHARE: Final = 0.75
@@ -214,7 +214,8 @@ def _route(
         for method in METHODS
     }
     trials = _trials(manifest, entry, model, seen[:SEARCH_SCANS])
-    outcome = search(model, ranges, trials, replace(budget, moved=SEARCH_SHARE * budget.moved))
+    stricter = replace(budget, moved=SEARCH_SHARE * budget.moved)
+    outcome = search(model, ranges, trials, stricter, bf16=_has_bf16())
     typed = int8_model(model, ranges[outcome.method], outcome.names) if outcome.names else None
     proof = _trials(manifest, entry, model, kept_back)
     graphs: dict[Precision, ModelProto] = {} if typed is None else {"int8": typed}
@@ -271,13 +272,17 @@ def _ranges(
     return ranges
 
 
+def _has_bf16() -> bool:
+    return "BF16" in openvino_facts().capabilities
+
+
 def _variants(
     graphs: Mapping[Precision, ModelProto], proof: Trials, budget: Budget
 ) -> list[Variant]:
     """Every way this CPU can run `graphs` that holds the budget, fastest first."""
     found = []
     for precision, graph in graphs.items():
-        for bf16 in (False, True) if "BF16" in openvino_facts().capabilities else (False,):
+        for bf16 in (False, True) if _has_bf16() else (False,):
             score = proof.score(graph, bf16=bf16)
             if budget.holds(score):
                 found.append(_variant(arithmetic(precision, bf16=bf16), score))
