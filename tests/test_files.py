@@ -49,6 +49,15 @@ def test_existing_file_stops_all_of_them(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"b.bin": b"old"}
 
 
+@pytest.mark.parametrize("length", [251, 255])
+def test_a_name_too_long_for_its_temporary_file_is_refused_before_the_work(
+    tmp_path: Path, length: int
+) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        refuse_existing([tmp_path / ("a" * length)])
+    refuse_existing([tmp_path / ("a" * 249)])
+
+
 def test_overwrite_replaces_the_content(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"something longer than the new content")
     write_files({tmp_path / "a.bin": b"new"}, overwrite=True)

@@ -30,7 +30,7 @@ from rare_trt.calibration.int8 import (
     quantisation_faults,
 )
 from rare_trt.calibration.search import Budget, search
-from rare_trt.calibration.trial import Score
+from rare_trt.calibration.trial import Score, Trials
 from rare_trt.cli import main
 from rare_trt.engines.add import build_engines
 from rare_trt.engines.builder import EngineBuilder, TypedGraph
@@ -39,11 +39,16 @@ from rare_trt.export.onnx_from_route import graph_files, loaded_graph, onnx_from
 from rare_trt.machine import Machine, this_platform
 from rare_trt.manifest import Arithmetic, BuilderOptions, CalibrationEntry, GraphEntry, Variant
 from rare_trt.package import Package, open_package, write_package
+from rare_trt.planning import Plan
+from rare_trt.running import answered
 from rare_trt.sessions import INPUT_NAMES, LOGITS, Inputs
 from rare_trt.sessions.choice import Choice
-from rare_trt.sessions.openvino import OpenVinoFacts
+from rare_trt.sessions.openvino import OpenVinoFacts, OpenVinoRun
+from rare_trt.training.cases import CaseFiles, load_cases
 from rare_trt.training.network import NetworkConfig, RareUNet
+from rare_trt.training.route_samples import route_sample
 from rare_trt.training.simulation import acquired, whole_voxels
+from rare_trt.verification import Sample
 
 SHAPE = (16, 24, 16)
 
@@ -283,6 +288,39 @@ class Scripted:
         lost = sum(self.cost[name] for name in names)
         moved = sum(self.moves.get(name, 0.0) for name in names)
         return Score(lost, 1.0 - lost, moved, 1.0 + sum(self.gain[name] for name in names))
+
+
+def test_a_score_counts_the_labels_that_move(model: ModelProto) -> None:
+    """Of the same scans far from zero: those that the graph labels otherwise, and no others."""
+    rng = np.random.default_rng(3)
+    same = tuple(np.eye(n, dtype=np.float32) for n in SHAPE)
+    steps = Plan(SHAPE, (same[0], same[1], same[2]), (same[0], same[1], same[2]))
+    images = rng.normal(size=(2, 1, *SHAPE)).astype(np.float32)
+    samples = [Sample(image, steps, SHAPE) for image in images]
+    far = [samples[0], Sample(images[1][:, ::-1].copy(), steps, SHAPE)]
+    run = OpenVinoRun(model.SerializeToString())
+    before, after = (answered(run, one.image, steps, SHAPE) for one in (samples[1], far[1]))
+    share = np.count_nonzero(before != after) / (2 * before.size)
+    assert share > 0.05
+    assert Trials(model, samples, far, 3).score(model).moved == pytest.approx(share)
+    assert Trials(model, samples, samples, 3).score(model).moved == 0.0
+
+
+def test_training_scans_far_from_zero_lose_what_float32_cannot_hold(examples: Path) -> None:
+    """By their contrast: whatever the unit of their intensities, they lose the same."""
+    paths = examples / "hippocampus_1mm.nii.gz", examples / "truth/1mm.nii.gz"
+    (case,) = load_cases([CaseFiles("one", *paths)], 1, 3)
+    manifest = open_package("hippocampus").manifest
+    lost = []
+    for unit in (1e-6, 1.0, 1e6):
+        scaled = replace(case, voxels=(case.voxels * np.sqrt(2) * unit).astype(np.float32))
+        near, far = (
+            route_sample(manifest, manifest.routes[1], scaled, far=far).image
+            for far in (0.0, 100.0)
+        )
+        lost.append(float(np.abs(far - near).max()))
+        assert 1e-6 < lost[-1] < 1e-3
+    assert max(lost) < 3 * min(lost)
 
 
 def test_the_search_keeps_all_where_all_hold_the_budget(
@@ -543,7 +581,6 @@ def test_no_precision_sees_scale_or_offset(full_scans: list[Volume], spacing: fl
             plain = [segmenter.segment(scan, spacing_out_mm=1.0) for scan in scans]
             precision = plain[0].precision
             seen.add(precision)
-            int8 = precision.startswith("int8")
             for factor, offset in SCALES_AND_OFFSETS:
                 differ, sizes = [], []
                 for scan, unchanged in zip(scans, plain, strict=True):
@@ -556,8 +593,7 @@ def test_no_precision_sees_scale_or_offset(full_scans: list[Volume], spacing: fl
                 single = 1e-4 if precision in ("fp32", "fp16") else 3e-4
                 assert all(d <= single * n for d, n in zip(differ, sizes, strict=True)), what
                 if len(scans) > 1:
-                    over_all = 1.5e-4 if int8 and offset else 1e-4
-                    assert sum(differ) <= over_all * sum(sizes), what
+                    assert sum(differ) <= 1e-4 * sum(sizes), what
     assert "fp16" in seen
 
 
