@@ -64,7 +64,7 @@ class Trials:
             labels = _labels(run, sample)
             agreement.append(np.mean(dice(labels, self._labels[number], self._classes)))
             lost.append(self._dice[number] - self._against_truth(labels, number))
-            moved += np.count_nonzero(_labels(run, far) != labels)
+            moved += int(np.count_nonzero(_labels(run, far) != labels))
             voxels += labels.size
         speed = median(self._speed(run, inputs) for inputs in self._timed)
         return Score(float(np.mean(lost)), float(np.mean(agreement)), moved / voxels, speed)
