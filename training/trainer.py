@@ -221,7 +221,8 @@ class _Run:
         does not show. It is the cross-entropy that learns shares between 0 and 1; soft Dice, a
         product, leans to whole ones, whose effect on volumes is balanced at the end."""
         truth, share = self._truth(finest), self.recipe.distillation
-        if not share or self.recipe.network.routes == 1:
+        begun = self.done >= self.recipe.cycles[0]
+        if not (share and begun and self.recipe.network.routes > 1):
             return truth
         inputs = self._inputs(finest)
         logits = inputs.answered(self._kept().eval()(inputs.working()))
