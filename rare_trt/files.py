@@ -56,7 +56,6 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
     allows: it renames them one by one. Whatever stops the process or the machine, each file is the
     old one or the new one.
     """
-    temporary: dict[Path, Path] = {}
     handles: dict[Path, int] = {}
     absent: set[Path] = set()
     written: list[Path] = []
@@ -79,15 +78,15 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
                     # What was closed to others stays closed.
                     temp.chmod(S_IMODE(path.stat().st_mode))
                 put(handle, data)
-                temporary[path], handles[path] = temp, handle
+                handles[path] = handle
             # Only now: what is made before the first wait goes to the disk's journal with it.
             for path in handles:
                 os.fsync(handles[path])
-            for path, temp in temporary.items():
+            for path in handles:
                 if overwrite:
-                    temp.replace(path)
+                    temporary_name(path).replace(path)
                 else:
-                    rename_new(temp, path)
+                    rename_new(temporary_name(path), path)
                 if path in absent:
                     written.append(path)
             for folder in {path.parent for path in (*contents, *new_folders)}:

@@ -49,7 +49,6 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
     log.csv and curves.png.
     """
     files = find_cases(data)
-    _make_writable(out)
     cases = load_cases(files, recipe.network.channels, recipe.network.classes)
     kept_in, kept_back = split_by_subject(
         [case.name for case in cases],
@@ -62,6 +61,7 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
             f"{data}: the {len(cases)} case(s) are of one subject; expected at least two, one of "
             "them for validation: add cases"
         )
+    _make_writable(out)
     run = _Run(
         recipe=recipe,
         training=[cases[index] for index in kept_in],
