@@ -191,7 +191,11 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> list[Path]:
     """Makes `folder` where it is missing; gives those that are new, the innermost first."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    new: list[Path] = []
+    above = folder
+    while not above.exists():
+        new.append(above)
+        above = above.parent
     folder.mkdir(parents=True, exist_ok=True)
     return new
 

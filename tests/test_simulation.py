@@ -16,7 +16,7 @@ from rare_trt.geometry import Grid, Triple
 from rare_trt.training import acquisition
 from rare_trt.training.acquisition import drawn_spacing, samples
 from rare_trt.training.augment import augmented
-from rare_trt.training.averaging import averaged
+from rare_trt.training.averaging import averaged, fitted
 from rare_trt.training.cases import Case
 from rare_trt.training.network import NetworkConfig
 from rare_trt.training.recipe import AcquisitionRule, Recipe, load_recipe
@@ -189,7 +189,8 @@ def test_each_route_is_shown_scans_in_their_place_with_labels_in_theirs(
 ) -> None:
     monkeypatch.setattr(acquisition, "_corrupted", lambda voxels, rng: voxels)
     for seed in range(30):
-        base, shown = samples(striped(), default_rng(seed), recipe(simulated_share=share))
+        case = striped()
+        shown = samples(case, default_rng(seed), recipe(simulated_share=share))
         assert [(one.route, one.aligned) for one in shown] == [
             (0, share == 0.0),
             *((1, True), (2, True), (3, True), (1, False), (2, False), (3, False)),
@@ -197,6 +198,10 @@ def test_each_route_is_shown_scans_in_their_place_with_labels_in_theirs(
         for one in shown:
             assert one.voxels.shape[1:] == one.grid.shape
             assert one.labels.shape == one.truth_grid.shape
+            # Of the case, and beyond it background.
+            part = case.labels[one.part]
+            rest = [(0, n - m) for n, m in zip(one.labels.shape, part.shape, strict=True)]
+            assert (one.labels == np.pad(part, rest)).all()
         for one in (one for one in shown if not one.aligned):
             truth = places(one.truth_grid)
             assert (one.labels == (truth[0] > 12.0).astype(int) + (truth[1] > 22.0)).all()
@@ -207,11 +212,13 @@ def test_each_route_is_shown_scans_in_their_place_with_labels_in_theirs(
         assert len({one.labels.shape for one in aligned}) == 1
         assert all(n % 8 == 0 for n in aligned[0].labels.shape)
         # One field of view, cut or padded anywhere.
-        assert (base.route, base.aligned) == (0, True)
+        part = aligned[0].part
+        base, labels = fitted(case.voxels[(slice(None), *part)], case.labels[part], 8)
         for one in aligned:
-            assert (one.labels == base.labels).all()
-            assert one.voxels == pytest.approx(averaged(base.voxels, 2**one.route), abs=1e-4)
-            assert one.grid.extent_mm == pytest.approx(base.grid.extent_mm)
+            assert (one.labels == labels).all()
+            assert one.part == part
+            assert one.voxels == pytest.approx(averaged(base, 2**one.route), abs=1e-4)
+            assert one.grid.extent_mm == pytest.approx(labels.shape)
 
 
 def test_spacings_are_drawn_within_the_rule_and_near_the_route() -> None:

@@ -214,6 +214,53 @@ def test_a_finished_run_goes_on_when_cycles_are_added(
             train(labelled, out, replace(recipe, cycles=cycles))
 
 
+def test_a_finished_run_goes_on_from_its_checkpoint_alone(
+    trained: Path,
+    labelled: Path,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From its weights, that is: an epoch in which nothing is learnt leaves them as they were, but
+    for the heads, which are balanced."""
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    (out / "state.safetensors").unlink()
+    monkeypatch.setattr(trainer._Run, "_epoch", lambda run, at: 1.0)
+    longer = train(labelled, out, replace(recipe, cycles=(2, 1)))
+    assert longer.facts.epochs == 3
+    rows = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert rows[1] == list(csv.DictReader((trained / "log.csv").read_text().splitlines()))[1]
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, out))
+    assert all((after[name] == before[name]).all() for name in before if "heads" not in name)
+    # Once more, now from its state.
+    assert train(labelled, out, replace(recipe, cycles=(2, 1, 1))).facts.epochs == 4
+
+
+def test_a_checkpoint_that_another_run_left_is_not_gone_on_with(
+    trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    (out / "state.safetensors").unlink()
+    left = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(RareTrtError, match="another recipe"):
+        train(labelled, out, replace(recipe, batch=1, cycles=(2, 1)))
+    shutil.copytree(labelled, tmp_path / "data")
+    for part in ("images", "labels"):
+        (tmp_path / "data" / part / "case_005.nii.gz").unlink()
+    with pytest.raises(RareTrtError, match="other cases"):
+        train(tmp_path / "data", out, replace(recipe, cycles=(2, 1)))
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == left
+    stop_before(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(labelled, tmp_path / "cut", recipe)
+    (tmp_path / "cut/state.safetensors").unlink()
+    with pytest.raises(RareTrtError, match=r"after 1 of 2 epochs and state.safetensors is gone"):
+        train(labelled, tmp_path / "cut", recipe)
+
+
 def test_a_run_from_before_an_entry_of_the_recipe_goes_on(
     trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -271,7 +318,7 @@ def test_coarse_routes_are_taught_what_the_running_mean_sees_at_base_spacing(
     distillation: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Half of the label and half of the answer, beside averages in the second cycle; the label
+    """Half of the label and half of the answer, on coarse routes in the second cycle; the label
     alone elsewhere."""
     truths: list[torch.Tensor] = []
     resume = trainer._Run._resume
@@ -294,10 +341,14 @@ def test_coarse_routes_are_taught_what_the_running_mean_sees_at_base_spacing(
     for number, truth in enumerate(truths):
         assert not truth.requires_grad
         assert truth.sum(dim=1) == pytest.approx(1.0, abs=1e-2)
-        if distillation and number >= 12 and number % 3 == 1:
+        if distillation and number >= 12 and number % 3:
+            i, j, k = ((truth[0, 2] > 0.4).nonzero().amax(dim=0) + 1).tolist()
             labels = 2.0 * truth - torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1, 1)
+            labels = labels[..., :i, :j, :k]
             assert labels == pytest.approx(labels.round(), abs=1e-3)
             assert set(labels.argmax(1).unique().tolist()) == {0, 1, 2}
+            # Beyond the case there is nothing to be found.
+            assert truth.sum() - truth[..., :i, :j, :k].sum() == truth[0, 0].numel() - i * j * k
         else:
             assert ((truth == 0) | (truth == 1)).all()
     assert len(truths) == 24

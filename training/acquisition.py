@@ -35,8 +35,9 @@ FEWEST = 2
 @dataclass(frozen=True, eq=False)
 class Sample:
     """A scan as `route` is shown it, voxels [c, i, j, k] on `grid`, and the labels to find, on
-    `truth_grid` at base spacing. Of one case all `aligned` samples show the same field of view, so
-    that the gateways' features can be compared with the encoder's."""
+    `truth_grid` at base spacing: those of `part` of the case, and beyond it background. Of one case
+    all `aligned` samples show the same field of view, so that the gateways' features can be
+    compared with the encoder's."""
 
     route: int
     aligned: bool
@@ -44,6 +45,7 @@ class Sample:
     grid: Grid
     labels: NDArray[np.uint8]
     truth_grid: Grid
+    part: tuple[slice, slice, slice]
 
 
 def averaged_inputs(
@@ -61,14 +63,20 @@ def averaged_inputs(
     return route_inputs(averaged(voxels, 2**route), low, route, full, recipe, device)
 
 
-def samples(case: Case, rng: Generator, recipe: Recipe) -> tuple[Sample, list[Sample]]:
-    """`case` at base spacing, in the field of view of all aligned samples, and what is shown:
-    coarser routes both kinds; route 0, which takes most of the time, either."""
+def samples(case: Case, rng: Generator, recipe: Recipe) -> list[Sample]:
+    """What is shown of `case`: to coarser routes both kinds; to route 0, which takes most of the
+    time, either."""
     shown = aligned_samples(case, rng, recipe.network.routes)
-    finest = shown[0]
     if rng.random() < recipe.acquisition.simulated_share:
         shown[0] = simulated_sample(case, rng, 0, recipe)
-    return finest, shown + [simulated_sample(case, rng, one.route, recipe) for one in shown[1:]]
+    return shown + [simulated_sample(case, rng, one.route, recipe) for one in shown[1:]]
+
+
+def whole_sample(case: Case) -> Sample:
+    """`case` as route 0 is shown it: all of it, at base spacing."""
+    i, j, k = case.labels.shape
+    whole = (slice(0, i), slice(0, j), slice(0, k))
+    return Sample(0, True, case.voxels, case.grid, case.labels, case.grid, whole)
 
 
 def aligned_samples(case: Case, rng: Generator, routes: int) -> list[Sample]:
@@ -79,12 +87,12 @@ def aligned_samples(case: Case, rng: Generator, routes: int) -> list[Sample]:
         start = int(rng.integers(0, n % multiple + 1))
         cut = n > multiple and rng.random() < 0.5
         keep.append(slice(start, start + n - n % multiple) if cut else slice(0, n))
-    kept = tuple(keep)
-    voxels, labels = fitted(case.voxels[(slice(None), *kept)], case.labels[kept], multiple)
+    part = (keep[0], keep[1], keep[2])
+    voxels, labels = fitted(case.voxels[(slice(None), *part)], case.labels[part], multiple)
     i, j, k = labels.shape
     full = Grid((i, j, k), np.diag([*case.grid.spacing_mm, 1.0]))
     return [
-        Sample(r, True, averaged(voxels, 2**r), _averaged_grid(full, 2**r), labels, full)
+        Sample(r, True, averaged(voxels, 2**r), _averaged_grid(full, 2**r), labels, full, part)
         for r in range(routes)
     ]
 
@@ -126,10 +134,11 @@ def simulated_sample(case: Case, rng: Generator, route: int, recipe: Recipe) -> 
     first = np.maximum(np.ceil(start / fine - 1e-6), 0).astype(int)
     last = np.floor((start + shape * step) / fine + 1e-6)
     last = np.minimum(last, case.grid.shape).astype(int)
-    seen = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    a, b, c = first.tolist()
+    part = (slice(a, int(last[0])), slice(b, int(last[1])), slice(c, int(last[2])))
     i, j, k = (last - first).tolist()
-    truth_grid = case.grid.box((int(first[0]), int(first[1]), int(first[2])), (i, j, k))
-    return Sample(route, False, voxels, low, case.labels[seen], truth_grid)
+    truth_grid = case.grid.box((a, b, c), (i, j, k))
+    return Sample(route, False, voxels, low, case.labels[part], truth_grid, part)
 
 
 def _corrupted(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:

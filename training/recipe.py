@@ -66,9 +66,9 @@ class Recipe:
     that validation never sees a training subject. `cycles` are the epochs of each fall of the
     learning rate to zero; a finished run goes on when cycles are added to its recipe.
     `averaging` is the decay, per step, of the running mean of the weights that is kept.
-    `distillation` is how much of the truth that coarser routes are shown beside averages is what
-    that running mean makes of the same place at base spacing, instead of the manual label; from the
-    second cycle on, when it has learnt something.
+    `distillation` is how much of the truth that coarser routes are shown is what that running mean
+    makes of the same place at base spacing, instead of the manual label; from the second cycle on,
+    when it has learnt something.
 
     Half of the scans that training shows are mirrored left to right, labels and all: names that
     tell one side from the other cannot be learnt.

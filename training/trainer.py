@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +23,10 @@ from tqdm import tqdm
 from rare_trt.errors import OutputError, RareTrtError
 from rare_trt.files import make_folder, unwritable, write_files
 from rare_trt.geometry import Triple
-from rare_trt.training.acquisition import Sample, samples
+from rare_trt.training.acquisition import Sample, samples, whole_sample
 from rare_trt.training.augment import augmented
 from rare_trt.training.cases import Case, find_cases, load_cases, split_by_subject
-from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
+from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
 from rare_trt.training.curves import curves_png
 from rare_trt.training.losses import consistency_loss, label_shares, segmentation_loss
 from rare_trt.training.network import RareUNet
@@ -44,9 +43,10 @@ VALIDATE_EVERY = 5
 def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
     """Trains `recipe` on the labelled scans in `data`; the checkpoint lands in `out`.
 
-    Run again with the same arguments, it goes on after the last finished epoch. `out` gets
-    model.safetensors and config.json (the checkpoint), state.safetensors (what resuming needs),
-    log.csv and curves.png.
+    Run again with the same arguments, it goes on after the last finished epoch; with cycles added
+    to its recipe a finished run goes on, too, if need be from its checkpoint and log alone. `out`
+    gets model.safetensors and config.json (the checkpoint), state.safetensors (what resuming
+    needs), log.csv and curves.png.
     """
     files = find_cases(data)
     cases = load_cases(files, recipe.network.channels, recipe.network.classes)
@@ -181,7 +181,7 @@ class _Run:
         variant = augmented(case, rng, self.recipe.network.classes)
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
-            loss = self._loss(*samples(variant, rng, self.recipe))
+            loss = self._loss(samples(variant, rng, self.recipe), self._answer(variant))
         self.scaler.scale(loss / batch).backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -191,11 +191,10 @@ class _Run:
             )
         return value
 
-    def _loss(self, finest: Sample, shown: Sequence[Sample]) -> Tensor:
+    def _loss(self, shown: Sequence[Sample], answer: Tensor | None) -> Tensor:
         """Mean segmentation loss over the routes; where route 0 shows what the others show too, it
         also tells each gateway what the encoder makes of the same place."""
         routes = self.recipe.network.routes
-        taught = self._taught(finest)
         segmentation: list[list[Tensor]] = [[] for _ in range(routes)]
         gateways: list[Tensor] = []
         encoder: list[Tensor] = []
@@ -209,33 +208,38 @@ class _Run:
             elif sample.aligned:
                 gateways.append(features)
             logits = inputs.answered(self.network.decode(self.network.deepen(skips), skips, route))
-            truth = taught if sample.aligned and route else self._truth(sample)
-            segmentation[route].append(segmentation_loss(logits, truth))
+            segmentation[route].append(segmentation_loss(logits, self._truth(sample, answer)))
         loss = torch.stack([torch.stack(of_route).mean() for of_route in segmentation]).mean()
         return loss + consistency_loss(gateways, encoder) if encoder and gateways else loss
 
     @torch.no_grad()
-    def _taught(self, finest: Sample) -> Tensor:
-        """What coarser routes are to find in place of `finest`: its labels, and to the recipe's
-        share what the running mean of the weights makes of it, which has seen what a coarse scan
-        does not show. It is the cross-entropy that learns shares between 0 and 1; soft Dice, a
-        product, leans to whole ones, whose effect on volumes is balanced at the end."""
-        truth, share = self._truth(finest), self.recipe.distillation
+    def _answer(self, case: Case) -> Tensor | None:
+        """What the running mean of the weights makes of all of `case` at base spacing, shares
+        [1, classes, i, j, k]; None where nothing is to be learnt of it."""
         begun = self.done >= self.recipe.cycles[0]
-        if not (share and begun and self.recipe.network.routes > 1):
-            return truth
-        inputs = self._inputs(finest)
+        if not (self.recipe.distillation and begun and self.recipe.network.routes > 1):
+            return None
+        inputs = self._inputs(whole_sample(case))
         logits = inputs.answered(self._kept().eval()(inputs.working()))
-        return (1.0 - share) * truth + share * torch.softmax(logits.float(), dim=1)
+        return torch.softmax(logits.float(), dim=1)
 
     def _inputs(self, sample: Sample) -> RouteInputs:
         return route_inputs(
             sample.voxels, sample.grid, sample.route, sample.truth_grid, self.recipe, self.device
         )
 
-    def _truth(self, sample: Sample) -> Tensor:
+    def _truth(self, sample: Sample, answer: Tensor | None) -> Tensor:
+        """What is to be found in `sample`: its labels, and on coarser routes to the recipe's share
+        the `answer`, of who has seen what a coarse scan does not show. It is the cross-entropy that
+        learns shares between 0 and 1; soft Dice, a product, leans to whole ones, whose effect on
+        volumes is balanced at the end."""
         labels = torch.from_numpy(sample.labels).long()[None].to(self.device)
-        return label_shares(labels, self.recipe.network.classes)
+        truth = label_shares(labels, self.recipe.network.classes)
+        if sample.route and answer is not None:
+            seen = answer[(..., *sample.part)]
+            i, j, k = seen.shape[2:]
+            truth[..., :i, :j, :k].lerp_(seen, self.recipe.distillation)
+        return truth
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimiser)
@@ -303,8 +307,33 @@ class _Run:
 
     def _resume(self) -> None:
         path = self.out / "state.safetensors"
-        if not path.is_file():
-            return
+        if path.is_file():
+            self._resume_from_state(path)
+        elif (self.out / "config.json").is_file():
+            self._resume_from_checkpoint()
+
+    def _resume_from_checkpoint(self) -> None:
+        """Goes on from the weights of a finished run whose state was not kept. The next cycle's
+        warm-up is what the optimiser needs to begin anew."""
+        path, kept = self.out / "config.json", load_checkpoint(self.out)
+        if kept.facts.epochs < kept.recipe.epochs:
+            raise RareTrtError(
+                f"{self.out}: the training stopped after {kept.facts.epochs} of "
+                f"{kept.recipe.epochs} epochs and state.safetensors is gone; expected it, to "
+                "resume: name an empty folder to begin anew"
+            )
+        if not self._goes_on(kept.recipe):
+            raise _of_another_recipe(path)
+        if (kept.facts.cases, kept.facts.validation) != (self.facts.cases, self.facts.validation):
+            raise _on_other_cases(path)
+        for module in (self.network, self._kept()):
+            module.load_state_dict(kept.network.state_dict())
+        self.average.n_averaged.fill_(1)
+        self.log = _read_csv(self.out / "log.csv")
+        self.facts = replace(self.facts, dice=kept.facts.dice)
+        self.done = kept.facts.epochs
+
+    def _resume_from_state(self, path: Path) -> None:
         try:
             with safe_open(path, framework="pt") as file:
                 notes = file.metadata() or {}
@@ -319,16 +348,15 @@ class _Run:
             raise RareTrtError(
                 f"{path}: is not the state of a run of this version; remove it to begin anew"
             )
-        if not self._goes_on(json.loads(notes["recipe"])):
-            raise RareTrtError(
-                f"{path}: holds a run of another recipe; expected the same one to resume: "
-                "name an empty folder, or the old recipe"
-            )
+        try:
+            # What is younger than the run has its usual value there.
+            before = recipe_from_json(json.loads(notes["recipe"]))
+        except RareTrtError as error:
+            raise _of_another_recipe(path) from error
+        if not self._goes_on(before):
+            raise _of_another_recipe(path)
         if notes["cases"] != json.dumps(self._case_names()):
-            raise RareTrtError(
-                f"{path}: holds a run on other cases; expected the same data to resume, lest "
-                "training cases become validation cases: name an empty folder, or the old data"
-            )
+            raise _on_other_cases(path)
         for prefix, module in (("network.", self.network), ("average.", self.average)):
             module.load_state_dict(
                 {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -347,17 +375,26 @@ class _Run:
         self.log = json.loads(notes["log"])
         dice = tuple(tuple(row) for row in json.loads(notes["dice"]))
         self.facts = replace(self.facts, dice=dice)
-        self.done = len(self.log)
+        self.done = int(self.log[-1]["epoch"])
 
-    def _goes_on(self, kept: dict[str, Any]) -> bool:
+    def _goes_on(self, kept: Recipe) -> bool:
         """Whether this recipe is the `kept` one, or the same with more cycles after its own."""
-        try:
-            # What is younger than the run has its usual value there.
-            before = recipe_from_json(kept)
-        except RareTrtError:
-            return False
-        cycles = self.recipe.cycles[: len(before.cycles)]
-        return replace(self.recipe, cycles=cycles) == before
+        cycles = self.recipe.cycles[: len(kept.cycles)]
+        return replace(self.recipe, cycles=cycles) == kept
+
+
+def _of_another_recipe(path: Path) -> RareTrtError:
+    return RareTrtError(
+        f"{path}: holds a run of another recipe; expected the same one to resume: "
+        "name an empty folder, or the old recipe"
+    )
+
+
+def _on_other_cases(path: Path) -> RareTrtError:
+    return RareTrtError(
+        f"{path}: holds a run on other cases; expected the same data to resume, lest training "
+        "cases become validation cases: name an empty folder, or the old data"
+    )
 
 
 def _csv(log: Sequence[dict[str, float | str]]) -> bytes:
@@ -367,6 +404,21 @@ def _csv(log: Sequence[dict[str, float | str]]) -> bytes:
     writer.writeheader()
     writer.writerows(log)
     return text.getvalue().encode()
+
+
+def _read_csv(path: Path) -> list[dict[str, float | str]]:
+    """The rows of a log; none where it was not kept."""
+    if not path.is_file():
+        return []
+    rows = csv.DictReader(path.read_text().splitlines())
+    return [
+        {
+            name: int(value) if name == "epoch" else float(value)
+            for name, value in row.items()
+            if value
+        }
+        for row in rows
+    ]
 
 
 def _volumes_mm3(case: Case, classes: int) -> list[float]:
