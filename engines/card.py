@@ -53,6 +53,15 @@ def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
         f"{recipe.acquisition.simulated_share:.0%} of the steps, to coarser ones in all: voxels of "
         f"{finest:g} to {coarsest:g} mm per axis, up to 1:{ratio:g} between axes, slice profiles, "
         "tilts to 45 degrees, air, noise, spikes.",
+        *(
+            [
+                "- From the second cycle of the learning rate on, coarser routes learnt "
+                f"{recipe.distillation:.0%} from what the network's running mean made of the same "
+                f"place at {model.base_spacing_mm:g} mm, the rest from the labels."
+            ]
+            if recipe.distillation
+            else []
+        ),
         "- Volumes were balanced on the training scans.",
         "",
         "## How well it answers",
