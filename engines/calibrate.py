@@ -66,6 +66,10 @@ FAR: Final = 100.0
 # What the search may use of the labels that may move: its scans are few, and the proof's others.
 SEARCH_SHARE: Final = 0.75
 
+# What the search asks of agreement with float32: its scans have the route's own spacing, and thick
+# slices lose several times as much.
+SEARCH_AGREEMENT: Final = 0.994
+
 # Voxels over the band of a route, in multiples of its spacing; root mean squares of .9 to 1.75.
 BAND: Final[tuple[Triple, ...]] = (
     NATIVE,
@@ -214,7 +218,7 @@ def _route(
         for method in METHODS
     }
     trials = _trials(manifest, entry, model, seen[:SEARCH_SCANS])
-    stricter = replace(budget, moved=SEARCH_SHARE * budget.moved)
+    stricter = replace(budget, agreement=SEARCH_AGREEMENT, moved=SEARCH_SHARE * budget.moved)
     outcome = search(model, ranges, trials, stricter, bf16=_has_bf16())
     typed = int8_model(model, ranges[outcome.method], outcome.names) if outcome.names else None
     proof = _trials(manifest, entry, model, kept_back)
