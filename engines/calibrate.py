@@ -68,7 +68,7 @@ SEARCH_SHARE: Final = 0.75
 
 # What the search asks of agreement with float32: its scans have the route's own spacing, and thick
 # slices lose several times as much.
-SEARCH_AGREEMENT: Final = 0.994
+SEARCH_AGREEMENT: Final = 0.991
 
 # Voxels over the band of a route, in multiples of its spacing; root mean squares of .9 to 1.75.
 BAND: Final[tuple[Triple, ...]] = (
