@@ -84,8 +84,9 @@ def test_what_fits_in_no_tile_is_refused_in_one_sentence() -> None:
 
 def test_memory_grows_with_filters_and_routes() -> None:
     network = {"filters": 16}
-    wide, narrow = (bytes_per_voxel(network, 0, one) for one in ("fp32", "int8"))
+    wide, narrow = (bytes_per_voxel(network, 0, one) for one in ("int8", "int8+bf16"))
     assert wide is not None and narrow is not None and wide > 1.5 * narrow
+    assert bytes_per_voxel(network, 0, "fp32") == wide
     assert bytes_per_voxel(network, 2, "fp32") == 4 * wide
     assert bytes_per_voxel({}, 0, "fp32") is None
 

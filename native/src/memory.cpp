@@ -67,7 +67,8 @@ double usual_memory_limit() {
 std::optional<double> bytes_per_voxel(const Model& model, int route,
                                       const std::string& arithmetic) {
   if (!model.filters) return std::nullopt;
-  const bool wide = arithmetic == "fp32" || arithmetic == "fp16";
+  // As rare_trt/memory.py: float parts that are not bf16 are float32, also those beside INT8.
+  const bool wide = arithmetic.find("bf16") == std::string::npos;
   return static_cast<double>(*model.filters << route) * (wide ? 22.0 : 12.0);
 }
 
