@@ -58,21 +58,19 @@ def main(data: Path, name: str) -> None:
 
 def moved(segmenter: Segmenter, scans: list[Scan], what: str) -> list[tuple[float, float]]:
     """Per column the share of labels that differ, over all scans and on the worst."""
-    shares: list[list[float]] = [[] for _ in COLUMNS]
-    counts: list[list[int]] = [[] for _ in COLUMNS]
-    sizes: list[list[int]] = [[] for _ in COLUMNS]
+    found: list[list[tuple[int, int]]] = [[] for _ in COLUMNS]
     for scan in tqdm(scans, what, leave=False):
         usual = labels_of(segmenter, scan)
-        for column, changes in enumerate(COLUMNS.values()):
+        for column, changes in zip(found, COLUMNS.values(), strict=True):
             for factor, offset in changes:
                 voxels = scan.volume.voxels * np.float32(factor) + np.float32(offset)
                 changed = replace(scan, volume=Volume(voxels, scan.volume.grid))
-                differ = int(np.count_nonzero(labels_of(segmenter, changed) != usual))
-                counts[column].append(differ)
-                sizes[column].append(usual.size)
-                shares[column].append(differ / usual.size)
-    totals = zip(counts, sizes, shares, strict=True)
-    return [(sum(count) / sum(size), max(share)) for count, size, share in totals]
+                differ = np.count_nonzero(labels_of(segmenter, changed) != usual)
+                column.append((differ, usual.size))
+    return [
+        (sum(n for n, _ in column) / sum(size for _, size in column), max(n / m for n, m in column))
+        for column in found
+    ]
 
 
 def labels_of(segmenter: Segmenter, scan: Scan) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EINVAL, EISDIR, ENOTSUP
+from itertools import takewhile
 from pathlib import Path
 from stat import S_IMODE
 from typing import Final
@@ -191,11 +192,7 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> list[Path]:
     """Makes `folder` where it is missing; gives those that are new, the innermost first."""
-    new: list[Path] = []
-    above = folder
-    while not above.exists():
-        new.append(above)
-        above = above.parent
+    new = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
     folder.mkdir(parents=True, exist_ok=True)
     return new
 

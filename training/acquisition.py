@@ -72,13 +72,6 @@ def samples(case: Case, rng: Generator, recipe: Recipe) -> list[Sample]:
     return shown + [simulated_sample(case, rng, one.route, recipe) for one in shown[1:]]
 
 
-def whole_sample(case: Case) -> Sample:
-    """`case` as route 0 is shown it: all of it, at base spacing."""
-    i, j, k = case.labels.shape
-    whole = (slice(0, i), slice(0, j), slice(0, k))
-    return Sample(0, True, case.voxels, case.grid, case.labels, case.grid, whole)
-
-
 def aligned_samples(case: Case, rng: Generator, routes: int) -> list[Sample]:
     """`case` averaged to every route's spacing, all of one field of view."""
     multiple = 2 ** (routes - 1)

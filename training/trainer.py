@@ -23,7 +23,7 @@ from tqdm import tqdm
 from rare_trt.errors import OutputError, RareTrtError
 from rare_trt.files import make_folder, unwritable, write_files
 from rare_trt.geometry import Triple
-from rare_trt.training.acquisition import Sample, samples, whole_sample
+from rare_trt.training.acquisition import Sample, samples
 from rare_trt.training.augment import augmented
 from rare_trt.training.cases import Case, find_cases, load_cases, split_by_subject
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
@@ -219,7 +219,7 @@ class _Run:
         begun = self.done >= self.recipe.cycles[0]
         if not (self.recipe.distillation and begun and self.recipe.network.routes > 1):
             return None
-        inputs = self._inputs(whole_sample(case))
+        inputs = route_inputs(case.voxels, case.grid, 0, case.grid, self.recipe, self.device)
         logits = inputs.answered(self._kept().eval()(inputs.working()))
         return torch.softmax(logits.float(), dim=1)
 
