@@ -121,6 +121,29 @@ def test_gradients_under_bf16_are_those_of_float32_on_the_smallest_volumes() -> 
                 assert (weight.grad - gradient).norm() < 0.2 * gradient.norm(), shape
 
 
+@pytest.mark.parametrize("shape", [(1, 5, 1), (3, 3, 1), (2, 3, 2), (3, 3, 3)])
+def test_gradients_through_the_decoder_under_bf16_are_those_of_float32(
+    shape: tuple[int, int, int],
+) -> None:
+    """As above; here it is what goes into a transposed convolution that can stay unset."""
+    torch.manual_seed(0)
+    network = RareUNet(NetworkConfig(depth=1, filters=16, routes=1))
+    features = torch.randn(1, 32, *shape)
+    skips = [torch.randn(1, 16, *(2 * size for size in shape))]
+    gradients = []
+    for mixed in (False, *4 * [True]):
+        read = features.clone().requires_grad_()
+        junk = [torch.full((features.numel(),), float("nan")) for _ in range(8)]
+        del junk
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            logits = network.decode(read, skips, 0)
+        logits.float().square().sum().backward()
+        assert read.grad is not None
+        gradients.append(read.grad)
+    for gradient in gradients[1:]:
+        assert (gradient - gradients[0]).norm() < 0.2 * gradients[0].norm()
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (3, 5, 7), (8, 12, 12)])
 @pytest.mark.parametrize("channels", [(1, 16), (2, 8), (64, 32)])
 def test_convolutions_and_their_gradients_are_torchs(

@@ -298,6 +298,26 @@ def test_the_learning_rate_rises_and_falls_in_every_cycle(
         assert (np.diff(cycle[cycle.argmax() :]) <= 0).all()
 
 
+@pytest.mark.parametrize("what", ["the loss", "the gradient's norm"])
+def test_a_run_that_diverges_says_what_to_do(
+    labelled: Path, recipe: Recipe, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resume = trainer._Run._resume
+
+    def spoilt(run: trainer._Run) -> None:
+        resume(run)
+        bias = run.network.get_parameter("heads.0.bias")
+        if what == "the loss":
+            bias.data.fill_(torch.nan)
+        else:
+            bias.register_hook(lambda gradient: gradient * torch.inf)
+
+    monkeypatch.setattr(trainer._Run, "_resume", spoilt)
+    with pytest.raises(RareTrtError, match=f"{what} became .*lower the learning rate"):
+        train(labelled, tmp_path, recipe)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_what_is_kept_is_the_running_mean_of_the_weights(
     labelled: Path, recipe: Recipe, tmp_path: Path
 ) -> None:

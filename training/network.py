@@ -6,6 +6,7 @@ Medical Image Segmentation", arXiv 2507.15524 (2025). Nothing here loads data or
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -92,18 +93,21 @@ class ConvBlock(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        # Under bf16 autocast torch 2.13 leaves weight gradients of 3³ convolutions unset on CPUs
-        # where the first axis has two voxels (tests/test_network.py): such volumes stay float32.
-        kind = features.device.type
-        if torch.is_autocast_enabled(kind) and min(features.shape[2:]) <= 2:
-            with torch.autocast(kind, enabled=False):
-                return self._blocks(features.float())
-        return self._blocks(features)
+        return _run(super().forward, features)
 
-    def _blocks(self, features: Tensor) -> Tensor:
-        for layer in self:
-            features = layer(features)
-        return features
+
+def _run(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """`layer` of `features`, in float32 where an axis has at most two voxels.
+
+    Under bf16 autocast torch 2.13 leaves gradients there unset on CPUs (tests/test_network.py):
+    those of weights of 3³ convolutions where the first axis has two voxels, and those of what goes
+    into transposed ones where the last axis has one.
+    """
+    kind = features.device.type
+    if torch.is_autocast_enabled(kind) and min(features.shape[2:]) <= 2:
+        with torch.autocast(kind, enabled=False):
+            return layer(features.float())
+    return layer(features)
 
 
 class RareUNet(nn.Module):
@@ -163,7 +167,7 @@ class RareUNet(nn.Module):
     def decode(self, features: Tensor, skips: list[Tensor], route: int) -> Tensor:
         """Logits of `route` from the bottleneck and the skips of levels `route` to depth - 1."""
         for d in reversed(range(route, self.config.depth)):
-            joined = torch.cat([self.up[d](features), skips[d - route]], dim=1)
+            joined = torch.cat([_run(self.up[d], features), skips[d - route]], dim=1)
             features = self.dropout(self.decoder[d](joined))
         logits: Tensor = self.heads[route](features)
         return logits

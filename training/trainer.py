@@ -243,11 +243,13 @@ class _Run:
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimiser)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM))
         # Only the fp16 scaler may meet overflowing gradients: it skips that step.
-        must_be_finite = not self.scaler.is_enabled()
-        torch.nn.utils.clip_grad_norm_(
-            self.network.parameters(), CLIP_NORM, error_if_nonfinite=must_be_finite
-        )
+        if not (math.isfinite(norm) or self.scaler.is_enabled()):
+            raise RareTrtError(
+                f"the gradient's norm became {norm}; expected a finite number: lower the learning "
+                "rate in the recipe"
+            )
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
