@@ -32,7 +32,7 @@ from rare_trt.engines.build import (
 from rare_trt.files import write_files
 from rare_trt.package import Package, write_package
 from rare_trt.training.checkpoint import load_checkpoint
-from rare_trt.training.evaluation import Measurement, acquisitions, measurements
+from rare_trt.training.evaluation import Measurement, Refusal, acquisitions, measurements
 from rare_trt.training.summary import dice_png, interval, measurements_csv, summaries
 
 
@@ -48,6 +48,8 @@ def main(data: Path, out: Path, checkpoints: list[Path]) -> None:
         turns = zip(*(measurements(one, cases, made) for one in segmenters), strict=True)
         for turn in tqdm(turns, "measuring", len(cases) * len(made), unit="scan"):
             for name, measured in zip(rows, turn, strict=True):
+                if isinstance(measured, Refusal):
+                    raise SystemExit(f"{name}, {measured.case}, {measured.acquisition}: refused")
                 rows[name] += measured
     found = {name: summaries(of) for name, of in rows.items()}
     files = {out / f"{name}.csv": measurements_csv(of) for name, of in rows.items()}

@@ -82,7 +82,9 @@ def cost_of(
             grid = Grid((size, size, size), np.eye(4))
             steps = plan(grid, route, grid)
             shape = (size, size, size)
-            shapes[size] = tile_shape(steps, route, session.bytes_per_voxel, shape, 2, limit)
+            shapes[size] = tile_shape(
+                steps, route, session.bytes_per_voxel, shape, 2, (1, *shape), limit
+            )
             answered(session, image, steps, shapes[size])
             runs[size].append((perf_counter() - start) / size**3 * 1e9)
     for size, (first, *later) in runs.items():

@@ -38,9 +38,11 @@ def _fastest_of(host: EngineHost, package: Package, route: int, cache: Cache) ->
     for entry in (engine for engine in package.manifest.engines if engine.route == route):
         try:
             session = EngineSession(host, package, entry, cache)
-            prove(session, package, route)
-            took.append((milliseconds(session, package, route), entry))
-            session.close()
+            try:
+                prove(session, package, route)
+                took.append((milliseconds(session, package, route), entry))
+            finally:
+                session.close()
         except BackendError as error:
             faults.append(str(error))
     if not took:

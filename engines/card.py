@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from rare_trt.manifest import Manifest
+from rare_trt.manifest import Manifest, Model, TrainingRecord
 from rare_trt.training.recipe import Recipe
 
 MODEL_CARD: Final = "MODEL_CARD.md"
@@ -20,9 +20,6 @@ def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
     training = model.training
     view, limits = model.field_of_view_mm, model.spacing_limits_mm
     names = ", ".join(f"{value} {name}" for value, name in enumerate(model.labels))
-    ratio = recipe.acquisition.largest_ratio
-    finest, coarsest = recipe.acquisition.spacing_mm
-    kept_back = len(training.validation_cases)
     lines = [
         f"# {manifest.name}",
         "",
@@ -42,27 +39,7 @@ def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
         "## What it learnt from",
         "",
         f"- Data: {training.data}, {training.licence}.",
-        f"- {training.cases} labelled scans, {kept_back} of them kept back for validation"
-        + (
-            f" (scans are split by subject, {recipe.cases_per_subject} consecutive ones to each)."
-            if recipe.cases_per_subject > 1
-            else "."
-        ),
-        f"- Kept back: {', '.join(training.validation_cases)}.",
-        f"- {training.epochs} epochs. Simulated acquisitions were shown to the finest route in "
-        f"{recipe.acquisition.simulated_share:.0%} of the steps, to coarser ones in all: voxels of "
-        f"{finest:g} to {coarsest:g} mm per axis, up to 1:{ratio:g} between axes, slice profiles, "
-        "tilts to 45 degrees, air, noise, spikes.",
-        *(
-            [
-                "- From the second cycle of the learning rate on, coarser routes learnt "
-                f"{recipe.distillation:.0%} from what the network's running mean made of the same "
-                f"place at {model.base_spacing_mm:g} mm, the rest from the labels."
-            ]
-            if recipe.distillation
-            else []
-        ),
-        "- Volumes were balanced on the training scans.",
+        *(_learnt(model, recipe) if training.cases else _not_known(training)),
         "",
         "## How well it answers",
         "",
@@ -93,3 +70,39 @@ def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
 
 def _mm(size: tuple[float, float, float]) -> str:
     return " x ".join(f"{value:g}" for value in size)
+
+
+def _learnt(model: Model, recipe: Recipe) -> list[str]:
+    """What the network was trained on, and how."""
+    training, acquisition = model.training, recipe.acquisition
+    finest, coarsest = acquisition.spacing_mm
+    kept_back = len(training.validation_cases)
+    lines = [
+        f"- {training.cases} labelled scans, {kept_back} of them kept back for validation"
+        + (
+            f" (scans are split by subject, {recipe.cases_per_subject} consecutive ones to each)."
+            if recipe.cases_per_subject > 1
+            else "."
+        ),
+        f"- Kept back: {', '.join(training.validation_cases)}.",
+        f"- {training.epochs} epochs. Simulated acquisitions were shown to the finest route in "
+        f"{acquisition.simulated_share:.0%} of the steps, to coarser ones in all: voxels of "
+        f"{finest:g} to {coarsest:g} mm per axis, up to 1:{acquisition.largest_ratio:g} between "
+        "axes, slice profiles, tilts to 45 degrees, air, noise, spikes.",
+    ]
+    if recipe.distillation and len(recipe.cycles) > 1:
+        lines += [
+            "- From the second cycle of the learning rate on, coarser routes learnt "
+            f"{recipe.distillation:.0%} from what the network's running mean made of the same "
+            f"place at {model.base_spacing_mm:g} mm, the rest from the labels."
+        ]
+    return [*lines, "- Volumes were balanced on the training scans."]
+
+
+def _not_known(training: TrainingRecord) -> list[str]:
+    return [
+        f"- Converted from a checkpoint of {training.epochs} epochs that does not say what it was "
+        "trained on; calibrated and measured here on the data above.",
+        f"- Kept back from calibration, perhaps not from training: "
+        f"{', '.join(training.validation_cases)}.",
+    ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rare_trt.engines.builder import RTX_CAPABILITIES
-from rare_trt.machine import Machine, this_machine
+from rare_trt.machine import Machine
 from rare_trt.manifest import BuilderOptions
 
 
@@ -23,9 +23,8 @@ class Target:
     jetpack: str | None = None
 
     @classmethod
-    def here(cls, machine: Machine | None = None) -> Target | None:
-        """This machine as a target; None where it has no GPU."""
-        machine = machine or this_machine()
+    def here(cls, machine: Machine) -> Target | None:
+        """`machine` as a target; None where it has no GPU."""
         if machine.gpu is None:
             return None
         return cls(

@@ -70,10 +70,8 @@ class Server:
         target = f"/v1/segment?{urlencode(query)}"
         last_try = monotonic() + PATIENCE_SECONDS
         status, retry_after, body = self._posted(target, scan)
-        while (
-            status == http.HTTPStatus.SERVICE_UNAVAILABLE and monotonic() + retry_after < last_try
-        ):
-            sleep(retry_after)
+        while status == http.HTTPStatus.SERVICE_UNAVAILABLE and monotonic() < last_try:
+            sleep(max(0.0, min(max(1.0, retry_after), last_try - monotonic())))
             status, retry_after, body = self._posted(target, scan)
         if status != http.HTTPStatus.OK:
             raise ERRORS.get(status, BackendError)(_sentence(status, body))

@@ -58,7 +58,9 @@ class FieldOfView:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Where the weights come from; `dice[route][label - 1]` was measured on validation cases."""
+    """Where the weights come from; `dice[route][label - 1]` was measured on validation cases.
+
+    `cases` is 0 where it is not known which the network was trained on, as of a converted one."""
 
     data: str
     licence: str

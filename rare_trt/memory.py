@@ -33,8 +33,8 @@ BYTES_PER_FILTER: Final[Mapping[Arithmetic, float]] = {
     "fp32": 22.0,
     "fp16": 22.0,
     "int8": 22.0,
-    "fp16+bf16": 12.0,
-    "int8+bf16": 12.0,
+    "fp16+bf16": 13.0,
+    "int8+bf16": 13.0,
 }
 
 # Per voxel of a channel that is being normalised: its foreground in float32 and in float64.
@@ -66,18 +66,26 @@ def bytes_per_voxel(network: Mapping[str, Any], route: int, computed: Arithmetic
 
 
 def tile_shape(
-    steps: Plan, route: Route, per_voxel: float, scan: tuple[int, ...], stored: int, limit: int
+    steps: Plan,
+    route: Route,
+    per_voxel: float,
+    scan: tuple[int, ...],
+    stored: int,
+    shown: tuple[int, ...],
+    limit: int,
 ) -> Shape:
     """The working shape that a run may have so that the whole process stays within `limit` bytes.
 
     The whole volume where it fits, else the tiles that cost least, none smaller than the route's
     `max_shape`. `per_voxel` is what a run takes per working voxel; `scan` is the scan's shape
-    [i, j, k, ...] with `stored` bytes per voxel. Raises ScanError where not even the smallest tiles
-    fit.
+    [i, j, k, ...] with `stored` bytes per voxel, `shown` the shape [c, i, j, k] of what is
+    segmented of it. Raises ScanError where not even the smallest tiles fit.
     """
-    # Stored in two orders and normalised; labels of the answer and of the scan.
-    held = FIXED_BYTES + prod(scan) * (2 * stored + 4) + 2 * prod(steps.output_shape)
-    preparing = held + prod(scan[:3]) * PREPARED_BYTES
+    # Stored in two orders, and what is shown normalised; labels of the answer and of the scan.
+    answer = prod(steps.output_shape)
+    held = FIXED_BYTES + prod(scan) * 2 * stored + prod(shown) * 4
+    held += answer + max(answer, prod(scan[:3]))
+    preparing = held + prod(shown[1:]) * PREPARED_BYTES
     whole = steps.working_shape
     if max(preparing, held + prod(whole) * per_voxel) <= limit:
         return whole

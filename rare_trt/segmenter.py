@@ -181,7 +181,7 @@ class Segmenter:
             steps = plan(region.grid, self._routes[decision.route], target.subdivided(parts))
 
         def work(session: Session) -> NDArray[np.uint8]:
-            max_shape = self._max_shape(session, decision.route, steps, scan.volume.voxels)
+            max_shape = self._max_shape(session, decision.route, steps, scan.volume.voxels, image)
             return answered(session, image, steps, max_shape, clock)
 
         session, answer = self._with_session(decision.route, work, clock)
@@ -237,8 +237,11 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _max_shape(self, session: Session, route: int, steps: Plan, voxels: Array) -> Shape:
-        """The largest working shape that `session` runs in one piece."""
+    def _max_shape(
+        self, session: Session, route: int, steps: Plan, voxels: Array, image: Array
+    ) -> Shape:
+        """The largest working shape that `session` runs in one piece, of a scan's `voxels` and the
+        normalised `image` of what is segmented of them."""
         entry = self._routes[route]
         if session.bytes_per_voxel is None:
             return entry.max_shape
@@ -248,6 +251,7 @@ class Segmenter:
             session.bytes_per_voxel,
             voxels.shape,
             voxels.itemsize,
+            image.shape,
             self._memory_limit,
         )
 

@@ -214,7 +214,8 @@ def test_from_the_command_line(
     # `build` takes it as a finished run.
     assert checkpoint.facts.epochs == checkpoint.recipe.epochs == 7
     facts = checkpoint.facts
-    assert (facts.cases, len(facts.dice), len(facts.dice[0])) == (3, 2, 2)
+    # On how many cases it was trained is not known.
+    assert (facts.cases, len(facts.dice), len(facts.dice[0])) == (0, 2, 2)
     assert facts.validation
     assert facts.smallest_fov_mm < facts.largest_fov_mm
     assert all(0.0 <= score <= 1.0 for row in facts.dice for score in row)

@@ -19,6 +19,9 @@ from rare_trt.metrics import dice
 from rare_trt.training.cases import Case, CaseFiles, load_case
 from rare_trt.training.evaluation import (
     TILT_AXIS,
+    Acquisition,
+    Measurement,
+    Refusal,
     acquisitions,
     labels_at,
     labels_on,
@@ -33,6 +36,15 @@ from rare_trt.training.surfaces import mean_surface_distance_mm
 def case(examples: Path) -> Case:
     files = CaseFiles("one", examples / "hippocampus_1mm.nii.gz", examples / "truth/1mm.nii.gz")
     return load_case(files, 1, 3)
+
+
+def answered(segmenter: Segmenter, cases: list[Case], made: list[Acquisition]) -> list[Measurement]:
+    """The rows of what must not be refused."""
+    rows: list[Measurement] = []
+    for scan in measurements(segmenter, cases, made):
+        assert not isinstance(scan, Refusal)
+        rows += scan
+    return rows
 
 
 def test_distance_between_surfaces_is_in_millimetres() -> None:
@@ -92,7 +104,7 @@ def test_a_row_says_what_the_runtime_answers(case: Case, examples: Path) -> None
     made = {one.name: one for one in acquisitions(1.0)}
     truth = read_scan(examples / "truth/1mm.nii.gz").volume.voxels.astype(np.uint8)
     with Segmenter.load("hippocampus") as segmenter:
-        rows = [row for scan in measurements(segmenter, [case], [made["1 mm"]]) for row in scan]
+        rows = answered(segmenter, [case], [made["1 mm"]])
         result = segmenter.segment(examples / "hippocampus_1mm.nii.gz")
     expected = dice(result.labels, truth, 3)
     assert [row.label for row in rows] == ["anterior hippocampus", "posterior hippocampus"]
@@ -126,7 +138,7 @@ def test_labels_that_are_not_found_are_counted(case: Case) -> None:
     """A scan in which nothing can be found: distances are left out, and it is said."""
     with Segmenter.load("hippocampus") as segmenter:
         [plain] = [one for one in acquisitions(1.0) if one.name == "1 mm"]
-        rows = [row for scan in measurements(segmenter, [case, case], [plain]) for row in scan]
+        rows = answered(segmenter, [case, case], [plain])
     rows[1] = replace(rows[1], dice=0.0, surface_mm=float("nan"), volume_mm3=0.0)
     [found] = summaries(rows)
     assert (found.not_found, found.cases, found.routes) == (1, 2, (0,))
@@ -194,6 +206,65 @@ def test_without_cases_kept_back_all_are_used_and_it_is_said(
     )
     assert main(["evaluate", "--data", str(data), "-o", str(tmp_path / "out")]) == 0
     assert "2 cases, of which the network may have seen some" in capsys.readouterr().out
+
+
+def crops(data: Path, into: Path, *, first: int) -> Path:
+    """The scans of `data` from slice `first` of each axis on, as cases of other names."""
+    for part in ("images", "labels"):
+        (into / part).mkdir(parents=True)
+        image = nib.load(data / part / "hippocampus_292.nii.gz")
+        nib.save(image, into / part / "hippocampus_002.nii.gz")
+        small = image.slicer[first:, first:, first:]
+        nib.save(small, into / part / "hippocampus_004.nii.gz")
+    return into
+
+
+def test_scans_that_the_package_refuses_are_told_and_the_others_measured(
+    two_cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A crop that is large enough, and is not once it is 4 mm tighter."""
+    image = nib.load(two_cases / "images/hippocampus_292.nii.gz")
+    least = Segmenter.load("hippocampus").package.manifest.model.field_of_view_mm.min
+    first = min(int(n - mm) - 6 for n, mm in zip(image.shape, least, strict=True))
+    data, out = crops(two_cases, tmp_path / "data", first=first), tmp_path / "out"
+    assert main(["evaluate", "--data", str(data), "-o", str(out)]) == 0
+    tighter = "4 mm tighter on every side"
+    [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith(f"{tighter}: ")]
+    assert f"1 of 2 refused, the first as hippocampus_004 ({tighter}): " in line
+    rows = list(csv.DictReader((out / "cases.csv").read_text().splitlines()))
+    assert {r["case"] for r in rows if r["acquisition"] == tighter} == {"hippocampus_002"}
+    assert {r["case"] for r in rows if r["acquisition"] == "1 mm"} == {
+        "hippocampus_002",
+        "hippocampus_004",
+    }
+
+
+def test_where_all_scans_are_refused_nothing_is_written(
+    two_cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for part in ("images", "labels"):
+        (data / part).mkdir(parents=True)
+        image = nib.load(two_cases / part / "hippocampus_292.nii.gz")
+        nib.save(image.slicer[:5, :5, :5], data / part / "hippocampus_292.nii.gz")
+    assert main(["evaluate", "--data", str(data), "-o", str(out)]) == 1
+    assert "scans was answered: hippocampus_292 (1 mm): " in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("shape", [(35, 50, 8), (3, 2, 1)])
+def test_every_acquisition_is_made_of_thin_scans_too(case: Case, shape: tuple[int, ...]) -> None:
+    i, j, k = shape
+    thin = replace(
+        case,
+        voxels=case.voxels[:, :i, :j, :k],
+        labels=case.labels[:i, :j, :k],
+        grid=case.grid.box((0, 0, 0), (i, j, k)),
+    )
+    for one in acquisitions(1.0):
+        volume, truth = one.make(thin, np.random.default_rng(0))
+        assert min(volume.voxels.shape) > 0
+        assert truth.labels.shape == truth.grid.shape
 
 
 def test_the_picture_shows_several_packages() -> None:

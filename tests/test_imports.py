@@ -100,6 +100,15 @@ def test_every_help_works_with_no_extra_installed(arguments: list[str]) -> None:
     assert done.stdout
 
 
+@pytest.mark.parametrize("absent", ["matplotlib", "scipy"])
+def test_training_asks_for_its_whole_extra_before_the_first_epoch(absent: str) -> None:
+    command = ["train", "--data", "x", "--out", "y"]
+    done = without((absent,), f"from rare_trt.cli import main; sys.exit(main({command!r}))")
+    assert done.returncode == 1
+    assert f"needs the package {absent}" in done.stderr
+    assert "rare-trt[train]" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "extra"),
     [

@@ -28,7 +28,7 @@ def steps_of(shape: Shape) -> Plan:
 
 
 def chosen(shape: Shape, limit: int) -> Shape:
-    return tile_shape(steps_of(shape), ROUTE, PER_VOXEL, shape, 2, limit)
+    return tile_shape(steps_of(shape), ROUTE, PER_VOXEL, shape, 2, (1, *shape), limit)
 
 
 def test_what_fits_is_run_in_one_piece_whatever_the_largest_trained_shape() -> None:
@@ -64,7 +64,7 @@ def test_more_memory_never_costs_more_work() -> None:
     steps = steps_of(shape)
     work = []
     for limit in (4 * GIB, 6 * GIB, 8 * GIB, 32 * GIB):
-        found = tile_shape(steps, ROUTE, PER_VOXEL, shape, 2, limit)
+        found = tile_shape(steps, ROUTE, PER_VOXEL, shape, 2, (1, *shape), limit)
         work.append(sum(prod(len(m) for m in t.in_matrices) for t in tiles(steps, found)))
     assert work == sorted(work, reverse=True)
     assert work[2] <= 1.4 * prod(shape)
@@ -80,6 +80,18 @@ def test_neighbours_share_half_a_small_tile_and_no_more_than_is_needed_of_a_larg
 def test_what_fits_in_no_tile_is_refused_in_one_sentence() -> None:
     with pytest.raises(ScanError, match=r"takes \d+ MiB in the smallest tiles.* is 512 MiB"):
         chosen((512, 512, 300), 512 * MIB)
+
+
+def test_a_part_of_a_scan_that_does_not_fit_is_run() -> None:
+    """The way out that the refusal names: of the whole scan only what is stored counts."""
+    scan, part, limit = (512, 512, 600), (48, 72, 48), 4 * GIB
+    with pytest.raises(ScanError, match="segment a part of the scan with --at"):
+        chosen(scan, limit)
+    steps = steps_of(part)
+    found = tile_shape(steps, ROUTE, PER_VOXEL, scan, 2, (1, *part), limit)
+    assert found == steps.working_shape
+    with pytest.raises(ScanError, match="is 700 MiB"):
+        tile_shape(steps, ROUTE, PER_VOXEL, scan, 2, (1, *part), 700 * MIB)
 
 
 def test_memory_grows_with_filters_and_routes() -> None:

@@ -277,6 +277,36 @@ def test_a_server_of_something_else_is_told_from_ours(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_client_asks_again_for_as_long_as_it_is_patient(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the server says that it takes, once more at the end."""
+    asked: list[float] = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(monotonic())
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(503)
+            self.send_header("Retry-After", "600" if len(asked) == 2 else "0")
+            self.end_headers()
+            self.wfile.write(b'{"error": "as many as --queue allows"}')
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.setattr("rare_trt.client.PATIENCE_SECONDS", 3.0)
+    with HTTPServer(("127.0.0.1", 0), Busy) as busy, ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: [busy.handle_request() for _ in range(3)])
+        address = f"http://127.0.0.1:{busy.server_port}"
+        status = main(["infer", str(scan), "-o", str(tmp_path / "l.nii.gz"), "--server", address])
+    assert status == 1
+    assert "as many as --queue allows" in capsys.readouterr().err
+    first, second, third = asked
+    assert second - first >= 1.0
+    assert 2.5 <= third - first < 10.0
+
+
 def test_a_client_loads_nothing_that_computes(server: Running, scan: Path, tmp_path: Path) -> None:
     code = "import sys; from rare_trt.cli import main; status = main(sys.argv[1:]); "
     code += "heavy = 'openvino', 'torch', 'uvicorn', 'PIL', 'numpy', 'nibabel'; "
@@ -345,10 +375,13 @@ def test_nothing_outside_the_allowed_folders_is_read_or_written(
         assert "is not inside the folders" in answer.error
     assert sorted(tmp_path.iterdir()) == [outside]
     assert not (allowed / "l.nii.gz").exists()
-    # A link that stays inside is a file like any other.
-    (allowed / "good.nii.gz").symlink_to(inside)
-    good = server.named(scan=allowed / "good.nii.gz", labels=allowed / "good_l.nii.gz")
-    assert good.status == 200
+    # A link that stays inside is a file like any other; labels lie beside its own name.
+    (allowed / "store").mkdir()
+    inside.rename(allowed / "store/key.nii.gz")
+    (allowed / "good.nii.gz").symlink_to(allowed / "store/key.nii.gz")
+    assert server.named(scan=allowed / "good.nii.gz").status == 200
+    assert (allowed / "good_labels.nii.gz").is_file()
+    assert [path.name for path in (allowed / "store").iterdir()] == ["key.nii.gz"]
 
 
 def test_what_is_no_scan_file_never_keeps_the_server_waiting(

@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save
 
 from rare_trt import Segmenter, read_scan
 from rare_trt.cli import main
+from rare_trt.commands.info import described
 from rare_trt.engines.build import build_package
+from rare_trt.engines.card import model_card
 from rare_trt.errors import OutputError, RareTrtError, ScanError
 from rare_trt.geometry import Canonical
 from rare_trt.package import write_package
@@ -86,7 +88,7 @@ def test_the_same_labels_from_torch_and_from_the_runtime(
         overwrite=False,
     )
     card = built.read("MODEL_CARD.md").decode()
-    said = ("CC BY-SA 4.0", "case_00", "learnt 50% from what", "not measured")
+    said = ("CC BY-SA 4.0", "case_00", "Volumes were balanced", "not measured")
     for words in (built.manifest.model.training.data, *said):
         assert words in card
     for scores in built.manifest.model.training.dice:
@@ -112,6 +114,24 @@ def test_the_same_labels_from_torch_and_from_the_runtime(
         second, best = np.sort(logits[0].numpy(), axis=0)[-2:]
         assert different.mean() <= 2e-5
         assert ((best - second)[different] < 1e-3).all()
+
+
+def test_a_card_claims_no_training_that_was_not_or_is_not_known(
+    trained: Path,
+) -> None:
+    with Segmenter.load("hippocampus") as segmenter:
+        manifest = segmenter.package.manifest
+    recipe = load_checkpoint(trained).recipe
+    learnt = "learnt 50% from what"
+    assert learnt in model_card(manifest, replace(recipe, cycles=(1, 1))).decode()
+    # From the second cycle on.
+    assert learnt not in model_card(manifest, replace(recipe, cycles=(2,))).decode()
+    training = replace(manifest.model.training, cases=0)
+    converted = replace(manifest, model=replace(manifest.model, training=training))
+    card = model_card(converted, recipe).decode()
+    assert "does not say what it was trained on" in card
+    assert "Simulated acquisitions were shown" not in card
+    assert any("epochs on unknown cases: " in line for line in described(converted))
 
 
 def test_a_run_leaves_a_checkpoint_a_log_and_curves(trained: Path, recipe: Recipe) -> None:
@@ -411,8 +431,14 @@ def test_an_unfinished_run_is_not_packed_and_carries_no_stale_dice(
 
 
 def test_one_subject_is_too_few(labelled: Path, recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(RareTrtError, match="of one subject"):
+    with pytest.raises(RareTrtError, match=r"of one subject \(cases_per_subject is 10, counted"):
         train(labelled, tmp_path, replace(recipe, cases_per_subject=10))
+
+
+def test_one_of_several_subjects_is_trained_on_whatever_the_share() -> None:
+    training, validation = split_by_subject(["a", "b", "c", "d"], 1, 0.9, seed=0)
+    assert (len(training), len(validation)) == (1, 3)
+    assert split_by_subject(["a"], 1, 0.1, seed=0) == ([], [0])
 
 
 def test_no_subject_is_on_both_sides() -> None:
@@ -449,6 +475,10 @@ def test_what_does_not_fit_together_is_refused(labelled: Path, tmp_path: Path) -
     (tmp_path / "data/labels/case_002.nii.gz").unlink()
     with pytest.raises(ScanError, match="1 missing in all"):
         find_cases(tmp_path / "data")
+    listing = tmp_path / "data/dataset.json"
+    listing.write_bytes('{"training": [], "reference": "Bjørnstrup"}'.encode("latin-1"))
+    with pytest.raises(ScanError, match="not in the Decathlon's layout"):
+        find_cases(tmp_path / "data")
     image, labels = (labelled / part / "case_001.nii.gz" for part in ("images", "labels"))
     with pytest.raises(ScanError, match="another grid"):
         load_case(CaseFiles("x", image, labelled / "labels/case_002.nii.gz"), 1, 3)
@@ -456,6 +486,25 @@ def test_what_does_not_fit_together_is_refused(labelled: Path, tmp_path: Path) -
         load_case(CaseFiles("x", image, labels), 1, 2)
     with pytest.raises(ScanError, match=r"holds (\S+, ){5}\.\.\.; expected 0 to 2"):
         load_case(CaseFiles("x", image, image), 1, 3)
+
+
+def test_labels_may_lie_as_far_from_the_scan_as_files_round_and_no_farther(
+    labelled: Path, tmp_path: Path
+) -> None:
+    image = nib.load(labelled / "images/case_001.nii.gz")
+    labels = nib.load(labelled / "labels/case_001.nii.gz")
+    for name, matrix, fits in (
+        ("rounded", np.array([[0, 0, 0, 3e-3]] + 3 * [[0, 0, 0, 0]]), True),
+        ("tilted", np.array([[0, 9e-3, 0, 0]] + 3 * [[0, 0, 0, 0]]), False),
+    ):
+        path = tmp_path / f"{name}.nii.gz"
+        nib.save(nib.Nifti1Image(labels.dataobj, image.affine + matrix, image.header), path)
+        files = CaseFiles("x", labelled / "images/case_001.nii.gz", path)
+        if fits:
+            assert load_case(files, 1, 3).labels.any()
+        else:
+            with pytest.raises(ScanError, match=r"another grid .*corners up to \S+ mm apart"):
+                load_case(files, 1, 3)
 
 
 def test_augmented_cases_keep_image_and_labels_together(labelled: Path) -> None:

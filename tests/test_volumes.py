@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from rare_trt.geometry import Grid
+from rare_trt.training.cases import Case
 from rare_trt.training.network import NetworkConfig, RareUNet
 from rare_trt.training.recipe import load_recipe
 from rare_trt.training.volumes import balance_volumes, volume_shift
@@ -50,24 +54,24 @@ def test_a_label_that_no_case_holds_is_left_alone() -> None:
     assert volume_shift([spheres(6.0)], [truth])[2] == 0
 
 
-def test_nothing_but_the_heads_biases_changes() -> None:
-    from rare_trt.geometry import Grid
-    from rare_trt.training.cases import Case
-
+@pytest.mark.parametrize("slices", [1, 20])
+def test_nothing_but_the_heads_biases_changes(slices: int) -> None:
+    """One slice is no whole voxel at twice its thickness, and is taken for one."""
     torch.manual_seed(0)
     recipe = load_recipe("hippocampus")
     config = NetworkConfig(depth=2, filters=4, gate_blocks=1, routes=2)
     network = RareUNet(config)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     rng = np.random.default_rng(0)
+    i, j, k = SHAPE
+    first = (k - slices) // 2
     case = Case(
         "one",
-        rng.normal(size=(1, *SHAPE)).astype(np.float32),
-        labels(spheres(5.0)),
-        Grid(SHAPE, np.eye(4)),
+        rng.normal(size=(1, i, j, slices)).astype(np.float32),
+        labels(spheres(5.0))[..., first : first + slices],
+        Grid((i, j, slices), np.eye(4)),
     )
-    from dataclasses import replace
-
+    assert case.labels.shape == case.grid.shape
     balance_volumes(network, [case], replace(recipe, network=config))
     changed = {n for n, t in network.state_dict().items() if not torch.equal(t, before[n])}
     assert changed == {"heads.0.bias", "heads.1.bias"}

@@ -55,8 +55,8 @@ def convert(folder: Path, out: Path, data: Path, recipe: Recipe) -> Checkpoint:
 
     Labels, channels and the rest that their files leave out are those of `recipe`; fields of view,
     volumes and Dice those of the labelled scans in `data`. Dice is taken on the cases that training
-    by `recipe` would keep back. Which cases the authors trained on their files do not say: only
-    where `data` holds none of them are all kept-back cases unseen.
+    by `recipe` would keep back. Which cases the authors trained on their files do not say, so the
+    checkpoint says that it is not known.
 
     Raises RareTrtError, with nothing written, where anything is missing or does not fit.
     """
@@ -83,6 +83,7 @@ def convert(folder: Path, out: Path, data: Path, recipe: Recipe) -> Checkpoint:
     dice = validate(network, [cases[index] for index in kept_back], recipe).mean(axis=0)
     facts = replace(
         training_facts(cases, [names[index] for index in kept_back], recipe),
+        cases=0,
         epochs=epochs,
         dice=tuple(tuple(row) for row in dice.round(4).tolist()),
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rare_trt.errors import ScanError
+from rare_trt.gate import grid_difference
 from rare_trt.geometry import Canonical, Grid
 from rare_trt.naming import is_scan_name, stem
 from rare_trt.nifti import read_scan
@@ -74,11 +75,11 @@ def load_case(files: CaseFiles, channels: int, classes: int) -> Case:
     """One case; raises ScanError where labels and scan do not lie on one grid."""
     scan = read_scan(files.image, channels).volume
     truth = read_scan(files.labels).volume
-    apart = np.abs(scan.grid.affine - truth.grid.affine).max()
-    if scan.grid.shape != truth.grid.shape or apart > 1e-3:
+    difference = grid_difference(scan.grid, truth.grid)
+    if difference is not None:
         raise ScanError(
-            f"{files.labels}: lies on another grid than its scan (shapes {truth.grid.shape} and "
-            f"{scan.grid.shape}, affines {apart:.3g} apart): resample the labels"
+            f"{files.labels}: lies on another grid than its scan ({difference}): resample the "
+            "labels"
         )
     strange = [v for v in np.unique(truth.voxels).tolist() if v not in range(classes)]
     if strange:
@@ -103,12 +104,13 @@ def split_by_subject(
 ) -> tuple[list[int], list[int]]:
     """Indices of training and validation cases; all cases of a subject fall on one side.
 
-    The subject of the n-th case (by the last number in its name) is (n + 1) // cases_per_subject
-    rounded so that 1..cases_per_subject is the first one; cases without a number are their own.
+    The subject of the n-th case (by the last number in its name) is (n - 1) // cases_per_subject,
+    so that cases 1 to cases_per_subject are the first one's; a case without a number is its own,
+    and so is every case where each subject has one. Of several subjects one at least is trained on.
     """
     subjects = [_subject(name, cases_per_subject) for name in names]
     known = sorted(set(subjects))
-    count = max(1, round(share * len(known)))
+    count = max(1, min(round(share * len(known)), len(known) - 1))
     order = np.random.default_rng(seed).permutation(len(known))
     kept_back = {known[index] for index in order[:count]}
     training = [index for index, subject in enumerate(subjects) if subject not in kept_back]
@@ -128,7 +130,7 @@ def _listed_pairs(listing: Path) -> list[tuple[Path, Path]]:
     try:
         entries: list[dict[str, Any]] = json.loads(listing.read_text())["training"]
         return [(folder / entry["image"], folder / entry["label"]) for entry in entries]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ScanError(
             f"{listing}: not in the Decathlon's layout ({error!r}); expected a list `training` of "
             "{image, label}"

@@ -23,6 +23,8 @@ FORMAT = "rare-trt checkpoint 1"
 class TrainingFacts:
     """What the training data were, which decides what the package accepts and flags.
 
+    `cases` is 0 where it is not known which they were, of a converted network; the others are then
+    facts of the scans that it was measured on, and `validation` is kept back from calibration.
     Fields of view per canonical axis in mm; volumes in mm³ per label from 1 up; `dice` holds
     `dice[route][label - 1]` on the validation cases at base spacing.
     """
@@ -47,6 +49,10 @@ class Checkpoint:
 
     def save(self, folder: Path) -> None:
         """Writes model.safetensors and config.json into `folder`, replacing what was there."""
+        write_files(self.files(folder), overwrite=True)
+
+    def files(self, folder: Path) -> dict[Path, bytes]:
+        """What `save` writes."""
         weights = {
             name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()
         }
@@ -55,11 +61,10 @@ class Checkpoint:
             "recipe": self.recipe.as_json(),
             "facts": asdict(self.facts),
         }
-        files = {
+        return {
             folder / "model.safetensors": save(weights),
             folder / "config.json": (json.dumps(config, indent=2) + "\n").encode(),
         }
-        write_files(files, overwrite=True)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

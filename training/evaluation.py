@@ -17,6 +17,7 @@ from nibabel.quaternions import angle_axis2mat
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from rare_trt.errors import ScanError
 from rare_trt.geometry import Grid, Triple, Volume
 from rare_trt.metrics import dice
 from rare_trt.nifti import Scan
@@ -90,6 +91,15 @@ class Measurement:
     milliseconds: float
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """An acquisition of a case that the package does not take, and why."""
+
+    case: str
+    acquisition: str
+    why: str
+
+
 def acquisitions(base_spacing_mm: float) -> list[Acquisition]:
     """The acquisitions of the report: voxels up to 8 times the base spacing and shapes up to 1:6,
     and disturbances of the scan at the base spacing."""
@@ -121,12 +131,19 @@ def spacing_name(spacing_mm: Triple) -> str:
 
 def measurements(
     segmenter: Segmenter, cases: Sequence[Case], made: Sequence[Acquisition]
-) -> Iterator[list[Measurement]]:
-    """Every acquisition of every case in turn; what is random in them is the same on every run."""
+) -> Iterator[list[Measurement] | Refusal]:
+    """Every acquisition of every case in turn; what is random in them is the same on every run.
+
+    One that the package refuses, as it does fields of view outside its own, is told and passed
+    over.
+    """
     for number, case in enumerate(cases):
         for acquisition in made:
             volume, truth = acquisition.make(case, np.random.default_rng(number))
-            yield _measured(segmenter, acquisition, volume, truth)
+            try:
+                yield _measured(segmenter, acquisition, volume, truth)
+            except ScanError as error:
+                yield Refusal(case.name, acquisition.name, str(error))
 
 
 def _measured(
@@ -209,7 +226,9 @@ def _tighter(mm: float) -> Make:
     """What the scan does not show cannot be found, so the labels are cut too."""
 
     def make(case: Case, rng: Generator) -> Acquired:
-        cut = [round(mm / spacing) for spacing in case.grid.spacing_mm]
+        sizes = zip(case.labels.shape, case.grid.spacing_mm, strict=True)
+        # Of a thin scan something stays.
+        cut = [min(round(mm / spacing), (n - 1) // 2) for n, spacing in sizes]
         kept = tuple(slice(c, n - c) for c, n in zip(cut, case.labels.shape, strict=True))
         voxels, labels = case.voxels[(slice(None), *kept)], case.labels[kept]
         i, j, k = labels.shape

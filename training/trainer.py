@@ -58,8 +58,9 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
     )
     if not kept_in:
         raise RareTrtError(
-            f"{data}: the {len(cases)} case(s) are of one subject; expected at least two, one of "
-            "them for validation: add cases"
+            f"{data}: the {len(cases)} case(s) are of one subject (cases_per_subject is "
+            f"{recipe.cases_per_subject}, counted by the last number in each name); expected at "
+            "least two, one of them for validation: add cases, or mend the recipe"
         )
     _make_writable(out)
     run = _Run(
@@ -287,7 +288,6 @@ class _Run:
         return Checkpoint(self._kept().eval(), self.recipe, facts)
 
     def _save(self) -> None:
-        self._checkpoint().save(self.out)
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
         tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
@@ -300,8 +300,10 @@ class _Run:
             "scaler": json.dumps(self.scaler.state_dict()),
         }
         state = save({name: t.cpu().contiguous() for name, t in tensors.items()}, notes)
+        # The state first: without it nothing of a first epoch can be gone on with.
         files = {
             self.out / "state.safetensors": state,
+            **self._checkpoint().files(self.out),
             self.out / "log.csv": _csv(self.log),
             self.out / "curves.png": curves_png(self.log),
         }

@@ -94,9 +94,9 @@ def _answered(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Logits along `route` of `case` as a scan of `factor` times its spacing, and the labels.
 
-    The scan ends, as a scanner's does, with the last whole voxel.
+    The scan ends, as a scanner's does, with the last whole voxel, but has one where none is whole.
     """
-    shape = [int(n / factor) for n in case.labels.shape]
+    shape = [max(1, int(n / factor)) for n in case.labels.shape]
     kept = tuple(slice(0, int(n * factor)) for n in shape)
     labels = case.labels[kept]
     full = Grid((labels.shape[0], labels.shape[1], labels.shape[2]), case.grid.affine)

@@ -69,15 +69,17 @@ std::optional<double> bytes_per_voxel(const Model& model, int route,
   if (!model.filters) return std::nullopt;
   // As rare_trt/memory.py: float parts that are not bf16 are float32, also those beside INT8.
   const bool wide = arithmetic.find("bf16") == std::string::npos;
-  return static_cast<double>(*model.filters << route) * (wide ? 22.0 : 12.0);
+  return static_cast<double>(*model.filters << route) * (wide ? 22.0 : 13.0);
 }
 
-Shape tile_shape(const Plan& plan, const Route& route, double per_voxel, std::int64_t voxels,
-                 std::int64_t places, std::int64_t stored, double limit) {
-  // Stored in two orders and normalised; labels of the answer and of the scan.
-  const double held = kFixedBytes + static_cast<double>(voxels * (2 * stored + 4)) +
-                      2 * volume(plan.output_shape());
-  const double preparing = held + static_cast<double>(places) * kPreparedBytes;
+Shape tile_shape(const Plan& plan, const Route& route, double per_voxel, const Shape& scan,
+                 const Shape& shown, std::int64_t channels, std::int64_t stored, double limit) {
+  // Stored in two orders, and what is shown normalised; labels of the answer and of the scan.
+  const double answer = volume(plan.output_shape());
+  const double held = kFixedBytes + volume(scan) * static_cast<double>(channels * 2 * stored) +
+                      volume(shown) * static_cast<double>(channels * 4) + answer +
+                      std::max(answer, volume(scan));
+  const double preparing = held + volume(shown) * kPreparedBytes;
   const Shape whole = plan.working_shape();
   if (std::max(preparing, held + volume(whole) * per_voxel) <= limit) return whole;
   std::array<std::set<std::int64_t>, 3> axes;

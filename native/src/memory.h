@@ -20,10 +20,10 @@ std::optional<double> bytes_per_voxel(const Model& model, int route, const std::
 // The working shape that a run may have so that the whole process stays within `limit` bytes.
 //
 // The whole volume where it fits, else the tiles that cost least, none smaller than the route's
-// largest shape. `per_voxel` is what a run takes per working voxel; `voxels` are the scan's, of all
-// channels, with `stored` bytes each, and `places` those of one channel. Throws ScanError where not
-// even the smallest tiles fit.
-Shape tile_shape(const Plan& plan, const Route& route, double per_voxel, std::int64_t voxels,
-                 std::int64_t places, std::int64_t stored, double limit);
+// largest shape. `per_voxel` is what a run takes per working voxel; `scan` is the scan's shape, of
+// `channels` with `stored` bytes per voxel, and `shown` that of what is segmented of it. Throws
+// ScanError where not even the smallest tiles fit.
+Shape tile_shape(const Plan& plan, const Route& route, double per_voxel, const Shape& scan,
+                 const Shape& shown, std::int64_t channels, std::int64_t stored, double limit);
 
 }  // namespace rare_trt

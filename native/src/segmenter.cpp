@@ -145,7 +145,7 @@ void Segmenter::segment(const Voxels& scan, const Grid& grid, const Request& req
   with_session(
       route.index,
       [&](Session& session) {
-        const Shape max_shape = max_shape_of(session, route, steps, scan);
+        const Shape max_shape = max_shape_of(session, route, steps, scan, region->box.shape);
         report.tiles = static_cast<int>(tiles(steps, max_shape).size());
         answer = answered(session, image, steps, max_shape, classes, timings);
         report.backend = session.backend;
@@ -160,15 +160,14 @@ void Segmenter::segment(const Voxels& scan, const Grid& grid, const Request& req
 }
 
 Shape Segmenter::max_shape_of(const Session& session, const Route& route, const Plan& steps,
-                              const Voxels& scan) const {
+                              const Voxels& scan, const Shape& shown) const {
   if (session.backend != "openvino") return route.max_shape;
   const Model& model = package_.manifest.model;
   const auto per_voxel = bytes_per_voxel(model, route.index, session.arithmetic);
   if (!per_voxel) return route.max_shape;
   const auto stored =
       with_type(scan.dtype, [](auto value) { return static_cast<std::int64_t>(sizeof value); });
-  const std::int64_t places = scan.shape[0] * scan.shape[1] * scan.shape[2];
-  return tile_shape(steps, route, *per_voxel, places * scan.channels, places, stored,
+  return tile_shape(steps, route, *per_voxel, scan.shape, shown, scan.channels, stored,
                     usual_memory_limit());
 }
 

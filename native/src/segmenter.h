@@ -64,7 +64,7 @@ class Segmenter {
 
   // The largest working shape that `session` runs in one piece.
   Shape max_shape_of(const Session& session, const Route& route, const Plan& steps,
-                     const Voxels& scan) const;
+                     const Voxels& scan, const Shape& shown) const;
 
   // Does `work` with the best session of `route`. One that fails makes way for the next one, for
   // good unless it was only the shapes of this scan that did not fit.

@@ -195,11 +195,10 @@ TEST_CASE("tiles of large volumes are Python's") {
     const Shape shape = shape_of(vector);
     const Grid grid(shape, Affine::Identity());
     const Route route = routes()[static_cast<std::size_t>(index)];
-    const std::int64_t places = shape[0] * shape[1] * shape[2];
     const auto chosen = [&] {
-      return tile_shape(plan(grid, route, grid), route, *per_voxel,
-                        places * vector.at("channels").get<std::int64_t>(), places,
-                        vector.at("stored"), vector.at("limit").get<double>());
+      return tile_shape(plan(grid, route, grid), route, *per_voxel, vector.at("scan").get<Shape>(),
+                        shape, vector.at("channels"), vector.at("stored"),
+                        vector.at("limit").get<double>());
     };
     if (vector.contains("refused")) {
       CHECK_THROWS_AS(chosen(), ScanError);

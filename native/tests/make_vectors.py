@@ -181,10 +181,11 @@ def plan_cases() -> list[tuple[Shape, NDArray[np.float64], int, Shape | None]]:
     ]
 
 
-def tile_shape_cases() -> list[tuple[Shape, int, int, int, Arithmetic, int, int]]:
-    """Shape at 1 mm, route, channels, filters, arithmetic, bytes per voxel, limit in MiB."""
+def tile_shape_cases() -> list[tuple[Shape, Shape, int, int, int, Arithmetic, int, int]]:
+    """Shapes of a scan at 1 mm and of what is segmented of it, route, channels, filters,
+    arithmetic, bytes per voxel, limit in MiB."""
     cube = (256, 256, 256)
-    return [
+    whole: list[tuple[Shape, int, int, int, Arithmetic, int, int]] = [
         (cube, 0, 1, 16, "fp16", 2, 8192),
         (cube, 0, 1, 16, "fp16", 2, 2048),
         (cube, 0, 1, 16, "int8+bf16", 4, 2048),
@@ -194,9 +195,15 @@ def tile_shape_cases() -> list[tuple[Shape, int, int, int, Arithmetic, int, int]
         ((301, 90, 77), 1, 1, 16, "fp32", 8, 900),
         ((20, 30, 40), 3, 1, 16, "fp32", 1, 400),
     ]
+    return [
+        *((scan, scan, *rest) for scan, *rest in whole),
+        ((512, 512, 600), (48, 72, 48), 0, 1, 16, "int8", 2, 2048),
+        ((512, 512, 600), (48, 72, 48), 0, 1, 16, "int8", 2, 1024),
+    ]
 
 
 def tile_shape_vector(
+    scan: Shape,
     shape: Shape,
     index: int,
     channels: int,
@@ -208,12 +215,20 @@ def tile_shape_vector(
     grid, route = Grid(shape, np.eye(4)), ROUTES[index]
     per_voxel = bytes_per_voxel({"filters": filters}, index, computed)
     assert per_voxel is not None
-    found = {"shape": shape, "route": index, "channels": channels, "filters": filters}
+    found: dict[str, Any] = {
+        "scan": scan,
+        "shape": shape,
+        "route": index,
+        "channels": channels,
+        "filters": filters,
+    }
     found |= {"arithmetic": computed, "stored": stored, "limit": limit_mib * MIB}
     found |= {"per_voxel": per_voxel}
     try:
-        steps, scan = plan(grid, route, grid), (*shape, channels)
-        tile = tile_shape(steps, route, per_voxel, scan, stored, limit_mib * MIB)
+        steps, image = plan(grid, route, grid), (channels, *shape)
+        tile = tile_shape(
+            steps, route, per_voxel, (*scan, channels), stored, image, limit_mib * MIB
+        )
     except ScanError:
         return found | REFUSED
     return found | {"tile": tile}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from rare_trt.commands import add_signature_option, missing_extra
+from rare_trt.errors import ScanError
 from rare_trt.files import refuse_existing, write_files
 from rare_trt.segmenter import Segmenter
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rare_trt.commands import Parsers
+    from rare_trt.training.evaluation import Refusal
     from rare_trt.training.summary import Summary
 
 
@@ -25,8 +27,9 @@ def add_parser(commands: Parsers) -> None:
         help="measure a package on labelled scans, at every spacing",
         description="Makes scans of other spacings, voxel shapes, angles, noise and fields of view "
         "from labelled ones, segments them and compares the answers with the full labels. Uses "
-        "the cases that were kept back from training where DIR has them, else all. Writes "
-        "cases.csv, summary.csv and dice.png.",
+        "the cases that were kept back from training where DIR has them, else all. Scans that the "
+        "package refuses count in no mean and are told. Writes cases.csv, summary.csv and "
+        "dice.png.",
     )
     parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
@@ -44,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise missing_extra(error, "evaluate") from error
     from rare_trt.training.cases import find_cases, load_cases
-    from rare_trt.training.evaluation import acquisitions, measurements
+    from rare_trt.training.evaluation import Refusal, acquisitions, measurements
     from rare_trt.training.summary import dice_png, measurements_csv, summaries, summaries_csv
 
     paths = [options.output / name for name in ("cases.csv", "summary.csv", "dice.png")]
@@ -61,12 +64,17 @@ def run(options: argparse.Namespace) -> int:
         work = tqdm(
             measurements(segmenter, cases, made), "evaluating", len(cases) * len(made), unit="scan"
         )
-        rows = [row for scan in work for row in scan]
+        done = list(work)
+    refused = [scan for scan in done if isinstance(scan, Refusal)]
+    rows = [row for scan in done if not isinstance(scan, Refusal) for row in scan]
+    if not rows:
+        raise ScanError(f"none of {len(done)} scans was answered: {_sentence(refused[0])}")
     found = summaries(rows)
     contents = (measurements_csv(rows), summaries_csv(found), dice_png({manifest.name: found}))
     write_files(dict(zip(paths, contents, strict=True)), overwrite=options.overwrite)
-    print("\n".join(_table(found)))
-    of = "kept back from training" if kept_back else "of which the network may have seen some"
+    print("\n".join([*_table(found), *_refused(refused, len(cases))]))
+    unseen = kept_back and manifest.model.training.cases
+    of = "kept back from training" if unseen else "of which the network may have seen some"
     print(f"\n{len(cases)} cases, {of}; all acquisitions are simulated. {options.output}")
     return 0
 
@@ -90,3 +98,19 @@ def _table(found: Sequence[Summary]) -> list[str]:
             f"{one.surface_mm:.2f}{missed} | {one.volume_error:+.1%} | {one.milliseconds:.0f} |"
         )
     return lines
+
+
+def _refused(refused: Sequence[Refusal], cases: int) -> list[str]:
+    """One line per acquisition of which the package refused scans."""
+    by_name: dict[str, list[Refusal]] = {}
+    for one in refused:
+        by_name.setdefault(one.acquisition, []).append(one)
+    lines = [
+        f"{name}: {len(those)} of {cases} refused, the first as {_sentence(those[0])}"
+        for name, those in by_name.items()
+    ]
+    return ["", *lines] if lines else []
+
+
+def _sentence(refusal: Refusal) -> str:
+    return f"{refusal.case} ({refusal.acquisition}): {refusal.why}"

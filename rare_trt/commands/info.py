@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rare_trt.commands import add_signature_option
 from rare_trt.machine import Machine, this_machine
-from rare_trt.manifest import BuilderOptions, EngineEntry, Manifest
+from rare_trt.manifest import BuilderOptions, EngineEntry, Manifest, TrainingRecord
 from rare_trt.package import open_package
 from rare_trt.sessions.fit import obstacle
 
@@ -45,8 +45,7 @@ def described(manifest: Manifest) -> list[str]:
         f"spacing    {low:g} to {high:g} mm along each axis; the answer is made at "
         f"{model.base_spacing_mm:g} mm",
         f"view       {_mm(fov.min)} to {_mm(fov.max)} mm (right, anterior, superior)",
-        f"trained    {training.epochs} epochs on {training.cases - len(training.validation_cases)} "
-        f"of {training.cases} cases: {training.data}, {training.licence}",
+        _trained(training),
         f"made with  {manifest.created_with}",
         "",
         "route  spacing  native band      largest shape   graphs      validation Dice",
@@ -61,6 +60,14 @@ def described(manifest: Manifest) -> list[str]:
             + " / ".join(f"{score:.3f}" for score in dice)
         )
     return [*lines, ""]
+
+
+def _trained(training: TrainingRecord) -> str:
+    of = f"{training.cases - len(training.validation_cases)} of {training.cases} cases"
+    return (
+        f"trained    {training.epochs} epochs on {of if training.cases else 'unknown cases'}: "
+        f"{training.data}, {training.licence}"
+    )
 
 
 def engine_lines(manifest: Manifest, machine: Machine) -> list[str]:

@@ -29,6 +29,10 @@ def add_parser(commands: Parsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
+        # Imported late by what uses them, so asked for before the long work.
+        import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
+
         from rare_trt.training.recipe import load_recipe
         from rare_trt.training.trainer import train
     except ImportError as error:

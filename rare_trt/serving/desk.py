@@ -87,7 +87,8 @@ class Desk:
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"{self._admitted} requests are waiting already, as many as --queue allows: try "
                 "again later",
-                max(1, ceil(self._admitted * self._last_seconds)),
+                # A place is free with the next answer.
+                max(1, ceil(self._last_seconds)),
             )
         self._admitted += 1
         try:

@@ -61,9 +61,11 @@ class Names:
         make no sense.
         """
         files = tuple(_inside(path, folders) for path in self.scan)
+        # Beside the name that was given, not beside what a link of that name leads to.
+        beside = str(labels_beside(Path(self.scan[0])))
         job = Job(
             files,
-            labels_beside(files[0]) if self.labels is None else _inside(self.labels, folders),
+            _inside(beside if self.labels is None else self.labels, folders),
             None if self.report is None else _inside(self.report, folders),
             None if self.picture is None else _inside(self.picture, folders),
         )

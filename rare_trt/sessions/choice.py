@@ -44,8 +44,8 @@ class Choice:
     """Opens sessions of one package; closes what they share.
 
     Engines come before OpenVINO, TensorRT before TensorRT for RTX, dynamic shapes before static
-    ones, fp16 before fp32, and of engines alike the one built last. With `precision` only sessions
-    that compute in it are chosen.
+    ones, int8 before fp16 before fp32, and of engines alike the one built last. With `precision`
+    only sessions that compute in it are chosen.
     """
 
     def __init__(
