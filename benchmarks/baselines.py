@@ -74,7 +74,7 @@ def main(data: Path, out: Path, checkpoints: list[Path]) -> None:
 def package_of(folder: Path, data: Path, into: Path) -> Package:
     """A package of the checkpoint in `folder` as it comes out of training, without INT8."""
     checkpoint = load_checkpoint(folder)
-    view = field_of_view(checkpoint.facts)
+    view = field_of_view(checkpoint.facts, checkpoint.recipe.base_spacing_mm)
     golden = golden_vectors(checkpoint, proof_cases(data, checkpoint), view)
     manifest = manifest_of(folder.name, checkpoint, view, golden)
     contents = {**graph_contents(typed_graphs(checkpoint)), **golden.files}

@@ -83,7 +83,7 @@ def cost_of(
             steps = plan(grid, route, grid)
             shape = (size, size, size)
             shapes[size] = tile_shape(
-                steps, route, session.bytes_per_voxel, shape, 2, (1, *shape), limit
+                steps, route, session.bytes_per_voxel, shape, 2, (1, *shape), 3, limit
             )
             answered(session, image, steps, shapes[size])
             runs[size].append((perf_counter() - start) / size**3 * 1e9)

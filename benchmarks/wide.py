@@ -80,7 +80,7 @@ def four_channel_package(folder: Path, real: Scan) -> Package:
     checkpoint = Checkpoint(RareUNet(network).eval(), recipe, facts)
     voxels = np.moveaxis(real.volume.voxels, 3, 0).astype(np.float32)
     case = Case("real", voxels, np.zeros(voxels.shape[1:], np.uint8), real.volume.grid)
-    limits = field_of_view(facts)
+    limits = field_of_view(facts, recipe.base_spacing_mm)
     golden = golden_vectors(checkpoint, [case], limits)
     manifest = manifest_of(folder.stem, checkpoint, limits, golden)
     wide = replace(manifest.model, field_of_view_mm=replace(limits, max=LARGEST_MM))

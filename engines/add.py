@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -81,7 +82,9 @@ def build_engines(
     engines = _merged(package.manifest.engines, kept, any_precision=precision == "best")
     package = _stored(package, out, engines, new, overwrite=overwrite)
     if builder.timing_cache:
-        write_files({timings: builder.timing_cache}, overwrite=True)
+        # They only save time, and the package's own folder may be all that can be written to.
+        with suppress(OutputError):
+            write_files({timings: builder.timing_cache}, overwrite=True)
     return package, built
 
 
@@ -174,10 +177,11 @@ def _stored(
 def _merged(
     old: Sequence[EngineEntry], new: Sequence[EngineEntry], *, any_precision: bool
 ) -> list[EngineEntry]:
-    """`old` without those that one of `new` takes the place of, and `new`."""
+    """`old` without those that one of `new` takes the place of, and `new`; what is in both keeps
+    its place, so that a package to which nothing is added stays as it is."""
     uses = [_use(engine, any_precision=any_precision) for engine in new]
     kept = [engine for engine in old if _use(engine, any_precision=any_precision) not in uses]
-    return [*kept, *new]
+    return sorted([*kept, *new], key=lambda one: old.index(one) if one in old else len(old))
 
 
 def _use(engine: EngineEntry, *, any_precision: bool) -> EngineEntry:

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rare_trt.cache import Cache
@@ -75,7 +76,7 @@ def build_package(
         )
     cases = proof_cases(data, checkpoint)
     graphs = typed_graphs(checkpoint)
-    view = field_of_view(checkpoint.facts)
+    view = field_of_view(checkpoint.facts, checkpoint.recipe.base_spacing_mm)
     golden = golden_vectors(checkpoint, cases, view)
     manifest = manifest_of(out.stem, checkpoint, view, golden)
     manifest = replace(manifest, model=with_seen(manifest, data, checkpoint.recipe))
@@ -219,17 +220,23 @@ def route_entry(recipe: Recipe, index: int, view: FieldOfView) -> RouteEntry:
     )
 
 
-def field_of_view(facts: TrainingFacts) -> FieldOfView:
-    """The fields of view a package accepts, from those it was trained on."""
+def field_of_view(facts: TrainingFacts, base_spacing_mm: float) -> FieldOfView:
+    """The fields of view a package accepts, from those it was trained on. The typical one, which
+    boxes and static engines have, is of whole voxels."""
+    voxels = np.maximum(1.0, np.round(np.array(facts.typical_fov_mm) / base_spacing_mm))
     return FieldOfView(
         min=_scaled(facts.smallest_fov_mm, SMALLEST_VIEW),
-        typical=facts.typical_fov_mm,
+        typical=_scaled(_triple(voxels), base_spacing_mm),
         max=_scaled(facts.largest_fov_mm, LARGEST_VIEW),
     )
 
 
 def _scaled(size_mm: Triple, factor: float) -> Triple:
-    i, j, k = np.round(np.array(size_mm) * factor, 3).tolist()
+    return _triple(np.round(np.array(size_mm) * factor, 3))
+
+
+def _triple(values: NDArray[np.float64]) -> Triple:
+    i, j, k = values.tolist()
     return i, j, k
 
 

@@ -206,7 +206,7 @@ def _route(
     manifest = package.manifest
     graph = package.graph(entry.index, "fp32")
     model = loaded_graph(package.read(graph.file), package.read(graph.weights))
-    budget = Budget(dice_budget if entry.index < FINE_ROUTES else 2.0 * dice_budget)
+    budget = Budget(dice_budget if entry.index < FINE_ROUTES else min(1.0, 2.0 * dice_budget))
     band = [
         route_sample(manifest, entry, case, relative)
         for case, relative in zip(seen[-RANGE_SCANS:], cycle(BAND))

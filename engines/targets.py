@@ -83,6 +83,8 @@ def _no_tensorrt(target: Target, machine: Machine, options: BuilderOptions) -> s
         return f"engines do not cross from {machine.platform} to {target.platform}"
     if target.name == "this machine":
         return None
+    if target.jetpack is not None or machine.gpu.integrated:
+        return "a Jetson's engines are built on it: build on the target"
     compatibility = options.hardware_compatibility
     both_ampere = min(_number(target), float(machine.gpu.compute_capability)) >= 8.0
     if compatibility == "ampere_plus" and both_ampere:

@@ -22,6 +22,7 @@ from rare_trt.bench_scans import package_scans
 from rare_trt.cache import Cache
 from rare_trt.errors import BackendError, ScanError
 from rare_trt.geometry import Shape, Triple
+from rare_trt.jobs import about
 from rare_trt.load import require_quiet
 from rare_trt.machine import this_machine
 from rare_trt.manifest import Arithmetic
@@ -293,7 +294,10 @@ def _check_names(scans: Sequence[BenchScan]) -> None:
 
 
 def _shown(segmenter: Segmenter, path: Path) -> BenchScan:
-    result = segmenter.segment(path)
+    try:
+        result = segmenter.segment(path)
+    except ScanError as error:
+        raise about((path,), error) from error
     grid = result.scan.volume.grid
     i, j, k = (round(size, 3) for size in grid.spacing_mm)
     return BenchScan(path.name, result.route.route, grid.shape, (i, j, k))

@@ -48,7 +48,7 @@ def region_of(volume: Volume, accepted: FieldOfView, at_mm: Triple | None) -> Re
     else:
         box = box_at(canonical.grid, at_mm, accepted.typical)
     part = box_grid(canonical.grid, box)
-    check_field_of_view(part, accepted, is_box=at_mm is not None)
+    check_field_of_view(part, accepted, box_of=None if at_mm is None else canonical.grid)
     return Region(canonical, part, box, voxels[box])
 
 
@@ -79,14 +79,16 @@ def within(extent_mm: Triple, low_mm: Triple, high_mm: Triple) -> bool:
     return all(low - TOLERANCE_MM <= size <= high + TOLERANCE_MM for low, size, high in extents)
 
 
-def check_field_of_view(grid: Grid, accepted: FieldOfView, *, is_box: bool) -> None:
+def check_field_of_view(grid: Grid, accepted: FieldOfView, *, box_of: Grid | None = None) -> None:
     """Raises ScanError where a canonical `grid` covers more or less than the network was trained
-    on: it would label nonsense. `is_box` says that it is a box cut out by --at already."""
+    on: it would label nonsense. `box_of` is the grid that it was cut out of with --at, if it was.
+    """
     if within(grid.extent_mm, accepted.min, accepted.max):
         return
-    if is_box:
+    large_enough = within((box_of or grid).extent_mm, accepted.min, (inf, inf, inf))
+    if large_enough and box_of is not None:
         way_out = "the scan's border cuts the box: choose a point further inside for --at"
-    elif within(grid.extent_mm, accepted.min, (inf, inf, inf)):
+    elif large_enough:
         way_out = "pass --at X,Y,Z (world mm) to segment a box of the trained size around a point"
     else:
         way_out = "take a scan, or a crop of one, that covers more"

@@ -84,6 +84,7 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
             for path in handles:
                 os.fsync(handles[path])
             for path in handles:
+                claimed_still(handles[path], temporary_name(path))
                 if overwrite:
                     temporary_name(path).replace(path)
                 else:
@@ -142,6 +143,17 @@ def claimed(temporary: Path, make: Callable[[Path], int]) -> Iterator[int]:
             if _is_still(handle, temporary):
                 _remove(temporary)
             os.close(handle)
+
+
+def claimed_still(handle: int, temporary: Path) -> None:
+    """Raises OutputError where another program has taken `temporary`, open as `handle`, for what a
+    killed one left: as it may where the file system has no locks."""
+    if not _is_still(handle, temporary):
+        raise _written_by_another(temporary)
+
+
+def _written_by_another(temporary: Path) -> OutputError:
+    return OutputError(f"{temporary}: is being written by another program: wait until it has ended")
 
 
 def new_file(path: Path) -> int:
@@ -211,9 +223,7 @@ def _remove_leftover(temporary: Path) -> None:
         return
     try:
         if not _lock(handle, wait=False):
-            raise OutputError(
-                f"{temporary}: is being written by another program: wait until it has ended"
-            )
+            raise _written_by_another(temporary)
         if _is_still(handle, temporary):
             _remove(temporary)
     finally:

@@ -93,6 +93,7 @@ def _normalise_channel(voxels: NDArray[Any], rule: IntensityRule, out: NDArray[n
     mean = foreground.mean(dtype=np.float64)
     deviation = foreground.std(dtype=np.float64)
     values -= mean
-    values /= max(deviation, MIN_DEVIATION)
+    # In float64, also where the deviation is that constant.
+    values /= max(deviation, np.float64(MIN_DEVIATION))
     if wide:
         out[...] = values

@@ -5,7 +5,6 @@ Loads nothing that computes: a client of the server plans its jobs with it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import realpath
@@ -58,13 +57,21 @@ def check_outputs(jobs: Sequence[Job]) -> None:
         if job.picture:
             check_picture(job.picture)
     # Not Path.resolve, which raises where links go in a circle: reading and writing say so better.
-    outputs = Counter(Path(realpath(path)) for job in jobs for path in job.outputs())
-    inputs = {Path(realpath(path)) for job in jobs for path in job.files}
-    for path, times in outputs.items():
-        if path in inputs or times > 1:
-            raise OutputError(
-                f"{path}: is an input, or is to be written twice: name another output"
-            )
+    inputs = {realpath(path) for job in jobs for path in job.files}
+    writers: dict[str, Job] = {}
+    for job in jobs:
+        for path in map(realpath, job.outputs()):
+            if path in inputs:
+                raise OutputError(f"{path}: is an input: name another output")
+            if path not in writers:
+                writers[path] = job
+            elif writers[path] is job:
+                raise OutputError(f"{path}: is to be written twice: name another output")
+            else:
+                raise OutputError(
+                    f"{path}: is to be written twice, for {writers[path].scan} and {job.scan}: "
+                    "rename one of them, or segment them apart"
+                )
 
 
 def check_picture(path: Path) -> None:
@@ -89,7 +96,7 @@ def segmented(
     try:
         return segmenter.segment(scan, **asked)
     except ScanError as error:
-        raise about(job, error) from error
+        raise about(job.files, error) from error
 
 
 def save(result: Result, job: Job, *, overwrite: bool) -> None:
@@ -97,8 +104,9 @@ def save(result: Result, job: Job, *, overwrite: bool) -> None:
     result.save(job.labels, report=job.report, picture=job.picture, overwrite=overwrite)
 
 
-def about(job: Job, error: ScanError) -> ScanError:
-    """`error` with the name of the scan in front, unless that of one of its files is there."""
+def about(files: Sequence[Path], error: ScanError) -> ScanError:
+    """`error` with the name of the scan, its first file's, in front, unless that of one of its
+    files is there."""
     text = str(error)
-    names = tuple(f"{path}: " for path in job.files)
-    return ScanError(text if text.startswith(names) else f"{job.scan}: {text}")
+    names = tuple(f"{path}: " for path in files)
+    return ScanError(text if text.startswith(names) else f"{files[0]}: {text}")

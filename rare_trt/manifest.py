@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib import resources
 from math import isfinite
@@ -393,26 +393,29 @@ def _manifest(values: dict[str, Any]) -> Manifest:
         ),
         routes=tuple(
             RouteEntry(
-                **entry
+                **_whole(RouteEntry, entry)
                 | {
-                    # JSON's 8.0 is an integer to the schema, and must be one here.
-                    "index": int(entry["index"]),
-                    "multiple": int(entry["multiple"]),
                     "native_band": _pair(entry["native_band"]),
                     "profile": Profile(**_shapes(entry["profile"])),
                 }
             )
             for entry in values["routes"]
         ),
-        graphs=tuple(GraphEntry(**entry) for entry in values["graphs"]),
+        graphs=tuple(GraphEntry(**_whole(GraphEntry, entry)) for entry in values["graphs"]),
         engines=tuple(_engine(entry) for entry in values["engines"]),
-        golden=tuple(GoldenEntry(**entry) for entry in values["golden"]),
+        golden=tuple(GoldenEntry(**_whole(GoldenEntry, entry)) for entry in values["golden"]),
         calibration=tuple(_calibration(entry) for entry in values["calibration"]),
         files={
             name: FileEntry(entry["sha256"], int(entry["bytes"]))
             for name, entry in values["files"].items()
         },
     )
+
+
+def _whole(kind: type[Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """`entry` of a `kind`; JSON's 8.0 is an integer to the schema, and must be one here."""
+    names = {field.name for field in fields(kind) if field.type in ("int", "int | None")}
+    return {n: int(v) if n in names and v is not None else v for n, v in entry.items()}
 
 
 def _seen(entry: dict[str, Any]) -> Seen:
@@ -435,7 +438,7 @@ def _seen(entry: dict[str, Any]) -> Seen:
 
 def _calibration(entry: dict[str, Any]) -> CalibrationEntry:
     return CalibrationEntry(
-        **entry
+        **_whole(CalibrationEntry, entry)
         | {
             "int8_convolutions": tuple(entry["int8_convolutions"]),
             "variants": tuple(Variant(**variant) for variant in entry["variants"]),
@@ -445,10 +448,10 @@ def _calibration(entry: dict[str, Any]) -> CalibrationEntry:
 
 def _engine(entry: dict[str, Any]) -> EngineEntry:
     return EngineEntry(
-        **entry
+        **_whole(EngineEntry, entry)
         | {
             "compute_capabilities": tuple(entry["compute_capabilities"]),
-            "options": BuilderOptions(**entry["options"]),
+            "options": BuilderOptions(**_whole(BuilderOptions, entry["options"])),
             "profile": {
                 name: (_ints(low), _ints(typical), _ints(high))
                 for name, (low, typical, high) in entry["profile"].items()

@@ -37,6 +37,10 @@ BYTES_PER_FILTER: Final[Mapping[Arithmetic, float]] = {
     "int8+bf16": 13.0,
 }
 
+# The logits of an answer that is finer than the run, as on coarse routes: per class and voxel of
+# the answer beyond those of the run, whose own are among the tensors above.
+ANSWER_BYTES: Final = 10.0
+
 # Per voxel of a channel that is being normalised: its foreground in float32 and in float64.
 PREPARED_BYTES: Final = 20
 
@@ -72,6 +76,7 @@ def tile_shape(
     scan: tuple[int, ...],
     stored: int,
     shown: tuple[int, ...],
+    classes: int,
     limit: int,
 ) -> Shape:
     """The working shape that a run may have so that the whole process stays within `limit` bytes.
@@ -79,14 +84,14 @@ def tile_shape(
     The whole volume where it fits, else the tiles that cost least, none smaller than the route's
     `max_shape`. `per_voxel` is what a run takes per working voxel; `scan` is the scan's shape
     [i, j, k, ...] with `stored` bytes per voxel, `shown` the shape [c, i, j, k] of what is
-    segmented of it. Raises ScanError where not even the smallest tiles fit.
+    segmented of it, in `classes`. Raises ScanError where not even the smallest tiles fit.
     """
     # Stored in two orders, and what is shown normalised; labels of the answer and of the scan.
-    answer = prod(steps.output_shape)
+    whole, answer = steps.working_shape, prod(steps.output_shape)
+    per_voxel += max(0.0, answer / prod(whole) - 1.0) * ANSWER_BYTES * classes
     held = FIXED_BYTES + prod(scan) * 2 * stored + prod(shown) * 4
     held += answer + max(answer, prod(scan[:3]))
     preparing = held + prod(shown[1:]) * PREPARED_BYTES
-    whole = steps.working_shape
     if max(preparing, held + prod(whole) * per_voxel) <= limit:
         return whole
     axes = [_axis_choices(steps, route, axis) for axis in range(3)]

@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from os.path import realpath
 from pathlib import Path
 
 from rare_trt.cache import Cache
 from rare_trt.errors import OutputError, PackageError, SignatureWarning
 from rare_trt.files import (
     claimed,
+    claimed_still,
     make_folder,
     new_folder,
     opened,
@@ -147,7 +149,7 @@ def package_folder(name_or_folder: str | os.PathLike[str]) -> Path:
     names = ", ".join(sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))) or "none"
     raise PackageError(
         f"{name_or_folder}: no such package; expected a folder, or one that ships with rare-trt "
-        f"({names}): check --package"
+        f"({names}): check its name"
     )
 
 
@@ -173,8 +175,8 @@ def write_package(
     between two renames; a process killed in it leaves the old package beside, and opening says so.
     The signature of a package that was replaced goes with it, with a SignatureWarning.
     """
-    folder = folder.resolve()
     refuse_folder(folder, overwrite=overwrite)
+    folder = Path(realpath(folder))
     files = {name: FileEntry(sha256(data), len(data)) for name, data in contents.items()}
     data = replace(manifest, files=files).to_json()
     manifest_from_json(data)
@@ -183,13 +185,14 @@ def write_package(
     new_parents: list[Path] = []
     try:
         new_parents = make_folder(folder.parent)
-        with claimed(new, new_folder):
+        with claimed(new, new_folder) as handle:
             for name, content in {**contents, MANIFEST: data}.items():
                 path = new / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_synced(path, content)
             for made in (new, *(path for path in new.rglob("*") if path.is_dir())):
                 sync_folder(made)
+            claimed_still(handle, new)
             _put(new, folder)
             for changed in {folder.parent, *(path.parent for path in new_parents)}:
                 sync_folder(changed)
@@ -259,7 +262,10 @@ def graph_on_disk(graph: bytes, weights: bytes, weights_name: str) -> Iterator[P
 
 
 def refuse_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raises OutputError where the package `folder` may not be written."""
+    """Raises OutputError where the package `folder`, or what a link of that name leads to, may not
+    be written."""
+    # Not Path.resolve, which raises where links go in a circle.
+    folder = Path(realpath(folder))
     if not NAME.fullmatch(folder.name):
         raise OutputError(
             f"{folder}: expected letters, digits, - and _, then {SUFFIX}: choose another name"
@@ -273,7 +279,7 @@ def refuse_folder(folder: Path, *, overwrite: bool) -> None:
             f"{folder}: is a folder that holds no package; expected one to replace: name another "
             "output"
         )
-    parent = next(path for path in folder.resolve().parents if path.exists())
+    parent = next(path for path in folder.parents if path.exists())
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{parent}: cannot be written to: check its permissions")
 
@@ -313,7 +319,7 @@ def _warn_unsigned(folder: Path) -> None:
 
 def _inside(folder: Path, name: str) -> Path:
     path = folder / name
-    if path.resolve() != folder.resolve() / name:
+    if realpath(path) != str(Path(realpath(folder)) / name):
         raise PackageError(
             f"{path}: is a link or lies behind one; expected a file in the package's own folder: "
             "install the package again"

@@ -252,6 +252,7 @@ class Segmenter:
             voxels.shape,
             voxels.itemsize,
             image.shape,
+            len(self.package.manifest.model.labels),
             self._memory_limit,
         )
 

@@ -104,7 +104,7 @@ class There:
         try:
             files = self.server.segment(data, self.asked, picture=job.picture is not None)
         except ScanError as error:
-            raise about(job, error) from error
+            raise about(job.files, error) from error
         return files, (perf_counter() - start) * 1e3
 
     def saved(self, job: Job, answer: tuple[dict[str, bytes], float]) -> Told:

@@ -75,7 +75,7 @@ def package(voxels: Array, examples: Path, tmp_path_factory: pytest.TempPathFact
     checkpoint = Checkpoint(RareUNet(recipe.network).eval(), recipe, facts)
     images = np.moveaxis(voxels, 3, 0).astype(np.float32)
     case = Case("real", images, np.zeros(grid.shape, np.uint8), grid)
-    view = field_of_view(facts)
+    view = field_of_view(facts, recipe.base_spacing_mm)
     golden = golden_vectors(checkpoint, [case], view)
     manifest = manifest_of("three", checkpoint, view, golden)
     known = seen([case], manifest.model, manifest.routes, recipe)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +22,7 @@ from rare_trt.geometry import Volume
 from rare_trt.nifti import read_scan
 from rare_trt.package import open_package
 from rare_trt.picture import picture_png
+from rare_trt.segmenter import Segmenter
 
 DIRTY = b"SMITH^JOHN 1961"
 
@@ -200,6 +202,31 @@ def test_scans_of_a_folder_are_answered_as_each_alone(
         assert (out / f"{name}.nii.gz").read_bytes() == alone.read_bytes()
 
 
+def test_a_scan_that_memory_does_not_hold_is_told_and_the_others_are_segmented(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        shutil.copy(scan, scan.with_name(f"{name}.nii.gz"))
+    scan.unlink()
+    segment = Segmenter.segment
+
+    def once_too_large(self: Segmenter, scan: Any, **asked: Any) -> Any:
+        if len(sizes) == 1:
+            sizes.append(0)
+            raise MemoryError("Unable to allocate 3.2 GiB")
+        sizes.append(1)
+        return segment(self, scan, **asked)
+
+    sizes: list[int] = []
+    monkeypatch.setattr(Segmenter, "segment", once_too_large)
+    out = tmp_path / "out"
+    assert main(["infer", str(scan.parent), "-o", str(out)]) == 1
+    assert files(out) == ["a.nii.gz", "a_dseg.tsv", "c.nii.gz", "c_dseg.tsv"]
+    err = capsys.readouterr().err
+    b = scan.with_name("b.nii.gz")
+    assert f"{b}: not enough memory (Unable to allocate 3.2 GiB)" in err
+
+
 def test_labels_beside_scans_are_no_scans(
     scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +253,14 @@ def test_an_uncompressed_scan_is_not_taken_for_its_own_labels(scan: Path, tmp_pa
 def test_one_file_is_never_two_outputs(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = scan.with_name("x.nii.gz")
     again = scan.parent / ".." / scan.parent.name / "x.nii.gz"
-    assert "written twice" in refused(capsys, "infer", scan, "-o", out, "--report", again)
+    assert "written twice: name" in refused(capsys, "infer", scan, "-o", out, "--report", again)
+    other = scan.with_name("other")
+    other.mkdir()
+    shutil.copy(scan, other)
+    two = (scan, other / "scan.nii.gz")
+    sentence = refused(capsys, "infer", *two, "-o", scan.parent / "labels")
+    assert f"for {two[0]} and {two[1]}: rename one of them" in sentence
+    shutil.rmtree(other)
     assert "ends in .png" in refused(capsys, "infer", scan, "-o", out, "--picture", "p.jpg")
     assert files(scan.parent) == ["scan.nii.gz"]
 
@@ -412,12 +446,19 @@ def test_wrong_options_get_one_sentence(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["infer"], ["infer", "x", "--at", "1,2"], ["infer", "x", "--route", "y"], ["fly"]],
+    [
+        *([], ["infer"], ["infer", "x", "--at", "1,2"], ["infer", "x", "--route", "y"], ["fly"]),
+        *(["serve", "--port", "0", "--max-upload", x] for x in ("abc", "nan", "0")),
+        *(["build", "--workspace", x] for x in ("abc", "0", "1.5")),
+    ],
 )
-def test_wrong_usage_exits_2(arguments: list[str]) -> None:
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 2
+    # argparse's own sentence would name a function.
+    assert "invalid _positive" not in (said := capsys.readouterr().err)
+    assert "invalid mebibytes" not in said
 
 
 def test_info_says_what_the_package_holds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -526,6 +526,34 @@ def test_openvino_answers_also_where_the_failed_engine_cannot_be_closed(
         assert np.array_equal(found.labels, expected)
 
 
+def test_an_interrupted_run_leaves_no_work_behind(
+    gpu: FakeGpu,
+    proven: Segmenter,
+    scan: Scan,
+    expected: Labels,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its memory and graphs may not be used again while the GPU still works on them."""
+    settled: list[EngineHost] = []
+    settle, run = EngineHost.settle, session_module.Bucket.run
+
+    def interrupted(bucket: Any, *arguments: Any) -> Any:
+        run(bucket, *arguments)
+        raise KeyboardInterrupt
+
+    def counted(host: EngineHost) -> None:
+        settled.append(host)
+        settle(host)
+
+    with monkeypatch.context() as during:
+        during.setattr(session_module.Bucket, "run", interrupted)
+        during.setattr(EngineHost, "settle", counted)
+        with pytest.raises(KeyboardInterrupt):
+            proven.segment(scan, route=1)
+    assert len(settled) == 1
+    assert np.array_equal(proven.segment(scan, route=1).labels, expected)
+
+
 def test_a_gpu_lost_while_running_is_told_and_found_again(
     gpu: FakeGpu, proven: Segmenter, scan: Scan, expected: Labels
 ) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from conftest import FakeGpu
 from rare_trt import Segmenter
 from rare_trt.cli import main
 from rare_trt.engines.add import build_engines, typed_graph
+from rare_trt.engines.build import field_of_view
 from rare_trt.engines.builder import RTX_CAPABILITIES, EngineBuilder
 from rare_trt.engines.profiles import profile_shapes
 from rare_trt.engines.targets import TARGETS, Target, outlooks
@@ -24,8 +26,10 @@ from rare_trt.errors import BackendError, OutputError, PackageError
 from rare_trt.machine import Gpu, Machine, this_machine, this_platform
 from rare_trt.manifest import BuilderOptions, EngineEntry, sealed
 from rare_trt.package import Package, open_package, write_package
+from rare_trt.planning import BUCKET
 from rare_trt.sessions import INPUT_NAMES, Session
 from rare_trt.sessions.fit import obstacle
+from rare_trt.training.checkpoint import TrainingFacts
 
 HERE = this_platform()
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30, False, "580.1 CUDA 13.0")
@@ -68,6 +72,21 @@ def test_maxima_are_tight(package: Package) -> None:
     for entry in package.manifest.routes:
         for axis in range(3):
             assert entry.profile.max[axis] <= 4 * entry.profile.typical[axis]
+
+
+def test_static_profiles_take_the_typical_golden_vectors(package: Package) -> None:
+    """Also where the median field of view is no whole number of voxels."""
+    manifest = package.manifest
+    view = (48.4, 50.0, 36.0)
+    facts = TrainingFacts(1, (), view, view, view, ((0.0, 1.0), (0.0, 1.0)))
+    found = field_of_view(facts, manifest.model.base_spacing_mm)
+    assert found.typical == (48.0, 50.0, 36.0)
+    model = replace(manifest.model, field_of_view_mm=found)
+    for entry in manifest.routes:
+        # As calibration/golden.py and `--at` make them.
+        voxels = tuple(ceil(mm / entry.spacing_mm) for mm in found.typical)
+        shapes = profile_shapes(entry, model, static=True)
+        assert shapes["image"][0][2:] == tuple(ceil(n / BUCKET) * BUCKET for n in voxels)
 
 
 def test_static_profiles_have_one_shape(package: Package) -> None:
@@ -128,6 +147,9 @@ def test_other_options_and_precisions_stand_beside_the_first(
     assert len(more.manifest.engines) == 12
     for entry in more.manifest.engines:
         more.read(entry.file)
+    # What is built again is there, and the package stays as it is, its signature too.
+    again, _ = build_engines(more, "tensorrt-rtx", "fp16", options, here)
+    assert again.manifest == more.manifest
 
 
 def seal_anew(folder: Path, values: dict[str, Any]) -> None:

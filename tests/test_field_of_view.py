@@ -154,7 +154,7 @@ def test_point_that_is_no_point_is_refused(value: float) -> None:
 
 @pytest.mark.parametrize("shape", [(20, 30, 20), (36, 50, 36), (60, 80, 60)])
 def test_fields_of_view_within_the_limits_are_accepted(shape: tuple[int, int, int]) -> None:
-    check_field_of_view(grid_of(shape, (1.0, 1.0, 1.0)), ACCEPTED, is_box=False)
+    check_field_of_view(grid_of(shape, (1.0, 1.0, 1.0)), ACCEPTED)
 
 
 @pytest.mark.parametrize(
@@ -171,25 +171,33 @@ def test_fields_of_view_beyond_the_limits_are_refused(
     shape: tuple[int, int, int], way_out: str
 ) -> None:
     with pytest.raises(ScanError) as error:
-        check_field_of_view(grid_of(shape, (1.0, 1.0, 1.0)), ACCEPTED, is_box=False)
+        check_field_of_view(grid_of(shape, (1.0, 1.0, 1.0)), ACCEPTED)
     sentence = str(error.value)
     for text in (" x ".join(map(str, shape)), "20 x 30 x 20", "60 x 80 x 60", way_out):
         assert text in sentence
     assert "\n" not in sentence
 
 
+def test_the_way_out_of_a_cut_box_works() -> None:
+    """Another point helps only where the scan is large enough."""
+    box = grid_of((36, 50, 10), (1.0, 1.0, 1.0))
+    for whole, way_out in (((181, 217, 181), "further inside"), ((181, 217, 10), "covers more")):
+        with pytest.raises(ScanError, match=way_out):
+            check_field_of_view(box, ACCEPTED, box_of=grid_of(whole, (1.0, 1.0, 1.0)))
+
+
 def test_extent_counts_in_mm_and_not_in_voxels() -> None:
-    check_field_of_view(grid_of((6, 8, 6), (10.0, 10.0, 10.0)), ACCEPTED, is_box=False)
+    check_field_of_view(grid_of((6, 8, 6), (10.0, 10.0, 10.0)), ACCEPTED)
     with pytest.raises(ScanError):
-        check_field_of_view(grid_of((40, 40, 40), (4.0, 4.0, 4.0)), ACCEPTED, is_box=False)
+        check_field_of_view(grid_of((40, 40, 40), (4.0, 4.0, 4.0)), ACCEPTED)
 
 
 def test_rounding_of_a_float32_spacing_does_not_refuse() -> None:
     """60 voxels of a spacing stored a little over 1 mm still are 60 mm."""
-    check_field_of_view(grid_of((60, 80, 60), (1.0001, 1.0001, 1.0001)), ACCEPTED, is_box=False)
-    check_field_of_view(grid_of((20, 30, 20), (0.9999, 0.9999, 0.9999)), ACCEPTED, is_box=False)
+    check_field_of_view(grid_of((60, 80, 60), (1.0001, 1.0001, 1.0001)), ACCEPTED)
+    check_field_of_view(grid_of((20, 30, 20), (0.9999, 0.9999, 0.9999)), ACCEPTED)
     with pytest.raises(ScanError):
-        check_field_of_view(grid_of((60, 80, 60), (1.001, 1.0, 1.0)), ACCEPTED, is_box=False)
+        check_field_of_view(grid_of((60, 80, 60), (1.001, 1.0, 1.0)), ACCEPTED)
 
 
 def numbers_in_brackets(text: str) -> list[NDArray[np.float64]]:

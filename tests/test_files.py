@@ -239,6 +239,30 @@ def test_what_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", mode)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_without_locks_what_another_program_took_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """Where every lock seems free, a second writer takes the first one's file for a leftover."""
+    path, other = tmp_path / "l.bin", tmp_path / "m.bin"
+    monkeypatch.setattr("rare_trt.files._lock", lambda handle, wait: True)
+
+    def taken(handle: int, data: bytes) -> None:
+        put(handle, data)
+        if data == b"first":
+            with claimed(temporary_name(path), new_file) as half:
+                put(half, b"se")
+                # As if killed here: its half stays, under the name that the first one had.
+                temporary_name(path).rename(tmp_path / "kept")
+            (tmp_path / "kept").rename(temporary_name(path))
+
+    monkeypatch.setattr("rare_trt.files.put", taken)
+    with pytest.raises(OutputError, match="being written by another program"):
+        write_files({path: b"first", other: b"more"}, overwrite=overwrite)
+    assert not path.exists()
+    assert not other.exists()
+
+
 def test_an_interrupt_while_waiting_for_the_lock_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -550,6 +550,11 @@ def test_the_fastest_that_the_cpu_can_compute_answers() -> None:
     assert arithmetics(package, ["FP32", "INT8"]) == ["int8", "fp16"]
     assert arithmetics(package, ["FP32", "BF16"]) == ["fp16+bf16", "fp16"]
     assert arithmetics(package, ["FP32"]) == ["fp16"]
+    # Where fp16 was not found to hold the budget it does not answer.
+    held = replace(entry, variants=tuple(v for v in entry.variants if v.arithmetic == "int8"))
+    package = replace(package, manifest=replace(manifest, calibration=(held,)))
+    assert arithmetics(package, ["FP32", "INT8"]) == ["int8", "fp32"]
+    assert arithmetics(package, ["FP32"]) == ["fp32"]
 
 
 SCALES_AND_OFFSETS = [*((factor, 0.0) for factor in (1e-3, 1e5)), (1.0, 1e5), (1.0, -1e5)]

@@ -28,7 +28,7 @@ def steps_of(shape: Shape) -> Plan:
 
 
 def chosen(shape: Shape, limit: int) -> Shape:
-    return tile_shape(steps_of(shape), ROUTE, PER_VOXEL, shape, 2, (1, *shape), limit)
+    return tile_shape(steps_of(shape), ROUTE, PER_VOXEL, shape, 2, (1, *shape), 3, limit)
 
 
 def test_what_fits_is_run_in_one_piece_whatever_the_largest_trained_shape() -> None:
@@ -64,7 +64,7 @@ def test_more_memory_never_costs_more_work() -> None:
     steps = steps_of(shape)
     work = []
     for limit in (4 * GIB, 6 * GIB, 8 * GIB, 32 * GIB):
-        found = tile_shape(steps, ROUTE, PER_VOXEL, shape, 2, (1, *shape), limit)
+        found = tile_shape(steps, ROUTE, PER_VOXEL, shape, 2, (1, *shape), 3, limit)
         work.append(sum(prod(len(m) for m in t.in_matrices) for t in tiles(steps, found)))
     assert work == sorted(work, reverse=True)
     assert work[2] <= 1.4 * prod(shape)
@@ -88,10 +88,22 @@ def test_a_part_of_a_scan_that_does_not_fit_is_run() -> None:
     with pytest.raises(ScanError, match="segment a part of the scan with --at"):
         chosen(scan, limit)
     steps = steps_of(part)
-    found = tile_shape(steps, ROUTE, PER_VOXEL, scan, 2, (1, *part), limit)
+    found = tile_shape(steps, ROUTE, PER_VOXEL, scan, 2, (1, *part), 3, limit)
     assert found == steps.working_shape
     with pytest.raises(ScanError, match="is 700 MiB"):
-        tile_shape(steps, ROUTE, PER_VOXEL, scan, 2, (1, *part), 700 * MIB)
+        tile_shape(steps, ROUTE, PER_VOXEL, scan, 2, (1, *part), 3, 700 * MIB)
+
+
+def test_an_answer_finer_than_the_run_counts() -> None:
+    """At 8 mm an answer at 1 mm has 512 voxels per voxel of the run."""
+    grid = Grid((40, 40, 40), np.diag([8.0, 8.0, 8.0, 1.0]))
+    route = Route(3, 8.0, (0.95, 1.05), 2, (12, 16, 14))
+    steps = plan(grid, route, grid.subdivided((8, 8, 8)))
+    logits = prod(steps.output_shape) * 3 * 4
+    for limit, whole in ((2 * GIB, True), (600 * MIB, False)):
+        found = tile_shape(steps, route, 2816.0, grid.shape, 2, (1, *grid.shape), 3, limit)
+        assert (found == steps.working_shape) == whole
+        assert logits * prod(found) / prod(steps.working_shape) < limit - 320 * MIB
 
 
 def test_memory_grows_with_filters_and_routes() -> None:

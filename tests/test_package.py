@@ -18,7 +18,7 @@ import rare_trt
 from rare_trt import Segmenter
 from rare_trt.errors import BackendError, OutputError, PackageError
 from rare_trt.manifest import manifest_from_json, sealed
-from rare_trt.package import open_package, write_package
+from rare_trt.package import open_package, refuse_folder, write_package
 from rare_trt.renaming import exchange
 
 SCHEMA = json.loads((Path(rare_trt.__file__).parent / "manifest.schema.json").read_text())
@@ -111,6 +111,46 @@ def test_no_link_is_followed_whatever_it_leads_to(copy: Path, tmp_path: Path) ->
     (copy / "manifest.json").symlink_to(tmp_path / "manifest.json")
     with pytest.raises(PackageError, match="is a link"):
         open_package(copy)
+
+
+def test_links_in_a_circle_get_one_sentence(copy: Path, tmp_path: Path) -> None:
+    graph, manifest = copy / "graphs/fp32/route0.onnx", copy / "manifest.json"
+    graph.unlink()
+    graph.symlink_to(graph)
+    with pytest.raises(PackageError, match="cannot be read"):
+        open_package(copy).read("graphs/fp32/route0.onnx")
+    circle = tmp_path / "circle.rare"
+    circle.symlink_to(circle)
+    with pytest.raises(OutputError, match="exists already"):
+        refuse_folder(circle, overwrite=False)
+    manifest.unlink()
+    manifest.symlink_to(manifest)
+    with pytest.raises(PackageError, match="cannot be read"):
+        open_package(copy)
+
+
+def test_what_a_link_leads_to_is_judged_before_the_work(copy: Path, tmp_path: Path) -> None:
+    """Not only when it is written."""
+    shutil.move(copy, tmp_path / "v2")
+    (tmp_path / "mine.rare").symlink_to(tmp_path / "v2")
+    with pytest.raises(OutputError, match="v2: expected letters"):
+        refuse_folder(tmp_path / "mine.rare", overwrite=True)
+
+
+def test_whole_numbers_may_be_written_with_a_point(copy: Path) -> None:
+    """JSON has one kind of number."""
+    path = copy / "manifest.json"
+    values = json.loads(path.read_bytes())
+    for part in ("graphs", "golden", "calibration", "routes"):
+        for entry in values[part]:
+            for name, value in entry.items():
+                if isinstance(value, int):
+                    entry[name] = float(value)
+    plain = open_package(copy).manifest
+    path.write_bytes(sealed(values))
+    pointed = open_package(copy).manifest
+    assert pointed == plain
+    assert all(type(entry.route) is int for entry in (*pointed.graphs, *pointed.golden))
 
 
 def test_a_package_may_itself_be_behind_a_link(copy: Path, tmp_path: Path) -> None:

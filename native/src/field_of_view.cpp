@@ -51,19 +51,27 @@ bool take_padding(const Voxels& scan, int axis, Box& box) {
 
 std::string mm(const Triple& values) { return joined(values, " x "); }
 
-void check_field_of_view(const Grid& grid, const FieldOfView& accepted, bool is_box) {
+bool covers(const Grid& grid, const Triple& least) {
   const Triple extent = grid.extent_mm();
-  bool covers_enough = true;
+  bool found = true;
+  for (int axis = 0; axis < 3; ++axis) found &= extent[axis] >= least[axis] - kToleranceMm;
+  return found;
+}
+
+// `whole` is the scan's grid; `is_box` says that `grid` was cut out of it around a point.
+void check_field_of_view(const Grid& grid, const Grid& whole, const FieldOfView& accepted,
+                         bool is_box) {
+  const Triple extent = grid.extent_mm();
   bool not_too_much = true;
   for (int axis = 0; axis < 3; ++axis) {
-    covers_enough &= extent[axis] >= accepted.min[axis] - kToleranceMm;
     not_too_much &= extent[axis] <= accepted.max[axis] + kToleranceMm;
   }
-  if (covers_enough && not_too_much) return;
+  if (covers(grid, accepted.min) && not_too_much) return;
+  const bool large_enough = covers(is_box ? whole : grid, accepted.min);
   std::string way_out = "take a scan, or a crop of one, that covers more";
-  if (is_box) {
+  if (large_enough && is_box) {
     way_out = "the scan's border cuts the box: choose a point further inside";
-  } else if (covers_enough) {
+  } else if (large_enough) {
     way_out = "pass a point to segment a box of the trained size around it";
   }
   throw ScanError(
@@ -134,7 +142,7 @@ Region region_of(const Voxels& scan, const Grid& grid, const FieldOfView& accept
   const Box box =
       at_mm ? box_at(canonical.grid, *at_mm, accepted.typical) : without_padding(voxels);
   const Grid part = canonical.grid.box(box.start, box.shape);
-  check_field_of_view(part, accepted, at_mm.has_value());
+  check_field_of_view(part, canonical.grid, accepted, at_mm.has_value());
   return {canonical, box, part, voxels.part(box)};
 }
 

@@ -27,6 +27,9 @@ constexpr double kFixedBytes = 320 * kMiB;
 // Per voxel of a channel that is being normalised: its foreground in float32 and in float64.
 constexpr double kPreparedBytes = 20;
 
+// As rare_trt/memory.py: per class and voxel of an answer beyond those of the run.
+constexpr double kAnswerBytes = 10;
+
 double volume(const Shape& shape) {
   return static_cast<double>(shape[0]) * static_cast<double>(shape[1]) *
          static_cast<double>(shape[2]);
@@ -73,14 +76,17 @@ std::optional<double> bytes_per_voxel(const Model& model, int route,
 }
 
 Shape tile_shape(const Plan& plan, const Route& route, double per_voxel, const Shape& scan,
-                 const Shape& shown, std::int64_t channels, std::int64_t stored, double limit) {
+                 const Shape& shown, std::int64_t channels, std::int64_t stored,
+                 std::size_t classes, double limit) {
   // Stored in two orders, and what is shown normalised; labels of the answer and of the scan.
+  const Shape whole = plan.working_shape();
   const double answer = volume(plan.output_shape());
+  per_voxel += std::max(0.0, answer / volume(whole) - 1.0) * kAnswerBytes *
+               static_cast<double>(classes);
   const double held = kFixedBytes + volume(scan) * static_cast<double>(channels * 2 * stored) +
                       volume(shown) * static_cast<double>(channels * 4) + answer +
                       std::max(answer, volume(scan));
   const double preparing = held + volume(shown) * kPreparedBytes;
-  const Shape whole = plan.working_shape();
   if (std::max(preparing, held + volume(whole) * per_voxel) <= limit) return whole;
   std::array<std::set<std::int64_t>, 3> axes;
   for (std::size_t axis = 0; axis < 3; ++axis) axes[axis] = axis_choices(plan, route, axis);

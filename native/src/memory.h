@@ -21,9 +21,10 @@ std::optional<double> bytes_per_voxel(const Model& model, int route, const std::
 //
 // The whole volume where it fits, else the tiles that cost least, none smaller than the route's
 // largest shape. `per_voxel` is what a run takes per working voxel; `scan` is the scan's shape, of
-// `channels` with `stored` bytes per voxel, and `shown` that of what is segmented of it. Throws
-// ScanError where not even the smallest tiles fit.
+// `channels` with `stored` bytes per voxel, and `shown` that of what is segmented of it, in
+// `classes`. Throws ScanError where not even the smallest tiles fit.
 Shape tile_shape(const Plan& plan, const Route& route, double per_voxel, const Shape& scan,
-                 const Shape& shown, std::int64_t channels, std::int64_t stored, double limit);
+                 const Shape& shown, std::int64_t channels, std::int64_t stored,
+                 std::size_t classes, double limit);
 
 }  // namespace rare_trt

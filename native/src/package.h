@@ -21,7 +21,8 @@ struct Package {
   // The graph of `route` at `precision`.
   const GraphEntry& graph(int route, const std::string& precision) const;
 
-  // The graph of `route` that runs anywhere: fp16, or float32 in packages from before it.
+  // The graph of `route` that runs anywhere: fp16; float32 in packages from before it, and where
+  // calibration found that fp16 does not hold the Dice budget.
   const GraphEntry& portable_graph(int route) const;
 
   const Route& route(int index) const;

@@ -168,7 +168,7 @@ Shape Segmenter::max_shape_of(const Session& session, const Route& route, const 
   const auto stored =
       with_type(scan.dtype, [](auto value) { return static_cast<std::int64_t>(sizeof value); });
   return tile_shape(steps, route, *per_voxel, scan.shape, shown, scan.channels, stored,
-                    usual_memory_limit());
+                    model.labels.size(), usual_memory_limit());
 }
 
 void Segmenter::with_session(int route, const Work& work, double& load_ms) {

@@ -197,7 +197,7 @@ TEST_CASE("tiles of large volumes are Python's") {
     const Route route = routes()[static_cast<std::size_t>(index)];
     const auto chosen = [&] {
       return tile_shape(plan(grid, route, grid), route, *per_voxel, vector.at("scan").get<Shape>(),
-                        shape, vector.at("channels"), vector.at("stored"),
+                        shape, vector.at("channels"), vector.at("stored"), vector.at("classes"),
                         vector.at("limit").get<double>());
     };
     if (vector.contains("refused")) {

@@ -42,6 +42,9 @@ from rare_trt.sessions.fit import obstacle
 VECTORS: Final = Path(__file__).parent / "vectors"
 TINY: Final = Path(__file__).parents[2] / "tests" / "data" / "tiny_v1.rare" / "manifest.json"
 
+# Of an answer.
+CLASSES: Final = 3
+
 ROUTES: Final = tuple(
     Route(index, 2.0**index, (0.95, 1.05), 16 >> index, (80 >> index, 96 >> index, 80 >> index))
     for index in range(4)
@@ -194,6 +197,9 @@ def tile_shape_cases() -> list[tuple[Shape, Shape, int, int, int, Arithmetic, in
         ((240, 240, 155), 0, 4, 32, "int8", 2, 4096),
         ((301, 90, 77), 1, 1, 16, "fp32", 8, 900),
         ((20, 30, 40), 3, 1, 16, "fp32", 1, 400),
+        # The answer has 512 voxels per voxel of the run.
+        ((320, 320, 320), 3, 1, 16, "fp16", 2, 2048),
+        ((320, 320, 320), 3, 1, 16, "fp16", 2, 1200),
     ]
     return [
         *((scan, scan, *rest) for scan, *rest in whole),
@@ -223,12 +229,11 @@ def tile_shape_vector(
         "filters": filters,
     }
     found |= {"arithmetic": computed, "stored": stored, "limit": limit_mib * MIB}
-    found |= {"per_voxel": per_voxel}
+    found |= {"per_voxel": per_voxel, "classes": CLASSES}
     try:
         steps, image = plan(grid, route, grid), (channels, *shape)
-        tile = tile_shape(
-            steps, route, per_voxel, (*scan, channels), stored, image, limit_mib * MIB
-        )
+        stack = (*scan, channels)
+        tile = tile_shape(steps, route, per_voxel, stack, stored, image, CLASSES, limit_mib * MIB)
     except ScanError:
         return found | REFUSED
     return found | {"tile": tile}
@@ -291,6 +296,8 @@ def intensity_cases() -> list[tuple[NDArray[Any], IntensityRule]]:
     cases += [(smooth + 1e7, rule), (two.astype(np.int16), narrow)]
     cases += [(missing.astype(np.float32), narrow), (smooth.astype(np.float32) + 1e5, rule)]
     cases += [(endless.astype(np.float32), rule)]
+    # A foreground of one value.
+    cases += [((smooth > 100).astype(np.uint8), rule)]
     return [*cases, (np.full((2, 3, 4), 9, np.int16), rule), (np.zeros((2, 2, 2)), rule)]
 
 

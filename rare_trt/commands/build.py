@@ -160,6 +160,11 @@ def _backend(machine: Machine) -> EngineBackend:
         return "tensorrt"
     if "tensorrt-rtx" in machine.libraries:
         return "tensorrt-rtx"
+    if "tensorrt" in machine.libraries:
+        raise BackendError(
+            f"TensorRT builds engines only where there is a GPU ({machine.no_gpu}): build there, "
+            f"or for RTX GPUs {INSTALL['tensorrt-rtx']}"
+        )
     raise BackendError(
         f"no library that builds engines is installed here: {INSTALL['tensorrt']}, or "
         f"{INSTALL['tensorrt-rtx']}"
@@ -179,7 +184,10 @@ def _builder_options(options: argparse.Namespace) -> BuilderOptions:
 
 def mebibytes(text: str) -> int:
     """A whole number of MiB, at most a TiB."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if not 1 <= value <= 1 << 20:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {1 << 20} MiB")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {1 << 20} (MiB)")
     return value

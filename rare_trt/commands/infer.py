@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SERVERS_OWN: Final = ("package", "backend", "memory_limit", "require_signature")
 
 # What one scan of several may fail of while the others go on.
-FAULTS: Final = (RareTrtError, OSError)
+FAULTS: Final = (RareTrtError, OSError, MemoryError)
 
 
 def add_parser(commands: Parsers) -> None:
@@ -136,11 +136,11 @@ def _run_all(way: Way, jobs: list[Job], options: argparse.Namespace) -> int:
         _refuse_outputs(job, options)
         return way.read(job)
 
-    def done(future: Future[Told]) -> None:
+    def done(job: Job, future: Future[Told]) -> None:
         try:
             future.result()
         except FAULTS as error:
-            failed.append(str(error))
+            failed.append(_sentence(job, error))
 
     with (
         ThreadPoolExecutor(1) as reader,
@@ -148,24 +148,32 @@ def _run_all(way: Way, jobs: list[Job], options: argparse.Namespace) -> int:
         tqdm(jobs, "segmenting", unit="scan", file=sys.stderr) as bar,
     ):
         ahead = (reader.submit(read, job) for job in jobs)
-        reading, writing = next(ahead), None
+        reading = next(ahead)
+        writing: tuple[Job, Future[Told]] | None = None
         for job in bar:
             current, reading = reading, next(ahead, reading)
             try:
                 answer = way.answered(job, current.result())
             except FAULTS as error:
-                failed.append(str(error))
+                failed.append(_sentence(job, error))
                 continue
             if writing is not None:
-                done(writing)
-            writing = writer.submit(way.saved, job, answer)
+                done(*writing)
+            writing = job, writer.submit(way.saved, job, answer)
         if writing is not None:
-            done(writing)
+            done(*writing)
     print(f"{len(jobs) - len(failed)} of {len(jobs)} scans segmented into {options.output}")
     if failed:
         lines = "\n".join(f"  {sentence}" for sentence in failed)
         print(f"rare-trt: not segmented ({len(failed)}):\n{lines}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _sentence(job: Job, error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        why = str(error) or "for a small block"
+        return f"{job.scan}: not enough memory ({why}): free memory, or lower --memory-limit"
+    return str(error)
 
 
 def _refuse_outputs(job: Job, options: argparse.Namespace) -> None:

@@ -116,7 +116,10 @@ def _count(text: str) -> int:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0.0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is out of range; expected more than 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0 and below 1000000")
     return value

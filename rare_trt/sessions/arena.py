@@ -84,7 +84,7 @@ class Arena:
         return self._address
 
     def reserve(self, needed: Layout) -> None:
-        """Makes room for `needed`; raises DeviceError, and then holds nothing."""
+        """Makes room for `needed`; raises DeviceError, and then holds what it could get."""
         if self._host is None or self._host.bytes.size < needed.host_bytes:
             self._release_host()
             self._host = self._device.allocate_host(needed.host_bytes)

@@ -223,6 +223,14 @@ def _rank(entry: EngineEntry) -> tuple[object, ...]:
 
 
 def portable_graph(package: Package, route: int) -> GraphEntry:
-    """The graph of `route` that runs anywhere: fp16, or float32 in packages from before it."""
-    precisions = {graph.precision for graph in package.manifest.graphs if graph.route == route}
-    return package.graph(route, "fp16" if "fp16" in precisions else "fp32")
+    """The graph of `route` that runs anywhere: fp16; float32 in packages from before it, and where
+    calibration found that fp16 does not hold the Dice budget."""
+    manifest = package.manifest
+    precisions = {graph.precision for graph in manifest.graphs if graph.route == route}
+    held = [
+        {variant.arithmetic for variant in entry.variants}
+        for entry in manifest.calibration
+        if entry.route == route
+    ]
+    holds = "fp16" in precisions and all("fp16" in variants for variants in held)
+    return package.graph(route, "fp16" if holds else "fp32")

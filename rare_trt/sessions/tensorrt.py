@@ -197,7 +197,8 @@ class EngineSession:
                     f"{self._named()} failed ({error}): free GPU memory or restart the program; "
                     "`rare-trt doctor` shows what this machine can run"
                 ) from error
-            except BackendError:
+            except BaseException:
+                # An interrupt, too, leaves work on the GPU behind.
                 self._host.settle()
                 self.unload()
                 raise

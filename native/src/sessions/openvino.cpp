@@ -56,15 +56,19 @@ ov::CompiledModel compiled(const std::string& graph, const std::string& weights,
                            const GraphEntry& entry, bool bf16) {
   // Parsers open external weights by path: they get a private copy of what was verified, so that
   // nothing can be swapped between check and load.
-  const TemporaryFolder folder;
-  const auto path = folder.path() / "graph.onnx";
-  write_file(path, graph);
-  write_file(folder.path() / std::filesystem::path(entry.weights).filename(), weights);
   try {
+    const TemporaryFolder folder;
+    const auto path = folder.path() / "graph.onnx";
+    write_file(path, graph);
+    write_file(folder.path() / std::filesystem::path(entry.weights).filename(), weights);
     return core().compile_model(core().read_model(path.string()), kDevice, configuration(bf16));
   } catch (const ov::Exception& error) {
     throw BackendError(text("OpenVINO cannot compile ", entry.file, " (", last_line(error),
                             "): install the OpenVINO version that pyproject.toml names"));
+  } catch (const std::filesystem::filesystem_error& error) {
+    throw BackendError(text("no private copy of ", entry.file, " can be written (",
+                            error.code().message(),
+                            "): name a folder with free space in TMPDIR"));
   }
 }
 
