@@ -61,6 +61,7 @@ class Variant:
 VARIANTS: Final = (
     Variant("fp32", precision="fp32"),
     Variant("fp16"),
+    Variant("int8", precision="int8"),
     Variant("fp16, static shapes", static=True),
     Variant("fp16, no CUDA graph", graph=False),
     Variant("fp16, plug-in norm", plugin_norm=True),
