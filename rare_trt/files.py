@@ -57,7 +57,7 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
     allows: it renames them one by one. Whatever stops the process or the machine, each file is the
     old one or the new one.
     """
-    handles: dict[Path, int] = {}
+    handles: dict[Path, tuple[Path, int]] = {}
     absent: set[Path] = set()
     written: list[Path] = []
     new_folders: list[Path] = []
@@ -79,16 +79,16 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
                     # What was closed to others stays closed.
                     temp.chmod(S_IMODE(path.stat().st_mode))
                 put(handle, data)
-                handles[path] = handle
+                handles[path] = temp, handle
             # Only now: what is made before the first wait goes to the disk's journal with it.
             for path in handles:
-                os.fsync(handles[path])
-            for path in handles:
-                claimed_still(handles[path], temporary_name(path))
+                os.fsync(handles[path][1])
+            for path, (temp, handle) in handles.items():
+                claimed_still(handle, temp)
                 if overwrite:
-                    temporary_name(path).replace(path)
+                    temp.replace(path)
                 else:
-                    rename_new(temporary_name(path), path)
+                    rename_new(temp, path)
                 if path in absent:
                     written.append(path)
             for folder in {path.parent for path in (*contents, *new_folders)}:
@@ -204,6 +204,8 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> list[Path]:
     """Makes `folder` where it is missing; gives those that are new, the innermost first."""
+    if folder.is_dir():
+        return []
     new = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
     folder.mkdir(parents=True, exist_ok=True)
     return new

@@ -80,6 +80,13 @@ class OpenVinoSession:
             with clock("labels"):
                 # The next run overwrites what it answered.
                 labels: NDArray[np.uint8] = result[0][0].copy()
+        expected = tuple(inputs[f"out_{axis}"].shape[0] for axis in "ijk")
+        if labels.shape != expected:
+            # Seen where memory ran out: no error, and nothing in the answer.
+            raise BackendError(
+                f"OpenVINO gave labels of shape {labels.shape}; expected {expected}: free memory, "
+                "or report this with the scan's size"
+            )
         return labels
 
     def close(self) -> None:
