@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rare_trt.cache import Cache
@@ -223,20 +222,16 @@ def route_entry(recipe: Recipe, index: int, view: FieldOfView) -> RouteEntry:
 def field_of_view(facts: TrainingFacts, base_spacing_mm: float) -> FieldOfView:
     """The fields of view a package accepts, from those it was trained on. The typical one, which
     boxes and static engines have, is of whole voxels."""
-    voxels = np.maximum(1.0, np.round(np.array(facts.typical_fov_mm) / base_spacing_mm))
+    i, j, k = (float(max(1, round(mm / base_spacing_mm))) for mm in facts.typical_fov_mm)
     return FieldOfView(
         min=_scaled(facts.smallest_fov_mm, SMALLEST_VIEW),
-        typical=_scaled(_triple(voxels), base_spacing_mm),
+        typical=_scaled((i, j, k), base_spacing_mm),
         max=_scaled(facts.largest_fov_mm, LARGEST_VIEW),
     )
 
 
 def _scaled(size_mm: Triple, factor: float) -> Triple:
-    return _triple(np.round(np.array(size_mm) * factor, 3))
-
-
-def _triple(values: NDArray[np.float64]) -> Triple:
-    i, j, k = values.tolist()
+    i, j, k = np.round(np.array(size_mm) * factor, 3).tolist()
     return i, j, k
 
 

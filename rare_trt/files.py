@@ -204,6 +204,7 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> list[Path]:
     """Makes `folder` where it is missing; gives those that are new, the innermost first."""
+    # As for nearly every write, of which the walk below would be a fifth.
     if folder.is_dir():
         return []
     new = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))

@@ -16,6 +16,7 @@ from PIL import Image
 from rare_trt import Grid, Segmenter, Volume, read_scan
 from rare_trt.cli import main
 from rare_trt.metrics import dice
+from rare_trt.package import open_package
 from rare_trt.training.cases import Case, CaseFiles, load_case
 from rare_trt.training.evaluation import (
     TILT_AXIS,
@@ -224,7 +225,7 @@ def test_scans_that_the_package_refuses_are_told_and_the_others_measured(
 ) -> None:
     """A crop that is large enough, and is not once it is 4 mm tighter."""
     image = nib.load(two_cases / "images/hippocampus_292.nii.gz")
-    least = Segmenter.load("hippocampus").package.manifest.model.field_of_view_mm.min
+    least = open_package("hippocampus").manifest.model.field_of_view_mm.min
     first = min(int(n - mm) - 6 for n, mm in zip(image.shape, least, strict=True))
     data, out = crops(two_cases, tmp_path / "data", first=first), tmp_path / "out"
     assert main(["evaluate", "--data", str(data), "-o", str(out)]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,6 +19,16 @@ def missing_extra(error: ImportError, extra: str) -> BackendError:
         f"this command needs the package {error.name}, which the base install leaves out: "
         f"pip install 'rare-trt[{extra}]'"
     )
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raises BackendError unless `packages` are there: what is imported late is asked for before
+    the long work."""
+    try:
+        for name in packages:
+            import_module(name)
+    except ImportError as error:
+        raise missing_extra(error, extra) from error
 
 
 def add_signature_option(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rare_trt.commands import add_signature_option, missing_extra
+from rare_trt.commands import add_signature_option, require
 from rare_trt.errors import ScanError
 from rare_trt.files import refuse_existing, write_files
 from rare_trt.segmenter import Segmenter
@@ -40,12 +40,7 @@ def add_parser(commands: Parsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    try:
-        # Imported late by what uses them, so asked for before the long work.
-        import matplotlib  # noqa: F401
-        import scipy  # noqa: F401
-    except ImportError as error:
-        raise missing_extra(error, "evaluate") from error
+    require("evaluate", "matplotlib", "scipy")
     from rare_trt.training.cases import find_cases, load_cases
     from rare_trt.training.evaluation import Refusal, acquisitions, measurements
     from rare_trt.training.summary import dice_png, measurements_csv, summaries, summaries_csv

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rare_trt.commands import missing_extra
+from rare_trt.commands import missing_extra, require
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -28,11 +28,8 @@ def add_parser(commands: Parsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    require("train", "matplotlib", "scipy")
     try:
-        # Imported late by what uses them, so asked for before the long work.
-        import matplotlib  # noqa: F401
-        import scipy  # noqa: F401
-
         from rare_trt.training.recipe import load_recipe
         from rare_trt.training.trainer import train
     except ImportError as error:
