@@ -9,12 +9,11 @@ case of lowest Dice is shown.
 from __future__ import annotations
 
 import csv
-import io
 import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from panels import save_panels
 
 from rare_trt import Segmenter
 from rare_trt.geometry import Volume
@@ -50,13 +49,7 @@ def main(data: Path, folder: Path, picture: Path, package: str) -> None:
             for labels, what in ((Volume(result.labels, result.grid), title), (truth, "manual")):
                 legend = [f"{label}" for label in model.labels[1:]]
                 panels.append(picture_png(volume, labels, what, legend))
-    images = [Image.open(io.BytesIO(panel)) for panel in panels]
-    canvas = Image.new("RGB", (images[0].width, sum(image.height for image in images)))
-    top = 0
-    for image in images:
-        canvas.paste(image, (0, top))
-        top += image.height
-    canvas.save(picture)
+    save_panels(panels, picture)
 
 
 def case_named(data: Path, name: str) -> Case:
