@@ -1,10 +1,11 @@
 """Whether peak memory holds --memory-limit on a large volume.
 
-    python benchmarks/memory.py SCAN [--shape 512,512,300] [--limits 2GiB,4GiB,8GiB]
+    python benchmarks/memory.py SCAN [--route 0] [--shape 512,512,300] [--limits 2GiB,4GiB,8GiB]
                                 [--precisions int8,fp16]
 
-SCAN is a real scan, mirrored until it fills the shape. Each line is one `rare-trt infer` in a
-process of its own, from the file to labels on disk.
+SCAN is a real scan, mirrored until it fills the shape, with voxels of the route's spacing: a coarse
+route's answer is finer than its scan. Each line is one `rare-trt infer` in a process of its own,
+from the file to labels on disk.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from wide import large_scan, wide_package
 
 from rare_trt import read_scan
 from rare_trt.memory import GIB, bytes_of
+from rare_trt.package import open_package
 
 
 def main(options: argparse.Namespace) -> None:
@@ -32,23 +34,24 @@ def main(options: argparse.Namespace) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         scan = Path(folder) / "scan.nii.gz"
-        large_scan(read_scan(options.scan), (i, j, k), scan)
+        spacing = open_package("hippocampus").manifest.routes[options.route].spacing_mm
+        large_scan(read_scan(options.scan), (i, j, k), spacing, scan)
         for precision in options.precisions.split(","):
             package = wide_package(Path(folder) / f"{precision.replace('+', '-')}.rare", precision)
             for limit in options.limits.split(","):
-                peak, line = infer(scan, package.folder, limit)
+                peak, line = infer(scan, package.folder, limit, options.route)
                 share = peak / bytes_of(limit)
                 broken |= share > 1.0
                 print(f"{precision:<10} {limit:>8} {peak / GIB:9.2f} {share:8.2f}  {line}")
     sys.exit(1 if broken else 0)
 
 
-def infer(scan: Path, package: Path, limit: str) -> tuple[int, str]:
-    """Peak bytes of `rare-trt infer`, and the seconds that it says it took."""
+def infer(scan: Path, package: Path, limit: str, route: int) -> tuple[int, str]:
+    """Peak bytes of `rare-trt infer` along `route`, and the seconds that it says it took."""
     labels = scan.with_name("labels.nii.gz")
     command = [sys.executable, "-m", "rare_trt.cli", "infer", str(scan), "-o", str(labels)]
     command += ["--package", str(package), "--memory-limit", limit, "--overwrite"]
-    command += ["--route", "0"]
+    command += ["--route", str(route)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
         assert started.stdout is not None
         said = started.stdout.read()
@@ -63,6 +66,7 @@ def infer(scan: Path, package: Path, limit: str) -> tuple[int, str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scan", type=Path)
+    parser.add_argument("--route", type=int, default=0)
     parser.add_argument("--shape", default="512,512,300")
     parser.add_argument("--limits", default="2GiB,4GiB,8GiB")
     parser.add_argument("--precisions", default="int8,fp16")

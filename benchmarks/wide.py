@@ -53,11 +53,13 @@ def mirrored(voxels: Array, shape: Shape) -> Array:
     return filled
 
 
-def large_scan(real: Scan, shape: Shape, path: Path) -> None:
-    """Writes `real`, mirrored at its borders until it fills `shape`, as a scan of int16."""
+def large_scan(real: Scan, shape: Shape, spacing_mm: float, path: Path) -> None:
+    """Writes `real`, mirrored at its borders until it fills `shape`, as a scan of int16 with voxels
+    of `spacing_mm`."""
     voxels = mirrored(real.volume.voxels, shape).astype(np.int16)
-    image = nib.Nifti1Image(voxels, real.volume.grid.affine)
-    image.set_sform(real.volume.grid.affine, 1)
+    affine = real.volume.grid.regridded((spacing_mm,) * 3, shape).affine
+    image = nib.Nifti1Image(voxels, affine)
+    image.set_sform(affine, 1)
     path.write_bytes(compress(image.to_bytes()))
 
 
