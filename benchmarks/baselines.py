@@ -1,12 +1,12 @@
-"""Networks side by side: the first checkpoint against each of the others, on the same scans.
+"""Networks side by side: each of ours against each of the baselines, on the same scans.
 
-    python benchmarks/baselines.py DATA FOLDER CHECKPOINT CHECKPOINT...
+    python benchmarks/baselines.py DATA FOLDER OURS[,OURS] BASELINE...
 
-The checkpoints are those of `rare-trt train`; recipes of the baselines lie in benchmarks/recipes.
+All are checkpoints of `rare-trt train`; recipes of the baselines lie in benchmarks/recipes.
 Each becomes a package of float32 and fp16 graphs without INT8, and the packages answer every
 acquisition of every kept-back case in turn. FOLDER gets the measurements as CSV, one file per
-checkpoint, and a picture; the table has the mean of the paired differences in Dice with its 95 %
-confidence interval, and the ratio of the median times.
+checkpoint, and a picture; a table for each of ours has the mean of the paired differences in Dice
+with its 95 % confidence interval, and the ratio of the median times.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from rare_trt.files import write_files
 from rare_trt.package import Package, write_package
 from rare_trt.training.checkpoint import load_checkpoint
 from rare_trt.training.evaluation import Measurement, Refusal, acquisitions, measurements
-from rare_trt.training.summary import dice_png, interval, measurements_csv, summaries
+from rare_trt.training.summary import Summary, dice_png, interval, measurements_csv, summaries
 
 
-def main(data: Path, out: Path, checkpoints: list[Path]) -> None:
-    """Measures all, prints one row per acquisition."""
+def main(data: Path, out: Path, ours: list[Path], baselines: list[Path]) -> None:
+    """Measures all, prints one table for each of `ours` with one row per acquisition."""
+    checkpoints = ours + baselines
     rows: dict[str, list[Measurement]] = {folder.name: [] for folder in checkpoints}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         packages = [package_of(checkpoint, data, Path(folder)) for checkpoint in checkpoints]
@@ -54,21 +55,31 @@ def main(data: Path, out: Path, checkpoints: list[Path]) -> None:
     found = {name: summaries(of) for name, of in rows.items()}
     files = {out / f"{name}.csv": measurements_csv(of) for name, of in rows.items()}
     write_files({**files, out / "dice.png": dice_png(found)}, overwrite=True)
-    first, *others = rows
-    print(f"| scan | {first} | " + " | ".join(f"{o} | gain | time" for o in others) + " |")
+    for own in ours:
+        print_table(own.name, [other.name for other in baselines], rows, found)
+
+
+def print_table(
+    own: str,
+    others: list[str],
+    rows: dict[str, list[Measurement]],
+    found: dict[str, list[Summary]],
+) -> None:
+    """One of ours beside the baselines."""
+    print(f"\n| scan | {own} | " + " | ".join(f"{o} | gain | time" for o in others) + " |")
     print("|---" * (2 + 3 * len(others)) + "|")
-    for place, own in enumerate(found[first]):
-        cells = [f"**{own.dice:.3f}**"]
+    for place, ours in enumerate(found[own]):
+        cells = [f"**{ours.dice:.3f}**"]
         for other in others:
-            gain = per_case(rows[first], own.acquisition) - per_case(rows[other], own.acquisition)
+            gain = per_case(rows[own], ours.acquisition) - per_case(rows[other], ours.acquisition)
             low, high = interval(gain)
             theirs = found[other][place]
             cells += [
                 f"{theirs.dice:.3f}",
                 f"{gain.mean():+.3f} ({low:+.3f} to {high:+.3f})",
-                f"{own.milliseconds / theirs.milliseconds:.2f}",
+                f"{ours.milliseconds / theirs.milliseconds:.2f}",
             ]
-        print(f"| {own.acquisition} | {' | '.join(cells)} |")
+        print(f"| {ours.acquisition} | {' | '.join(cells)} |")
 
 
 def package_of(folder: Path, data: Path, into: Path) -> Package:
@@ -89,4 +100,5 @@ def per_case(rows: list[Measurement], acquisition: str) -> NDArray[np.float64]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), [Path(one) for one in sys.argv[3:]])
+    data, out, ours, *baselines = sys.argv[1:]
+    main(Path(data), Path(out), [Path(o) for o in ours.split(",")], [Path(b) for b in baselines])
