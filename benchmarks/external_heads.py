@@ -23,13 +23,23 @@ def main(ixi: Path, freesurfer: Path, colin: Path) -> None:
     """One row per hippocampus, and a mean per source."""
     sources = {
         "IXI, 2 mm (DLMUSE)": [
-            (path, path.with_name(path.name.replace("_T1", "_T1_DLMUSE")), (47, 48))
+            (
+                path.name.split("_")[0],
+                path,
+                path.with_name(path.name.replace("_T1", "_T1_DLMUSE")),
+                (47, 48),
+            )
             for path in sorted(ixi.glob("*_T1.nii.gz"))
         ],
         "FreeSurfer, skull-stripped (aseg)": [
-            (freesurfer / "norm.mgz", freesurfer / "aparc.a2009s+aseg.mgz", (53, 17))
+            (
+                "FreeSurfer",
+                freesurfer / "norm.mgz",
+                freesurfer / "aparc.a2009s+aseg.mgz",
+                (53, 17),
+            )
         ],
-        "Colin27 (AAL)": [(colin / "ch2.nii.gz", colin / "aal.nii.gz", (38, 37))],
+        "Colin27 (AAL)": [("Colin27", colin / "ch2.nii.gz", colin / "aal.nii.gz", (38, 37))],
     }
     print("| head | side | route | Dice, whole hippocampus | volume, mm3 | automatic label, mm3 |")
     print("|---|---|---|---|---|---|")
@@ -37,8 +47,8 @@ def main(ixi: Path, freesurfer: Path, colin: Path) -> None:
     with Segmenter.load() as segmenter:
         for source, heads in sources.items():
             scores = []
-            for scan, labels, values in heads:
-                for row, score in rows(segmenter, scan, labels, values):
+            for head, scan, labels, values in heads:
+                for row, score in rows(segmenter, head, scan, labels, values):
                     print(row)
                     scores.append(score)
             means.append(f"{source}: mean Dice {np.mean(scores):.3f}, lowest {min(scores):.3f}")
@@ -46,7 +56,7 @@ def main(ixi: Path, freesurfer: Path, colin: Path) -> None:
 
 
 def rows(
-    segmenter: Segmenter, scan_file: Path, label_file: Path, values: tuple[int, int]
+    segmenter: Segmenter, head: str, scan_file: Path, label_file: Path, values: tuple[int, int]
 ) -> Iterator[tuple[str, float]]:
     """The table's row and Dice of the right and of the left hippocampus."""
     scan, labels = (Scan(read(path)) for path in (scan_file, label_file))
@@ -59,7 +69,7 @@ def rows(
         score = 2.0 * float((found & truth).sum()) / float(found.sum() + truth.sum())
         volume = truth.sum() * np.prod(labels.volume.grid.spacing_mm)
         yield (
-            f"| {scan_file.name[:6]} | {side} | {result.route.route} | {score:.3f} | "
+            f"| {head} | {side} | {result.route.route} | {score:.3f} | "
             f"{sum(result.volumes_mm3):.0f} | {volume:.0f} |",
             score,
         )

@@ -43,8 +43,8 @@ def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
         "",
         "## How well it answers",
         "",
-        f"Dice on the validation scans, averaged to each route's spacing, against the full label "
-        f"at {model.base_spacing_mm:g} mm:",
+        f"Dice on the validation scans, averaged to each route's spacing and padded to whole "
+        f"voxels, against the full label at {model.base_spacing_mm:g} mm:",
         "",
         f"| scan | {' | '.join(model.labels[1:])} |",
         "|---" * len(model.labels) + "|",
@@ -53,14 +53,15 @@ def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
             for entry, scores in zip(manifest.routes, training.dice, strict=True)
         ),
         "",
-        f"`rare-trt evaluate {manifest.name} --data DIR -o FOLDER` measures many more.",
+        f"`rare-trt evaluate {manifest.name} --data DIR -o FOLDER` measures many more; there scans "
+        "end with their last whole voxel, which costs coarse ones something.",
         "",
         "## What is not known",
         "",
         "- Every scan of low resolution was simulated; real thick-slice and low-field scans were "
         "not measured.",
         "- Other contrasts, other sites and other scanners than the training data's were not "
-        "measured.",
+        "measured against manual labels.",
         "- Scans that show no such structure, or disease that deforms it beyond the training "
         "data, get an answer all the same.",
         "",
@@ -85,14 +86,14 @@ def _learnt(model: Model, recipe: Recipe) -> list[str]:
             else "."
         ),
         f"- Kept back: {', '.join(training.validation_cases)}.",
-        f"- {training.epochs} epochs. Simulated acquisitions were shown to the finest route in "
-        f"{acquisition.simulated_share:.0%} of the steps, to coarser ones in all: voxels of "
-        f"{finest:g} to {coarsest:g} mm per axis, up to 1:{acquisition.largest_ratio:g} between "
-        "axes, slice profiles, tilts to 45 degrees, air, noise, spikes.",
+        f"- {training.epochs} epochs. Every route was shown simulated acquisitions, the finest one "
+        f"in {acquisition.simulated_share:.0%} of the steps: voxels of {finest:g} to {coarsest:g} "
+        f"mm per axis, up to 1:{acquisition.largest_ratio:g} between axes, slice profiles, tilts "
+        "to 45 degrees, air, noise, spikes.",
     ]
     if recipe.distillation and len(recipe.cycles) > 1:
         lines += [
-            "- From the second cycle of the learning rate on, coarser routes learnt "
+            "- In later cycles of the learning rate coarser routes learnt "
             f"{recipe.distillation:.0%} from what the network's running mean made of the same "
             f"place at {model.base_spacing_mm:g} mm, the rest from the labels."
         ]

@@ -124,13 +124,13 @@ def test_a_card_claims_no_training_that_was_not_or_is_not_known(
     recipe = load_checkpoint(trained).recipe
     learnt = "learnt 50% from what"
     assert learnt in model_card(manifest, replace(recipe, cycles=(1, 1))).decode()
-    # From the second cycle on.
+    # In later cycles.
     assert learnt not in model_card(manifest, replace(recipe, cycles=(2,))).decode()
     training = replace(manifest.model.training, cases=0)
     converted = replace(manifest, model=replace(manifest.model, training=training))
     card = model_card(converted, recipe).decode()
     assert "does not say what it was trained on" in card
-    assert "Simulated acquisitions were shown" not in card
+    assert "shown simulated acquisitions" not in card
     assert any("epochs on unknown cases: " in line for line in described(converted))
 
 

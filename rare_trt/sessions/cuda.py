@@ -98,9 +98,6 @@ class CudaDevice:
     def synchronize(self, stream: Handle) -> None:
         _done(driver.cuStreamSynchronize(stream))
 
-    def milliseconds(self, start: Handle, end: Handle) -> float:
-        return float(_done(driver.cuEventElapsedTime(start, end)))
-
     def destroy_event(self, event: Handle) -> None:
         _done(driver.cuEventDestroy(event))
 

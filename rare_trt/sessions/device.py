@@ -91,10 +91,6 @@ class Device(Protocol):
         """Returns once all that was queued on the stream is done."""
         ...
 
-    def milliseconds(self, start: Handle, end: Handle) -> float:
-        """The GPU's time between two recorded events that were waited for."""
-        ...
-
     def destroy_event(self, event: Handle) -> None: ...
 
     def captured(self, work: Callable[[], None], on: Handle) -> Handle:

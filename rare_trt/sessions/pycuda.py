@@ -141,10 +141,6 @@ class PyCudaDevice:
         with _checked():
             _object(stream).synchronize()
 
-    def milliseconds(self, start: Handle, end: Handle) -> float:
-        with _checked():
-            return float(_object(start).time_till(_object(end)))
-
     def destroy_event(self, event: Handle) -> None:
         _destroy(event)
 
