@@ -36,6 +36,7 @@ from rare_trt.package import (
     with_engines,
     write_package,
 )
+from rare_trt.sessions.choice import portable_graph
 
 SHORT_HASH: Final = 12
 
@@ -191,8 +192,11 @@ def _use(engine: EngineEntry, *, any_precision: bool) -> EngineEntry:
 
 
 def _graphs(package: Package, precision: Precision) -> list[GraphEntry]:
-    """Every route's graph in `precision`; in fp16 where calibration left a route without INT8."""
+    """Every route's graph in `precision`; the portable one where calibration left a route without
+    INT8, or found that fp16 exceeds the Dice budget."""
     routes = [route.index for route in package.manifest.routes]
+    if precision == "fp16" and package.manifest.calibration:
+        return [portable_graph(package, route) for route in routes]
     if precision != "int8":
         return [package.graph(route, precision) for route in routes]
     if not package.manifest.calibration:
@@ -201,7 +205,10 @@ def _graphs(package: Package, precision: Precision) -> list[GraphEntry]:
             "another precision"
         )
     without = {entry.route for entry in package.manifest.calibration if entry.reason is not None}
-    return [package.graph(route, "fp16" if route in without else "int8") for route in routes]
+    return [
+        portable_graph(package, route) if route in without else package.graph(route, "int8")
+        for route in routes
+    ]
 
 
 def _entry(

@@ -52,7 +52,9 @@ def _fastest_of(host: EngineHost, package: Package, route: int, cache: Cache) ->
 
 def milliseconds(session: Session, package: Package, route: int) -> float:
     """The median time of a run on the typical golden vector, copies included."""
-    (run,) = (run for run in golden_runs(package, route) if run.entry.kind == "typical")
+    run = next((run for run in golden_runs(package, route) if run.entry.kind == "typical"), None)
+    if run is None:
+        raise BackendError(f"route {route} has no typical golden vector: build the package again")
     inputs = [graph_inputs(run.image, tile) for tile in tiles(run.steps, run.max_shape)]
     times = []
     for index in range(WARM_UP + RUNS):

@@ -42,7 +42,7 @@ from rare_trt.manifest import (
     graph_precision,
     needs_bf16,
 )
-from rare_trt.package import Package, write_package
+from rare_trt.package import Package, refuse_changed, write_package
 from rare_trt.proof import golden_runs
 from rare_trt.sessions import Inputs
 from rare_trt.sessions.openvino import OpenVinoRun, openvino_facts
@@ -109,6 +109,8 @@ def calibrate_package(
     proof those kept back. Raises RareTrtError, with nothing written, where something does not fit.
     """
     manifest, contents = calibrated(package, data, dice_budget, Cache())
+    if out.exists() and out.samefile(package.folder):
+        refuse_changed(package)
     return write_package(out, manifest, contents, overwrite=overwrite)
 
 

@@ -253,8 +253,8 @@ def peak_host_bytes() -> int | None:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    (kib,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(kib) * 1024
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return found[0] if found else None
 
 
 def spread(milliseconds: Sequence[float]) -> Spread:
@@ -443,7 +443,8 @@ def _folder(
     source = folder / "folder"
     source.mkdir()
     for copy, (number, path) in product(range(COPIES), enumerate(scans)):
-        copyfile(path, source / f"{copy}_{number}_{path.name}")
+        # By a name that `infer` takes in a folder; what the file is it tells by its content.
+        copyfile(path, source / f"{copy}_{number}.nii.gz")
     took = [
         _infer(package, backend, key, source, folder / f"answers{turn}")
         for turn in tqdm(range(times), "folder", unit="turn", leave=False)

@@ -28,6 +28,9 @@ ANSWER_SECONDS: Final = 600.0
 # seconds as it says.
 PATIENCE_SECONDS: Final = 120.0
 
+# In place of an answer that a server gave before it was sent everything.
+CLOSED: Final = b'{"error": "the server has too many connections: try again later"}'
+
 # Which error a status is; all others are the machine's.
 ERRORS: Final[dict[int, type[RareTrtError]]] = {409: OutputError, 422: ScanError}
 
@@ -79,16 +82,25 @@ class Server:
             with zipfile.ZipFile(io.BytesIO(body)) as archive:
                 return {name: archive.read(name) for name in FILES[: 3 + picture]}
         except (zipfile.BadZipFile, KeyError) as error:
-            raise BackendError(
-                f"{self.address}: answers something else than labels; expected a `rare-trt serve` "
-                "of this version: check --server"
-            ) from error
+            raise self.stranger() from error
+
+    def stranger(self) -> BackendError:
+        """What to say of an answer that no server of this version gives."""
+        return BackendError(
+            f"{self.address}: answers something else than labels; expected a `rare-trt serve` of "
+            "this version: check --server"
+        )
 
     def _posted(self, target: str, body: bytes) -> tuple[int, float, bytes]:
         """Status, seconds until another try makes sense, and body of the answer."""
         connection = self._connection()
         try:
-            connection.request("POST", target, body, {"Content-Type": "application/octet-stream"})
+            try:
+                kind = {"Content-Type": "application/octet-stream"}
+                connection.request("POST", target, body, kind)
+            except (BrokenPipeError, ConnectionResetError):
+                # With too many connections a server closes some before it reads what they send.
+                return http.HTTPStatus.SERVICE_UNAVAILABLE, 1.0, CLOSED
             answer = connection.getresponse()
             return answer.status, float(answer.headers.get("Retry-After", 1)), answer.read()
         except (OSError, ValueError, http.client.HTTPException) as error:

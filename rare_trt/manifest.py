@@ -257,6 +257,11 @@ class Manifest:
         digests = self.files[graph.file].sha256 + self.files[graph.weights].sha256
         return sha256(digests.encode())
 
+    def fp16_holds(self, route: int) -> bool:
+        """Whether fp16 keeps the Dice budget on `route`, as far as calibration looked."""
+        measured = [entry.variants for entry in self.calibration if entry.route == route]
+        return all("fp16" in [one.arithmetic for one in variants] for variants in measured)
+
     def to_json(self) -> bytes:
         return sealed({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)})
 

@@ -218,10 +218,7 @@ def store_engines(
     manifest_from_json(data)
     new = {package.inside(name): content for name, content in contents.items()}
     gone = [package.inside(name) for name in set(package.manifest.files) - set(manifest.files)]
-    if open_package(package.folder).manifest_sha256 != package.manifest_sha256:
-        raise OutputError(
-            f"{package.folder}: was changed by another program meanwhile: run the build again"
-        )
+    refuse_changed(package)
     # All or none: the manifest is renamed last, and what was written before it goes if it fails.
     write_files({**new, package.folder / MANIFEST: data}, overwrite=True)
     for path in gone:
@@ -231,6 +228,14 @@ def store_engines(
         signature.unlink()
         _warn_unsigned(package.folder)
     return open_package(package.folder)
+
+
+def refuse_changed(package: Package) -> None:
+    """Raises OutputError where what lies in the package's folder is not what was opened."""
+    if open_package(package.folder).manifest_sha256 != package.manifest_sha256:
+        raise OutputError(
+            f"{package.folder}: was changed by another program meanwhile: run the command again"
+        )
 
 
 def with_engines(

@@ -109,6 +109,11 @@ class There:
 
     def saved(self, job: Job, answer: tuple[dict[str, bytes], float]) -> Told:
         files, total_ms = answer
+        try:
+            # Before anything is written.
+            told = _told(json.loads(files[REPORT]), total_ms)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.server.stranger() from error
         labels = files[LABELS]
         if not is_compressed(job.labels):
             labels = gzip.decompress(labels)
@@ -118,11 +123,14 @@ class There:
         if job.report is not None:
             contents[job.report] = files[REPORT]
         write_files(contents, overwrite=self.overwrite)
-        report: dict[str, Any] = json.loads(files[REPORT])
-        return Told(
-            report["route"]["explained"],
-            report["volumes_mm3"],
-            report["flags"],
-            f"{report['backend']} {report['precision']}",
-            total_ms,
-        )
+        return told
+
+
+def _told(report: dict[str, Any], total_ms: float) -> Told:
+    return Told(
+        report["route"]["explained"],
+        report["volumes_mm3"],
+        report["flags"],
+        f"{report['backend']} {report['precision']}",
+        total_ms,
+    )

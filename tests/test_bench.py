@@ -15,10 +15,20 @@ from PIL import Image
 
 from rare_trt import Segmenter, read_scan
 from rare_trt.bench_scans import package_scans
-from rare_trt.benching import STAGES, Bench, BenchScan, Repeats, bench, warm_runs
+from rare_trt.benching import (
+    STAGES,
+    Bench,
+    BenchScan,
+    Repeats,
+    _folder,
+    bench,
+    peak_host_bytes,
+    warm_runs,
+)
 from rare_trt.cli import main, parser
 from rare_trt.errors import BackendError, RareTrtError, ScanError
 from rare_trt.load import MAX_LOAD, load_of_others, require_quiet
+from rare_trt.naming import is_scan_name
 from rare_trt.package import Package, open_package
 
 FEW = Repeats(cold=1, rounds=2, turns=2, folders=1)
@@ -76,6 +86,28 @@ def test_a_folder_is_counted_whole(found: Bench) -> None:
     assert found.folder.scans == 4 * len(found.scans)
     seconds = found.folder.process.p50 / 1e3
     assert found.folder.scans_per_second == pytest.approx(found.folder.scans / seconds, rel=1e-3)
+
+
+def test_a_folder_holds_scans_of_any_name(
+    package: Package, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan is told by its content, but a folder's by their names."""
+    taken = []
+
+    def counted(package: Package, backend: str, key: None, source: Path, output: Path) -> float:
+        taken.append(sum(is_scan_name(path) for path in source.iterdir()))
+        return 1.0
+
+    monkeypatch.setattr("rare_trt.benching._infer", counted)
+    plain = tmp_path / "scan2"
+    plain.write_bytes(tiny_scan.read_bytes())
+    found = _folder(package, "openvino", None, [tiny_scan, plain], 1, tmp_path)
+    assert taken == [found.scans]
+
+
+def test_memory_is_unknown_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: "Name: python")
+    assert peak_host_bytes() is None
 
 
 def test_scans_are_real_and_lie_in_the_field_of_view(package: Package, tmp_path: Path) -> None:
@@ -143,6 +175,9 @@ def test_scans_of_one_name_and_pictures_of_other_kinds_are_refused(
     other.write_bytes(tiny_scan.read_bytes())
     with pytest.raises(ScanError, match="two scans have this name"):
         bench(package, "openvino", (), (tiny_scan, other), FEW, anyway=True)
+    both = ["--json", str(tmp_path / "b.png"), "--picture", str(tmp_path / "." / "b.png")]
+    assert main(["bench", str(package.folder), "--anyway", *both]) == 1
+    assert "is to be written twice: name another output" in capsys.readouterr().err
     picture = tmp_path / "bench.json"
     assert main(["bench", str(package.folder), "--anyway", "--picture", str(picture)]) == 1
     assert "expected a name that ends in .png" in capsys.readouterr().err

@@ -331,6 +331,9 @@ def test_engines_make_room_for_each_other_within_the_limit(
     gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
 ) -> None:
     sizes = [tiny_engines.manifest.files[e.file].bytes for e in tiny_engines.manifest.engines]
+    with segmenter(tiny_engines, preload=True):
+        # Proven from here on: the arena is that of the scan alone.
+        pass
     with segmenter(tiny_engines) as free:
         for route in (0, 1):
             free.segment(scan, route=route)
@@ -354,6 +357,44 @@ def test_a_limit_that_no_engine_keeps_is_named(
         pytest.raises(BackendError, match=r"the memory limit is 1 MiB: raise it"),
     ):
         tight.segment(scan, route=0)
+
+
+def test_the_arena_makes_room_too_where_no_other_engine_can(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+) -> None:
+    limit = 1 << 30
+    with segmenter(tiny_engines, gpu_memory_limit=limit) as on_gpu:
+        on_gpu.segment(scan, route=1)
+        host = host_of(on_gpu)()
+        (used,) = on_gpu._sessions.values()
+        engine = host.device_bytes - host.arena.device_bytes
+        assert host.arena.device_bytes
+        with host.running():
+            host.make_room(used, limit - engine)
+            assert not host.arena.device_bytes
+            with pytest.raises(BackendError, match="the memory limit is 1024 MiB: raise it"):
+                host.make_room(used, limit - engine + 1)
+        assert np.array_equal(on_gpu.segment(scan, route=1).labels, expected)
+
+
+def test_an_engine_in_fp16_does_not_answer_where_fp16_exceeds_the_budget(
+    gpu: FakeGpu, shipped_engines: Package, tmp_path: Path
+) -> None:
+    manifest = shipped_engines.manifest
+    first, *others = manifest.calibration
+    without = tuple(one for one in first.variants if one.arithmetic != "fp16")
+    calibration = (replace(first, variants=without), *others)
+    contents = {name: shipped_engines.read(name) for name in manifest.files}
+    changed = replace(manifest, calibration=calibration)
+    package = write_package(tmp_path / "x.rare", changed, contents, overwrite=False)
+    choice = Choice(package, "tensorrt", Cache())
+    assert choice.candidates(1)
+    with pytest.raises(BackendError, match="fp16 exceeds the Dice budget: build it with"):
+        choice.candidates(0)
+    built, _ = build_engines(package, "tensorrt", "fp16", BuilderOptions(), this_machine())
+    new = [one for one in built.manifest.engines if one not in manifest.engines]
+    assert [(one.route, one.precision) for one in new] == [(0, "fp32")]
+    assert [one.arithmetic for one in Choice(built, "tensorrt", Cache()).candidates(0)] == ["fp32"]
 
 
 def test_a_full_gpu_lets_go_of_the_engine_used_longest_ago(

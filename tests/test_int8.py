@@ -34,10 +34,19 @@ from rare_trt.calibration.trial import Score, Trials
 from rare_trt.cli import main
 from rare_trt.engines.add import build_engines
 from rare_trt.engines.builder import EngineBuilder, TypedGraph
+from rare_trt.engines.calibrate import calibrate_package
+from rare_trt.errors import BackendError, OutputError
 from rare_trt.export.lint import lint
 from rare_trt.export.onnx_from_route import graph_files, loaded_graph, onnx_from_route
 from rare_trt.machine import Machine, this_platform
-from rare_trt.manifest import Arithmetic, BuilderOptions, CalibrationEntry, GraphEntry, Variant
+from rare_trt.manifest import (
+    Arithmetic,
+    BuilderOptions,
+    CalibrationEntry,
+    GraphEntry,
+    Manifest,
+    Variant,
+)
 from rare_trt.package import Package, open_package, write_package
 from rare_trt.planning import Plan
 from rare_trt.running import answered
@@ -510,6 +519,29 @@ def test_ranges_are_taken_once_for_a_graph_and_a_set_of_scans(
     with pytest.raises(AssertionError, match="ranges are known"):
         main([*command, "-o", str(tmp_path / "y.rare")])
     assert not (tmp_path / "y.rare").exists()
+
+
+def test_what_another_program_did_to_the_package_meanwhile_is_not_undone(
+    half: Package, few_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {name: half.read(name) for name in half.manifest.files}
+    folder = tmp_path / "own.rare"
+    own = write_package(folder, half.manifest, contents, overwrite=False)
+
+    def meanwhile(package: Package, *arguments: object) -> tuple[Manifest, dict[str, bytes]]:
+        changed = replace(package.manifest, created_with="another program")
+        write_package(folder, changed, contents, overwrite=True)
+        return package.manifest, contents
+
+    monkeypatch.setattr("rare_trt.engines.calibrate.calibrated", meanwhile)
+    with pytest.raises(OutputError, match="changed by another program meanwhile"):
+        calibrate_package(own, few_cases, 0.1, folder, overwrite=True)
+    assert open_package(folder).manifest.created_with == "another program"
+
+
+def test_a_graph_that_openvino_cannot_compile_is_one_sentence() -> None:
+    with pytest.raises(BackendError, match="OpenVINO cannot compile a graph"):
+        OpenVinoRun(b"no graph")
 
 
 @pytest.mark.parametrize("budget", ["-0.1", "nan", "2"])

@@ -27,6 +27,7 @@ import pytest
 from serving import REPOSITORY, WAIT_SECONDS, Half, Running, running
 
 from rare_trt.cli import main
+from rare_trt.client import Server, UnixConnection
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
@@ -307,6 +308,46 @@ def test_a_client_asks_again_for_as_long_as_it_is_patient(
     assert 2.5 <= third - first < 10.0
 
 
+def test_a_connection_that_is_closed_unread_is_tried_again(
+    server: Running, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server does that has too many."""
+    tried = []
+    request = UnixConnection.request
+
+    def closed_first(self: UnixConnection, *arguments: Any) -> None:
+        tried.append(monotonic())
+        if len(tried) == 1:
+            raise BrokenPipeError(32, "Broken pipe")
+        request(self, *arguments)
+
+    monkeypatch.setattr(UnixConnection, "request", closed_first)
+    out = tmp_path / "l.nii.gz"
+    assert main(["infer", str(scan), "-o", str(out), "--server", server.address]) == 0
+    assert out.exists()
+    assert len(tried) == 2
+
+
+def test_a_report_of_another_version_is_refused_before_anything_is_written(
+    server: Running,
+    scan: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segment = Server.segment
+
+    def other_version(self: Server, *arguments: Any, **options: Any) -> dict[str, bytes]:
+        files = segment(self, *arguments, **options)
+        return files | {"report.json": b'{"route": 1}'}
+
+    monkeypatch.setattr(Server, "segment", other_version)
+    command = ["infer", str(scan), "-o", str(tmp_path / "l.nii.gz"), "--server", server.address]
+    assert main(command) == 1
+    assert "expected a `rare-trt serve` of this version" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_client_loads_nothing_that_computes(server: Running, scan: Path, tmp_path: Path) -> None:
     code = "import sys; from rare_trt.cli import main; status = main(sys.argv[1:]); "
     code += "heavy = 'openvino', 'torch', 'uvicorn', 'PIL', 'numpy', 'nibabel'; "
@@ -431,7 +472,7 @@ JSON = {"Content-Type": "application/json"}
         ("", b'{"scan": "/x\\u0000.nii"}', JSON, 400, "path cannot be read"),
         ("", b'{"scan": "/x\\ud800.nii"}', JSON, 400, "path cannot be read"),
         ("?picture=yes", b'{"scan": "/x"}', JSON, 400, "its path beside"),
-        ("", b" " * 70000, JSON, 413, "larger than 65536 bytes"),
+        ("", b" " * 70000, JSON, 413, "larger than 65536 bytes; expected JSON that names a few"),
         ("", b"x" * (MEGABYTE + 1), {}, 413, "larger than 1048576 bytes"),
         ("", b"x", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "multipart"),
         ("", b"x", {"Content-Encoding": "gzip"}, 415, "content encoding"),
@@ -554,6 +595,64 @@ def test_a_socket_that_is_not_answered_yet_is_taken(tmp_path: Path) -> None:
         on_socket(path),
     ):
         pass
+
+
+def test_a_server_that_stops_leaves_the_socket_of_the_next_one(tmp_path: Path) -> None:
+    """Also where the new socket has the old one's inode, as on ext4."""
+    from rare_trt.serving.listening import on_socket
+
+    path = tmp_path / "s"
+    old = on_socket(path)
+    old.__enter__().close()
+    with on_socket(path), socket.socket(socket.AF_UNIX) as client:
+        old.__exit__(None, None, None)
+        client.connect(str(path))
+
+
+def test_a_port_listens_before_it_is_told() -> None:
+    from rare_trt.serving.listening import on_port
+
+    with on_port(0) as listener:
+        socket.create_connection(listener.getsockname(), WAIT_SECONDS).close()
+
+
+def test_a_stop_while_the_server_starts_is_kept(
+    tiny_package_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rare_trt import Segmenter
+    from rare_trt.serving import server as serving
+    from rare_trt.serving.app import Limits
+    from rare_trt.serving.listening import on_port
+
+    told = []
+
+    def stop_at_once(event: str, **facts: Any) -> None:
+        told.append(event)
+        if event == "listening":
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(serving, "log", stop_at_once)
+    with on_port(0) as listener:
+        limits = Limits(MEGABYTE, 30.0, (), any_host=False)
+        serving.serve(listener, lambda: Segmenter.load(tiny_package_folder), 1, limits)
+    assert (told[0], told[-1]) == ("listening", "stopped")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "not enough memory for this scan"),
+        (OSError(28, "No space left on device", "/secret"), "cannot be used (No space left on"),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(error: Exception, words: str) -> None:
+    from rare_trt.serving.app import _refused
+
+    reply = _refused(error)
+    assert reply.status == 500
+    assert words in json.loads(reply.body)["error"]
+    assert b"secret" not in reply.body
+    assert "at" not in reply.facts
 
 
 def test_a_full_queue_refuses_clearly_and_keeps_what_it_has(server: Running, scan: Path) -> None:

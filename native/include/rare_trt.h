@@ -98,7 +98,8 @@ typedef struct rare_trt_scan {
   /* Voxels along i, j, k. */
   int64_t shape[3];
   /* Bytes from one voxel to the next along i, j, k, and from one channel to the next; they may be
-   * negative. All 0: no gaps, i fastest, then j, k and channels, as NIfTI files have it. */
+   * negative, but not 0 where there is more than one. All 0: no gaps, i fastest, then j, k and
+   * channels, as NIfTI files have it. */
   int64_t strides[4];
   /* Rows of the 4x4 matrix from voxel (i, j, k, 1) to the world in mm: right, anterior, superior
    * (NIfTI's convention; ITK's and DICOM's x and y point the other way). */

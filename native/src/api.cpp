@@ -142,8 +142,17 @@ Voxels voxels(const rare_trt_scan& scan) {
   }
   std::copy_n(steps.begin(), 3, found.strides.begin());
   found.channel_stride = steps[3];
-  for (std::size_t axis = 0; axis < 3; ++axis) reach(found.strides[axis], found.shape[axis]);
-  reach(found.channel_stride, found.channels);
+  const std::array<std::int64_t, 4> counts = {found.shape[0], found.shape[1], found.shape[2],
+                                              found.channels};
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    reach(steps[axis], counts[axis]);
+    // Repeated slices or channels are no scan, but a step that was forgotten.
+    if (steps[axis] == 0 && counts[axis] > 1) {
+      throw ArgumentError(text("scan->strides are ", steps[0], ", ", steps[1], ", ", steps[2], ", ",
+                               steps[3], "; expected none of 0 where there is more than one voxel "
+                               "or channel, or all of them for dense voxels: mend them"));
+    }
+  }
   return found;
 }
 

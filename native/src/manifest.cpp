@@ -370,6 +370,13 @@ std::string Manifest::graph_sha256(const GraphEntry& graph) const {
   return sha256_hex(files.at(graph.file).sha256 + files.at(graph.weights).sha256);
 }
 
+bool Manifest::fp16_holds(int route) const {
+  return std::all_of(calibration.begin(), calibration.end(), [&](const CalibrationEntry& entry) {
+    const auto& held = entry.variants;
+    return entry.route != route || std::find(held.begin(), held.end(), "fp16") != held.end();
+  });
+}
+
 Manifest manifest_from_json(std::string_view data) {
   Json values = parsed(data);
   settle(values);

@@ -99,6 +99,9 @@ struct Manifest {
 
   // One hash for a graph together with its weights.
   std::string graph_sha256(const GraphEntry& graph) const;
+
+  // Whether fp16 keeps the Dice budget on `route`, as far as calibration looked.
+  bool fp16_holds(int route) const;
 };
 
 // The manifest in `data`; throws PackageError that names what is wrong.

@@ -63,15 +63,7 @@ const GraphEntry& Package::graph(int route, const std::string& precision) const 
 
 const GraphEntry& Package::portable_graph(int route) const {
   const GraphEntry* fp16 = find_graph(manifest, route, "fp16");
-  if (fp16 == nullptr) return graph(route, "fp32");
-  for (const CalibrationEntry& entry : manifest.calibration) {
-    // It does not hold the Dice budget where it is none of what was found to.
-    const auto& held = entry.variants;
-    if (entry.route == route && std::find(held.begin(), held.end(), "fp16") == held.end()) {
-      return graph(route, "fp32");
-    }
-  }
-  return *fp16;
+  return fp16 != nullptr && manifest.fp16_holds(route) ? *fp16 : graph(route, "fp32");
 }
 
 const Route& Package::route(int index) const {

@@ -161,6 +161,11 @@ TEST_CASE("a scan that cannot be segmented leaves the labels as they were") {
   CHECK(with([](auto& scan) { scan.shape[1] = -48; }) == RARE_TRT_ERROR_ARGUMENT);
   CHECK(with([](auto& scan) { scan.shape[1] = INT64_MAX; }) == RARE_TRT_ERROR_ARGUMENT);
   CHECK(with([](auto& scan) { scan.strides[0] = INT64_MIN; }) == RARE_TRT_ERROR_ARGUMENT);
+  // Slices that repeat each other: a step that was forgotten.
+  CHECK(with([](auto& scan) {
+          const std::int64_t forgotten[4] = {2, 2 * 40, 0, 2 * 40 * 48};
+          std::copy_n(forgotten, 4, scan.strides);
+        }) == RARE_TRT_ERROR_ARGUMENT);
   CHECK(with([](auto& scan) { scan.affine[3] = std::numeric_limits<double>::infinity(); }) ==
         RARE_TRT_ERROR_SCAN);
   CHECK(with([](auto& scan) { scan.affine[5] = 0; }) == RARE_TRT_ERROR_SCAN);

@@ -6,11 +6,13 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rare_trt.benching import Bench, Repeats, Warm, bench
 from rare_trt.commands import add_signature_option
+from rare_trt.errors import OutputError
 from rare_trt.files import refuse_existing, write_files
 from rare_trt.jobs import check_picture
 from rare_trt.manifest import ARITHMETICS, Arithmetic
@@ -57,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     outputs = [path for path in (options.json, options.picture) if path is not None]
     if options.picture is not None:
         check_picture(options.picture)
+    if len(set(map(realpath, outputs))) < len(outputs):
+        raise OutputError(f"{outputs[0]}: is to be written twice: name another output")
     if not options.overwrite:
         refuse_existing(outputs)
     found = bench(

@@ -18,7 +18,7 @@ from rare_trt.errors import OutputError, RareTrtError, ScanError
 from rare_trt.serving.desk import Answer, Desk, named, posted
 from rare_trt.serving.log import log
 from rare_trt.serving.metrics import CONTENT_TYPE, GONE, Metrics
-from rare_trt.serving.request import RequestError, read_head, read_names, too_large
+from rare_trt.serving.request import Asking, RequestError, read_head, read_names
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -67,7 +67,7 @@ class Incoming:
         self._whole = False
         self._waits = dict(headers).get(b"expect", b"").lower() == b"100-continue"
 
-    async def read(self, max_bytes: int) -> bytes:
+    async def read(self, asking: Asking) -> bytes:
         """All of it; raises RequestError where it is larger or too slow."""
         self._waits = False
         parts: list[bytes] = []
@@ -75,8 +75,7 @@ class Incoming:
         while not self._whole:
             part = await self._part()
             size += len(part)
-            if size > max_bytes:
-                raise too_large(max_bytes)
+            asking.check_body(size)
             parts.append(part)
         return b"".join(parts)
 
@@ -167,7 +166,7 @@ class App:
             may_name_files=bool(limits.folders),
         )
         with self._desk.place():
-            body = await incoming.read(asking.max_bytes)
+            body = await incoming.read(asking)
             if asking.names_files:
                 work = named(read_names(body), asking, limits.folders, limits.max_bytes)
             else:
@@ -219,8 +218,8 @@ def _check_method(scope: Message, *allowed: str) -> None:
 
 
 def _refused(error: Exception) -> Reply:
-    """One sentence and its status. What is no RareTrtError is a bug: told by its place alone,
-    because its text may hold what was asked."""
+    """One sentence and its status. What is neither a RareTrtError nor the system's refusal is a
+    bug: told by its place alone, because its text may hold what was asked."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     facts: dict[str, Any] = {}
     sentence = str(error)
@@ -235,7 +234,14 @@ def _refused(error: Exception) -> Reply:
     else:
         status = HTTPStatus.INTERNAL_SERVER_ERROR
         facts["error"] = type(error).__name__
-        if not isinstance(error, RareTrtError):
+        if isinstance(error, MemoryError):
+            sentence = "not enough memory for this scan: free memory, or raise the process's limit"
+        elif isinstance(error, OSError):
+            sentence = (
+                f"a file of the server cannot be used ({error.strerror or 'no reason given'}): "
+                "check its folders' permissions and the free space"
+            )
+        elif not isinstance(error, RareTrtError):
             frames = traceback.extract_tb(error.__traceback__)
             facts["at"] = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
             sentence = "the server failed on this request: report what it logged"

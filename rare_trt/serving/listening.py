@@ -37,13 +37,13 @@ def on_socket(path: Path) -> Iterator[socket.socket]:
         ) from error
     finally:
         os.umask(before)
-    made = path.stat().st_ino
+    made = _identity(path)
     try:
         yield listener
     finally:
         listener.close()
         with suppress(OSError):
-            if path.stat().st_ino == made:
+            if _identity(path) == made:
                 path.unlink()
 
 
@@ -55,11 +55,19 @@ def on_port(port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
+            # Before anyone is told the port.
+            listener.listen()
         except (OSError, OverflowError) as error:
             raise BackendError(
                 f"port {port} of 127.0.0.1 cannot be used ({error}): name another one"
             ) from error
         yield listener
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """What tells the socket at `path` from a later one, which may get the same inode."""
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_mtime_ns
 
 
 def _remove_stale(path: Path) -> None:

@@ -42,6 +42,17 @@ class Asking:
     names_files: bool
     max_bytes: int
 
+    def check_body(self, size: int) -> None:
+        """Raises RequestError where a body of `size` bytes is too large."""
+        if not self.names_files and size > self.max_bytes:
+            raise _too_large(self.max_bytes, "the body")
+        if self.names_files and size > MAX_JSON_BYTES:
+            raise RequestError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the body is larger than {MAX_JSON_BYTES} bytes; expected JSON that names a few "
+                "files: mend the request",
+            )
+
 
 @dataclass(frozen=True)
 class Names:
@@ -99,13 +110,9 @@ def read_head(
             "this server reads no files that requests name: send the scan as the body, or start "
             "the server with --allow DIR",
         )
-    if names_files:
-        max_bytes = MAX_JSON_BYTES
     length = found.get(b"content-length", b"0")
     if not length.isdigit():
         raise RequestError(HTTPStatus.BAD_REQUEST, "Content-Length is no number: mend the request")
-    if len(length) > 18 or int(length) > max_bytes:
-        raise too_large(max_bytes)
     fields = _fields(query)
     picture = fields.pop("picture", "no")
     if picture not in YES_OR_NO or (names_files and picture != "no"):
@@ -117,7 +124,10 @@ def read_head(
         asked = asked_in(fields)
     except argparse.ArgumentTypeError as error:
         raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from error
-    return Asking(asked, YES_OR_NO[picture], names_files, max_bytes)
+    asking = Asking(asked, YES_OR_NO[picture], names_files, max_bytes)
+    # Beyond 18 digits a number is too large for any file, and slow to read.
+    asking.check_body(int(length[:19]))
+    return asking
 
 
 def read_names(body: bytes) -> Names:
@@ -155,11 +165,10 @@ def check_size(job: Job, max_bytes: int) -> None:
     """Raises RequestError where the job's scan is larger than `max_bytes`, all its files together,
     and ScanError where one is no file or would keep the server waiting."""
     if sum(file_size(path) for path in job.files) > max_bytes:
-        raise too_large(max_bytes, "the scan")
+        raise _too_large(max_bytes, "the scan")
 
 
-def too_large(max_bytes: int, what: str = "the body") -> RequestError:
-    """The refusal of what is larger than `max_bytes`."""
+def _too_large(max_bytes: int, what: str) -> RequestError:
     return RequestError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         f"{what} is larger than {max_bytes} bytes; the server's --max-upload says how much it "

@@ -83,8 +83,12 @@ def serve(
     )
     loading = desk.open(load)
     loading.add_done_callback(partial(_loaded, server))
-    # uvicorn raises a signal again once it has stopped; the stop it asked for is done by then.
-    before = {sig: signal.signal(sig, _done_already) for sig in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(signum: int, frame: object) -> None:
+        server.should_exit = True
+
+    # Until uvicorn takes signals itself, and after: it raises one again once it has stopped.
+    before = {sig: signal.signal(sig, stop) for sig in (signal.SIGTERM, signal.SIGINT)}
     log("listening", address=_address(listener))
     try:
         server.run([listener])
@@ -93,8 +97,7 @@ def serve(
             signal.signal(sig, handler)
         desk.close()
     log("stopped")
-    if loading.done():
-        loading.result()
+    loading.result()
 
 
 def _loaded(server: Server, loading: Future[None]) -> None:
@@ -102,10 +105,6 @@ def _loaded(server: Server, loading: Future[None]) -> None:
         log("ready")
     else:
         server.should_exit = True
-
-
-def _done_already(signum: int, frame: object) -> None:
-    """Nothing is left to do."""
 
 
 def _address(listener: socket.socket) -> str:

@@ -227,10 +227,5 @@ def portable_graph(package: Package, route: int) -> GraphEntry:
     calibration found that fp16 does not hold the Dice budget."""
     manifest = package.manifest
     precisions = {graph.precision for graph in manifest.graphs if graph.route == route}
-    held = [
-        {variant.arithmetic for variant in entry.variants}
-        for entry in manifest.calibration
-        if entry.route == route
-    ]
-    holds = "fp16" in precisions and all("fp16" in variants for variants in held)
+    holds = "fp16" in precisions and manifest.fp16_holds(route)
     return package.graph(route, "fp16" if holds else "fp32")

@@ -13,6 +13,8 @@ def obstacle(entry: EngineEntry, manifest: Manifest, machine: Machine) -> str | 
     ]
     if entry.graph_sha256 not in [manifest.graph_sha256(graph) for graph in graphs]:
         return "built from another graph than the package holds: build it again"
+    if entry.precision == "fp16" and not manifest.fp16_holds(entry.route):
+        return "calibration found that fp16 exceeds the Dice budget: build it with --precision fp32"
     if entry.platform != machine.platform:
         return f"built for {entry.platform}; this is {machine.platform}: build it here"
     if entry.backend not in machine.libraries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache as once
 from io import BytesIO
@@ -57,7 +58,8 @@ class OpenVinoSession:
         blob = cache.load("openvino", *key)
         model = self._imported(blob) if blob is not None else None
         if model is None:
-            model = self._compiled(graph, weights, entry)
+            with graph_on_disk(graph, weights, Path(entry.weights).name) as path:
+                model = _compiled(path, entry.file, self._config)
             exported = BytesIO()
             model.export_model(exported)
             cache.store(exported.getvalue(), "openvino", *key)
@@ -68,25 +70,11 @@ class OpenVinoSession:
         """Labels [oi, oj, ok]; see `Session`."""
         clock = clock or Stopwatch()
         with self._lock:
-            try:
-                with clock("graph"):
-                    result = self._request.infer(inputs, share_inputs=True, share_outputs=True)
-            except RuntimeError as error:
-                shapes = {name: array.shape for name, array in inputs.items()}
-                raise BackendError(
-                    f"OpenVINO failed on shapes {shapes} ({_last_line(error)}): free memory, or "
-                    "report this with the scan's size"
-                ) from error
+            with clock("graph"):
+                result = _inferred(self._request, inputs, share_outputs=True)
             with clock("labels"):
                 # The next run overwrites what it answered.
                 labels: NDArray[np.uint8] = result[0][0].copy()
-        expected = tuple(inputs[f"out_{axis}"].shape[0] for axis in "ijk")
-        if labels.shape != expected:
-            # Seen where memory ran out: no error, and nothing in the answer.
-            raise BackendError(
-                f"OpenVINO gave labels of shape {labels.shape}; expected {expected}: free memory, "
-                "or report this with the scan's size"
-            )
         return labels
 
     def close(self) -> None:
@@ -98,29 +86,18 @@ class OpenVinoSession:
         except RuntimeError:
             return None
 
-    def _compiled(self, graph: bytes, weights: bytes, entry: GraphEntry) -> Any:
-        with graph_on_disk(graph, weights, Path(entry.weights).name) as path:
-            try:
-                return _core().compile_model(_core().read_model(path), "CPU", self._config)
-            except RuntimeError as error:
-                raise BackendError(
-                    f"OpenVINO cannot compile {entry.file} ({_last_line(error)}): free "
-                    "memory, or install the OpenVINO version that pyproject.toml names"
-                ) from error
-
 
 class OpenVinoRun:
     """A graph with its weights inside, compiled and not kept, for measurements."""
 
     def __init__(self, graph: bytes, *, bf16: bool = False) -> None:
-        model = _core().read_model(graph)
         config = BFLOAT16 if bf16 else FLOAT32
-        self._request = _core().compile_model(model, "CPU", config).create_infer_request()
+        self._request = _compiled(graph, "a graph", config).create_infer_request()
 
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
         """Labels [oi, oj, ok]; they are overwritten by the next run."""
         with (clock or Stopwatch())("graph"):
-            labels: NDArray[np.uint8] = self._request.infer(inputs, share_inputs=True)[0][0]
+            labels: NDArray[np.uint8] = _inferred(self._request, inputs)[0][0]
         return labels
 
 
@@ -129,25 +106,28 @@ class OpenVinoProbe:
 
     def __init__(self, package: Package, entry: GraphEntry) -> None:
         graph, weights = package.read(entry.file), package.read(entry.weights)
-        with graph_on_disk(graph, weights, Path(entry.weights).name) as path:
-            model = _core().read_model(path)
+        self.has_logits = True
+
+        def with_logits(model: Any) -> None:
             try:
                 model.add_outputs(LOGITS)
-                self.has_logits = True
             except RuntimeError:
                 # Packages of format 1 do not name them.
                 self.has_logits = False
-            self._request = _core().compile_model(model, "CPU", FLOAT32).create_infer_request()
+
+        with graph_on_disk(graph, weights, Path(entry.weights).name) as path:
+            compiled = _compiled(path, entry.file, FLOAT32, with_logits)
+        self._request = compiled.create_infer_request()
 
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
         """Labels [oi, oj, ok]."""
         with (clock or Stopwatch())("graph"):
-            labels: NDArray[np.uint8] = self._request.infer(inputs, share_inputs=True)[0][0].copy()
+            labels: NDArray[np.uint8] = _inferred(self._request, inputs)[0][0].copy()
         return labels
 
     def logits(self, inputs: Inputs) -> NDArray[np.float32]:
         """Logits [class, oi, oj, ok], where the graph names them."""
-        result = self._request.infer(inputs, share_inputs=True)
+        result = _inferred(self._request, inputs)
         logits: NDArray[np.float32] = result[1][0].astype(np.float32)
         return logits
 
@@ -208,6 +188,45 @@ def _first_core() -> Any:
             "install it again with `pip install openvino`"
         ) from error
     return core
+
+
+def _compiled(
+    graph: Path | bytes,
+    name: str,
+    config: dict[str, str],
+    change: Callable[[Any], None] = lambda model: None,
+) -> Any:
+    """`graph` after `change`, compiled for this CPU; `name` is what an error calls it."""
+    try:
+        model = _core().read_model(graph)
+        change(model)
+        return _core().compile_model(model, "CPU", config)
+    except RuntimeError as error:
+        raise BackendError(
+            f"OpenVINO cannot compile {name} ({_last_line(error)}): free memory, or install the "
+            "OpenVINO version that pyproject.toml names"
+        ) from error
+
+
+def _inferred(request: Any, inputs: Inputs, *, share_outputs: bool = False) -> Any:
+    """What a compiled graph answers, its labels of the shape that the inputs ask for."""
+    try:
+        result = request.infer(inputs, share_inputs=True, share_outputs=share_outputs)
+    except RuntimeError as error:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        raise BackendError(
+            f"OpenVINO failed on shapes {shapes} ({_last_line(error)}): free memory, or report "
+            "this with the scan's size"
+        ) from error
+    expected = tuple(inputs[f"out_{axis}"].shape[0] for axis in "ijk")
+    found = result[0].shape[1:]
+    if found != expected:
+        # Seen where memory ran out: no error, and nothing in the answer.
+        raise BackendError(
+            f"OpenVINO gave labels of shape {found}; expected {expected}: free memory, or report "
+            "this with the scan's size"
+        )
+    return result
 
 
 def _last_line(error: Exception) -> str:

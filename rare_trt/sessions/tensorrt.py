@@ -87,16 +87,21 @@ class EngineHost:
         return self._libraries[backend]
 
     def make_room(self, session: EngineSession, size: int) -> None:
-        """Unloads other engines until `size` more bytes for `session` keep the memory limit."""
+        """Unloads other engines, and then the arena, until `size` more bytes for `session` keep the
+        memory limit."""
         if self._memory_limit is None:
             return
         while self.device_bytes + size > self._memory_limit:
-            if not self.unload_oldest(but=session):
+            if self.unload_oldest(but=session):
+                continue
+            if not self.arena.device_bytes:
                 raise BackendError(
                     f"route {session.entry.route} needs {_mib(size)} on top of "
                     f"{_mib(self.device_bytes)}; the memory limit is {_mib(self._memory_limit)}: "
                     "raise it"
                 )
+            # As large as the largest scan so far; the next run takes what it needs.
+            self.arena.release()
 
     def used(self, session: EngineSession, size: int) -> None:
         """Notes that `session` holds an engine of `size` bytes and was used last."""

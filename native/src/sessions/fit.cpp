@@ -49,6 +49,9 @@ std::string obstacle(const EngineEntry& entry, const Manifest& manifest, const M
   if (!is_of_package(entry, manifest)) {
     return "built from another graph than the package holds: build it again";
   }
+  if (entry.precision == "fp16" && !manifest.fp16_holds(entry.route)) {
+    return "calibration found that fp16 exceeds the Dice budget: build it with --precision fp32";
+  }
   if (entry.platform != machine.platform) {
     return text("built for ", entry.platform, "; this is ", machine.platform, ": build it here");
   }

@@ -70,6 +70,11 @@ EngineLibrary& EngineHost::library() {
 void EngineHost::make_room(const EngineSession& session, std::size_t size) {
   while (memory_limit_ != 0 && held() + size > memory_limit_) {
     if (unload_oldest(session)) continue;
+    if (arena.device_bytes() != 0) {
+      // As large as the largest scan so far; the next run takes what it needs.
+      arena.release();
+      continue;
+    }
     throw BackendError(text(session.named(), " needs ", mib(size), " on top of ", mib(held()),
                             "; the memory limit is ", mib(memory_limit_), ": raise it"));
   }

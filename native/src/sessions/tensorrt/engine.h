@@ -34,13 +34,17 @@ class EngineHost {
     Device::Current current_;
   };
 
+  // The same without the context, for what must be done where the GPU cannot be reached, too.
+  std::unique_lock<std::recursive_mutex> locked() { return std::unique_lock(mutex_); }
+
   // Waits for what a failed run has queued: it uses memory that is about to be freed.
   void settle() noexcept;
 
   // TensorRT, loaded once.
   EngineLibrary& library();
 
-  // Unloads other engines until `size` more bytes for `session` keep the memory limit.
+  // Unloads other engines, and then the arena, until `size` more bytes for `session` keep the
+  // memory limit.
   void make_room(const EngineSession& session, std::size_t size);
 
   // Notes that `session` holds an engine of `size` bytes and was used last, or that it holds none.

@@ -1,6 +1,7 @@
 #include "engine_session.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "../../text.h"
@@ -23,13 +24,14 @@ EngineSession::EngineSession(std::shared_ptr<EngineHost> host, const Package& pa
 }
 
 EngineSession::~EngineSession() {
+  const auto lock = host_->locked();
+  std::optional<Device::Current> current;
   try {
-    const EngineHost::Running running(*host_);
-    unload();
+    current.emplace(host_->device);
   } catch (const BackendError&) {
-    // The GPU cannot be reached: nothing of it can be given back, and no run may find this session.
-    host_->dropped(*this);
+    // The GPU cannot be reached: what it holds is lost, but no run may find this session.
   }
+  unload();
 }
 
 std::vector<std::uint8_t> EngineSession::run(const Inputs& inputs) {
