@@ -51,6 +51,19 @@ def _own_cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield
 
 
+@pytest.fixture(scope="module")
+def quick_trials() -> Iterator[None]:
+    """Calibration that takes little time over timings, where a test does not ask how good they are:
+    three quarters of a search are timings."""
+    from rare_trt.calibration import trial
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "TIMED_SCANS", 1)
+        patch.setattr(trial, "REPEATS", 2)
+        patch.setattr(trial, "CACHES", 1 << 20)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_package_folder() -> Path:
     """A whole package of two routes and 600 kB, written once by format version 1."""

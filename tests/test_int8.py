@@ -59,6 +59,8 @@ from rare_trt.training.route_samples import route_sample
 from rare_trt.training.simulation import acquired, whole_voxels
 from rare_trt.verification import Sample
 
+pytestmark = pytest.mark.usefixtures("quick_trials")
+
 SHAPE = (16, 24, 16)
 
 

@@ -35,6 +35,8 @@ from rare_trt.training.passes import route_inputs
 from rare_trt.training.recipe import Recipe, load_recipe
 from rare_trt.training.trainer import computed_type, train
 
+pytestmark = pytest.mark.usefixtures("quick_trials")
+
 
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory: pytest.TempPathFactory, examples: Path) -> Path:
