@@ -74,6 +74,13 @@ def proven(gpu: FakeGpu, tiny_engines: Package) -> Iterator[Segmenter]:
         yield ready
 
 
+@pytest.fixture
+def remembered(gpu: FakeGpu, tiny_engines: Package) -> None:
+    """The golden vectors were run by an earlier segmenter: memory is that of the test's scans."""
+    with segmenter(tiny_engines, preload=True):
+        pass
+
+
 # Answers
 
 
@@ -253,7 +260,7 @@ def test_the_cache_of_buckets_is_bounded(
 
 
 def test_a_growing_arena_renews_addresses_and_graphs(
-    gpu: FakeGpu, tiny_engines: Package, scan: Scan
+    gpu: FakeGpu, remembered: None, tiny_engines: Package, scan: Scan
 ) -> None:
     i, j, k = scan.volume.grid.shape
     small = cropped(scan, i, j - 20, k)
@@ -328,12 +335,9 @@ def test_an_engine_of_one_orin_is_not_taken_for_one_of_another(
 
 
 def test_engines_make_room_for_each_other_within_the_limit(
-    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+    gpu: FakeGpu, remembered: None, tiny_engines: Package, scan: Scan, expected: Labels
 ) -> None:
     sizes = [tiny_engines.manifest.files[e.file].bytes for e in tiny_engines.manifest.engines]
-    with segmenter(tiny_engines, preload=True):
-        # Proven from here on: the arena is that of the scan alone.
-        pass
     with segmenter(tiny_engines) as free:
         for route in (0, 1):
             free.segment(scan, route=route)
@@ -398,7 +402,7 @@ def test_an_engine_in_fp16_does_not_answer_where_fp16_exceeds_the_budget(
 
 
 def test_a_full_gpu_lets_go_of_the_engine_used_longest_ago(
-    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+    gpu: FakeGpu, remembered: None, tiny_engines: Package, scan: Scan, expected: Labels
 ) -> None:
     with segmenter(tiny_engines, preload=True) as on_gpu:
         assert len(gpu.trt.live_engines) == 2
