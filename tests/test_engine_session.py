@@ -36,7 +36,7 @@ from rare_trt.sessions import tensorrt as session_module
 from rare_trt.sessions.choice import Choice
 from rare_trt.sessions.tensorrt import EngineHost, EngineSession
 
-OUT_OF_MEMORY, LAUNCH_FAILED = 2, 719
+OUT_OF_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 700, 719
 
 Labels = NDArray[np.uint8]
 
@@ -610,6 +610,23 @@ def test_a_gpu_lost_while_running_is_told_and_found_again(
     ):
         proven.segment(scan, route=1)
     assert np.array_equal(proven.segment(scan, route=1).labels, expected)
+
+
+def test_a_gpu_lost_for_good_leaves_openvino_to_answer_and_to_end(
+    gpu: FakeGpu, tiny_engines: Package, scan: Scan, expected: Labels
+) -> None:
+    with Segmenter(tiny_engines) as best:
+        for route in (0, 1, 0, 1):
+            assert best.segment(scan, route=route).backend == "tensorrt"
+        gpu.driver.breaks(ILLEGAL_ADDRESS)
+        for route in (0, 1):
+            with pytest.warns(EngineWarning, match=f"not used for route {route} any more"):
+                found = best.segment(scan, route=route)
+            assert found.backend == "openvino"
+        assert np.array_equal(found.labels, expected)
+    # The process goes, and with it what could not be given back.
+    gpu.driver.reset()
+    gpu.trt.violations.clear()
 
 
 @pytest.mark.parametrize("spoil", ["zeros", "noise", "nothing"])

@@ -52,7 +52,7 @@ class EngineHost:
         self._engines: OrderedDict[EngineSession, int] = OrderedDict()
         self._libraries: dict[EngineBackend, Library] = {}
         self._resources = ExitStack()
-        self._open = True
+        self._open, self._lost = True, False
         try:
             with self.device.current():
                 self.stream: Handle = self.device.stream()
@@ -77,8 +77,11 @@ class EngineHost:
 
     def settle(self) -> None:
         """Waits for what a failed run has queued: it uses memory that is about to be freed."""
-        with suppress(DeviceError):
+        try:
             self.device.synchronize(self.stream)
+        except DeviceError:
+            # As after an illegal address: nothing works in this process any more.
+            self._lost = True
 
     def library(self, backend: EngineBackend) -> Library:
         """The library of `backend`, loaded once."""
@@ -123,11 +126,19 @@ class EngineHost:
     def close(self) -> None:
         """Gives everything back, also where some of it reports faults; safe to call twice.
 
-        Where the GPU cannot be reached, BackendError is raised and the next call tries again.
+        Where the GPU cannot be reached, BackendError is raised and the next call tries again; not
+        so where a run was lost with it, which was told then.
         """
         with self._lock:
-            if not self._open:
-                return
+            try:
+                self._give_back()
+            except BackendError:
+                if not self._lost:
+                    raise
+                self._open = False
+
+    def _give_back(self) -> None:
+        if self._open:
             on_device = ExitStack()
             on_device.enter_context(self._on_device())
             # From here on all is released, come what may.
@@ -196,16 +207,14 @@ class EngineSession:
                 self._host.used(self, engine.size)
                 labels = engine.bucket(sizes).run(inputs, clock or Stopwatch())
             except DeviceError as error:
-                self._host.settle()
-                self.unload()
+                self._abandon()
                 raise BackendError(
                     f"{self._named()} failed ({error}): free GPU memory or restart the program; "
                     "`rare-trt doctor` shows what this machine can run"
                 ) from error
             except BaseException:
                 # An interrupt, too, leaves work on the GPU behind.
-                self._host.settle()
-                self.unload()
+                self._abandon()
                 raise
             strange = int(labels.max(initial=0))
             if strange >= self._labels:
@@ -215,6 +224,12 @@ class EngineSession:
                     f"{self._labels - 1}: run `rare-trt verify`, then build the engine again"
                 )
         return labels
+
+    def _abandon(self) -> None:
+        """Lets go of the engine after a failed run, whose fault is what is told."""
+        self._host.settle()
+        with suppress(DeviceError):
+            self.unload()
 
     def unload(self) -> None:
         """Gives back the engine's memory; the next run loads it again."""

@@ -139,6 +139,10 @@ class FakeDriver:
         """Takes back all failures that are still to come."""
         self._call("fake_clear_failures", None)
 
+    def breaks(self, code: int) -> None:
+        """From now on whatever needs the context fails with `code`, until the reset."""
+        self._call("fake_break", None, ctypes.c_int(int(code)))
+
     def calls(self, function: str) -> int:
         """How often `function` was called since the last reset, failed calls included."""
         count = self._call("fake_calls", ctypes.c_long, function.encode())

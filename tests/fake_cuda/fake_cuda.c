@@ -864,6 +864,11 @@ void fake_clear_failures(void) {
     LOCKED;
     for EACH_FUNCTION(f) f->fail_code = SUCCESS;
 }
+/* From now on every device has an error that nothing but a reset ends, as after an illegal address. */
+void fake_break(CUresult code) {
+    LOCKED;
+    for (int i = 0; i < MAX_DEVICES; i++) devices[i].error = code;
+}
 long fake_calls(const char *name) { /* since the last reset; -1: unknown function */
     LOCKED;
     const Function *function = function_named(name);
