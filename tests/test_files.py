@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rare_trt import files
 from rare_trt.errors import OutputError
 from rare_trt.files import (
     claimed,
@@ -230,6 +231,37 @@ def test_a_folder_that_takes_no_files_is_refused_at_once() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+def test_the_disk_has_a_file_before_its_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill cannot show: it does not lose what the system still holds."""
+    done: list[tuple[str, str]] = []
+    fsync, replace, rename = os.fsync, Path.replace, files.rename_new
+
+    def synced(handle: int) -> None:
+        done.append(("synced", os.path.realpath(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def replaced(self: Path, target: Path) -> Path:
+        done.append(("named", str(self)))
+        return replace(self, target)
+
+    def renamed(old: Path, new: Path) -> None:
+        done.append(("named", str(old)))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(files, "rename_new", renamed)
+    for overwrite in (False, True):
+        done.clear()
+        names = ("a", "b")
+        write_files({tmp_path / name: b"x" for name in names}, overwrite=overwrite)
+        parts = [str(tmp_path / f".{name}.part") for name in names]
+        expected = [("synced", part) for part in parts] + [("named", part) for part in parts]
+        assert done == [*expected, ("synced", str(tmp_path))]
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
 def test_what_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "a.bin"

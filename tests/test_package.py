@@ -16,10 +16,12 @@ import pytest
 
 import rare_trt
 from rare_trt import Segmenter
+from rare_trt.cli import main
 from rare_trt.errors import BackendError, OutputError, PackageError
 from rare_trt.manifest import manifest_from_json, sealed
 from rare_trt.package import open_package, refuse_folder, write_package
 from rare_trt.renaming import exchange
+from rare_trt.verification import Finding
 
 SCHEMA = json.loads((Path(rare_trt.__file__).parent / "manifest.schema.json").read_text())
 V1 = Path(__file__).parent / "data" / "tiny_v1.rare"
@@ -429,7 +431,7 @@ def test_a_package_of_format_1_still_segments(tiny_scan: Path) -> None:
 
 
 def test_a_session_that_answers_otherwise_than_the_golden_vectors_is_refused(
-    copy: Path, tiny_scan: Path
+    copy: Path, tiny_scan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Wrong expectations under right hashes: as if this machine computed other labels."""
     package = open_package(copy)
@@ -442,3 +444,25 @@ def test_a_session_that_answers_otherwise_than_the_golden_vectors_is_refused(
     write_package(copy, package.manifest, contents, overwrite=True)
     with Segmenter.load(copy) as segmenter, pytest.raises(BackendError, match="golden vector"):
         segmenter.segment(tiny_scan, route=vector.route)
+    assert main(["verify", str(copy)]) == 1
+    said = capsys.readouterr().out
+    assert f"FAILED  route {vector.route}, openvino fp32: " in said
+    assert "golden vector" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dice": 0.99}, "Dice with float32 is 0.99"),
+        ({"dice": float("nan")}, "Dice with float32 is nan"),
+        ({"loss": 0.002}, "Dice is lower by 0.002"),
+        ({"loss": float("nan")}, "Dice is lower by nan"),
+        ({"non_finite": 3}, "3 logits are not finite"),
+        ({"fault": "no engine"}, "no engine"),
+    ],
+)
+def test_what_breaks_a_bound_is_named(change: dict[str, Any], words: str) -> None:
+    good = Finding("openvino fp16", 0, 4, 1e-6, 0.9999, 0.0, 0.01, 0)
+    assert good.broken == []
+    (found,) = replace(good, **change).broken
+    assert words in found

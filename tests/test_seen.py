@@ -15,7 +15,7 @@ from rare_trt.calibration.seen import seen
 from rare_trt.errors import PackageError, ScanError
 from rare_trt.field_of_view import box_at, box_grid
 from rare_trt.geometry import Canonical
-from rare_trt.manifest import Seen, manifest_from_json
+from rare_trt.manifest import Seen, manifest_from_json, sealed
 from rare_trt.package import Package, open_package
 from rare_trt.training.acquisition import simulated_sample
 from rare_trt.training.cases import Case, find_cases, load_cases
@@ -181,20 +181,22 @@ def test_the_block_survives_the_manifest(package: Package) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("place", "value", "words"),
     [
-        ("patterns", []),
-        ("patterns", [[0.0] * 63]),
-        ("patterns", [[0.0] * 64] * 2),
-        ("min_view_mm", [0, 1, 1]),
-        ("routes", [{"route": 0, "ranges": [{}]}]),
-        ("scans", 0),
+        ("patterns", [], "seen.patterns"),
+        ("patterns", [[0.0] * 63], "seen.patterns"),
+        ("patterns", [[0.0] * 64] * 2, "not there once per channel"),
+        ("min_view_mm", [0, 1, 1], "seen.min_view_mm"),
+        ("routes", [{"route": 0, "ranges": [{}]}], "seen.routes"),
+        ("scans", 0, "seen.scans"),
     ],
 )
 def test_a_block_that_makes_no_sense_is_refused(
-    package: Package, place: str, value: object
+    package: Package, place: str, value: object, words: str
 ) -> None:
     values = json.loads(package.manifest.to_json())
+    del values["sha256"]
+    manifest_from_json(sealed(values))
     values["model"]["seen"][place] = value
-    with pytest.raises(PackageError):
-        manifest_from_json(json.dumps(values).encode())
+    with pytest.raises(PackageError, match=words):
+        manifest_from_json(sealed(values))

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from rare_trt import Grid, Scan, Segmenter, Volume, read_scan
 from rare_trt.errors import ScanError
-from rare_trt.manifest import Manifest
+from rare_trt.manifest import Manifest, graph_precision
 from rare_trt.memory import bytes_of
 from rare_trt.package import Package, write_package
 from rare_trt.planning import axis_matrices
-from rare_trt.segmenter import isotropic_grid
+from rare_trt.segmenter import _touches_edge, isotropic_grid
 
 
 def dice(a: NDArray[Any], b: NDArray[Any], label: int) -> float:
@@ -117,6 +117,76 @@ def test_one_scan_in_48_axis_orders_gives_48_equal_results(
         assert np.array_equal(result.labels, apply_orientation(reference.labels, ornt))
         assert result.volumes_mm3 == reference.volumes_mm3
         assert np.array_equal(result.grid.affine, affine)
+
+
+@pytest.mark.parametrize("at", [None, (18.0, 25.0, 17.0)])
+def test_labels_on_another_grid_lie_in_their_place_in_every_axis_order(
+    segmenter: Segmenter, scan: Scan, at: tuple[float, float, float] | None
+) -> None:
+    """Each in the scan's own order of axes, and every label where the first order has it."""
+    low = averaged(scan, (2, 2, 2))
+    volume = low.volume
+
+    def placed(one: Scan) -> tuple[NDArray[np.int64], list[int]]:
+        result = segmenter.segment(one, at=at, spacing_out_mm=1.0)
+        index = np.argwhere(result.labels)
+        # In units of half a voxel, since centres fall between two.
+        world = (2 * result.grid.world_mm(index)).round().astype(int)
+        order = np.lexsort(world.T)
+        return world[order], result.labels[result.labels > 0][order].tolist()
+
+    world, labels = placed(low)
+    assert len(labels) > 1000
+    for order, flips in product(permutations(range(3)), product((1, -1), repeat=3)):
+        ornt = np.array(list(zip(order, flips, strict=True)))
+        affine = volume.grid.affine @ inv_ornt_aff(ornt, volume.grid.shape)
+        found = placed(reframed(scan, apply_orientation(volume.voxels, ornt), affine))
+        assert np.array_equal(found[0], world)
+        assert found[1] == labels
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("end", [0, -1])
+def test_every_face_is_an_edge(axis: int, end: int) -> None:
+    labels = np.zeros((5, 6, 7), np.uint8)
+    assert not _touches_edge(labels)
+    place = [2, 3, 3]
+    labels[tuple(place)] = 1
+    assert not _touches_edge(labels)
+    place[axis] = end
+    labels[tuple(place)] = 1
+    assert _touches_edge(labels)
+
+
+def test_a_report_says_all_of_its_run(segmenter: Segmenter, scan: Scan) -> None:
+    turn = np.eye(4)
+    turn[:3, :3] = euler2mat(0.0, 0.0, np.radians(10.0))
+    thick = averaged(scan, (1, 1, 4)).volume
+    tilted = reframed(scan, thick.voxels, turn @ thick.grid.affine)
+    x, y, z = tilted.volume.grid.world_mm((np.array(thick.grid.shape) - 1) / 2).round(1).tolist()
+    result = segmenter.segment(tilted, at=(x, y, z), spacing_out_mm=1.0)
+    report = result.report()
+    manifest = segmenter.package.manifest
+    graph = segmenter.package.graph(1, graph_precision(result.precision))
+    assert report["package"] == {
+        "name": "hippocampus",
+        "manifest_sha256": segmenter.package.manifest_sha256,
+        "graph_sha256": manifest.files[graph.file].sha256,
+        "weights_sha256": manifest.files[graph.weights].sha256,
+    }
+    assert report["scan"]["shape"] == thick.grid.shape
+    assert report["scan"]["spacing_mm"] == pytest.approx((1.0, 1.0, 4.0))
+    assert report["scan"]["obliqueness_deg"] == pytest.approx(10.0, abs=1e-3)
+    assert report["at_mm"] == (x, y, z)
+    assert report["labels"]["shape"] == result.labels.shape
+    assert report["labels"]["spacing_mm"] == pytest.approx((1.0, 1.0, 1.0))
+    assert report["route"]["route"] == 1
+    assert report["route"]["spacing_mm"] == pytest.approx((1.0, 1.0, 4.0))
+    assert report["route"]["working_spacing_mm"] == pytest.approx((2.0, 2.0, 2.0))
+    assert report["route"]["factors"] == pytest.approx((2.0, 2.0, 0.5))
+    assert report["largest_resampling_factor"] == pytest.approx(2.0)
+    assert list(report["volumes_mm3"]) == list(manifest.model.labels[1:])
+    assert report["flags"] == result.flags()
 
 
 def test_all_48_orders_of_one_head_give_one_answer(segmenter: Segmenter, shared_data: Path) -> None:
@@ -292,7 +362,9 @@ def test_padding_changes_nothing(segmenter: Segmenter, scan: Scan, value: float)
 def test_what_a_physicist_should_look_at_is_flagged(segmenter: Segmenter, scan: Scan) -> None:
     noise = np.random.default_rng(0).normal(100, 10, scan.volume.grid.shape).astype(np.float32)
     flags = segmenter.segment(reframed(scan, noise, scan.volume.grid.affine)).flags()
-    assert any("empty label" in flag or "outside the training range" in flag for flag in flags)
+    assert any("outside the training range" in flag for flag in flags)
+    nothing = replace(segmenter.segment(scan), volumes_mm3=(0.0, 1500.0))
+    assert nothing.flags() == ["empty label: anterior hippocampus"]
     cut = scan.volume.voxels[: scan.volume.grid.shape[0] // 2]
     halved = segmenter.segment(reframed(scan, np.ascontiguousarray(cut), scan.volume.grid.affine))
     assert any("touches the edge" in flag for flag in halved.flags())

@@ -154,7 +154,7 @@ def test_what_is_no_key_is_refused_in_one_sentence(signed: Path, keys: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "command", ["infer", "info", "verify", "doctor", "evaluate", "calibrate", "bench"]
+    "command", ["infer", "info", "verify", "doctor", "evaluate", "calibrate", "bench", "serve"]
 )
 def test_every_command_that_opens_a_package_can_ask_for_a_signature(
     signed: Path,
@@ -169,6 +169,7 @@ def test_every_command_that_opens_a_package_can_ask_for_a_signature(
         "evaluate": [str(signed), "--data", str(tmp_path), "-o", str(tmp_path / "evaluated")],
         "calibrate": [str(signed), "--data", str(tmp_path), "-o", str(tmp_path / "new.rare")],
         "bench": [str(signed), str(tiny_scan), "--anyway"],
+        "serve": [str(signed), "--port", "0"],
     }
     arguments = [command, *named.get(command, [str(signed)])]
     asked = [*arguments, "--require-signature", str(keys / "other_public.pem")]

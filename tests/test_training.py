@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save
 from rare_trt import Segmenter, read_scan
 from rare_trt.cli import main
 from rare_trt.commands.info import described
+from rare_trt.engines import build as building
 from rare_trt.engines.build import build_package
 from rare_trt.engines.card import model_card
-from rare_trt.errors import OutputError, RareTrtError, ScanError
+from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
+from rare_trt.export.agreement import Agreement
 from rare_trt.geometry import Canonical
 from rare_trt.package import write_package
 from rare_trt.training import trainer
@@ -116,6 +118,39 @@ def test_the_same_labels_from_torch_and_from_the_runtime(
         second, best = np.sort(logits[0].numpy(), axis=0)[-2:]
         assert different.mean() <= 2e-5
         assert ((best - second)[different] < 1e-3).all()
+
+
+@pytest.mark.parametrize("axes", ["LPS", "PIR", "SAL"])
+def test_a_case_is_the_same_in_every_order_of_its_axes(
+    labelled: Path, tmp_path: Path, axes: str
+) -> None:
+    (first, *_) = find_cases(labelled)
+    paths = []
+    for path in (first.image, first.labels):
+        image = nib.load(path)
+        to = nib.orientations.axcodes2ornt(tuple(axes))
+        change = nib.orientations.ornt_transform(nib.io_orientation(image.affine), to)
+        paths.append(tmp_path / f"{path.parent.name}.nii.gz")
+        nib.save(image.as_reoriented(change), paths[-1])
+    assert "".join(nib.aff2axcodes(nib.load(paths[1]).affine)) == axes
+    one, other = load_case(first, 1, 3), load_case(CaseFiles("x", *paths), 1, 3)
+    assert one.labels.any()
+    assert np.array_equal(one.voxels, other.voxels)
+    assert np.array_equal(one.labels, other.labels)
+    np.testing.assert_allclose(one.grid.affine, other.grid.affine, atol=1e-5)
+
+
+def test_graphs_that_do_not_answer_as_the_network_does_are_not_packed(
+    trained: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*arguments: object) -> list[Agreement]:
+        return [replace(one, different=one.voxels) for one in proven(*arguments)]
+
+    proven = building.prove
+    monkeypatch.setattr(building, "prove", wrong)
+    with pytest.raises(BackendError, match="do not answer as the network does"):
+        build_package(trained, labelled, tmp_path / "x.rare", overwrite=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_card_claims_no_training_that_was_not_or_is_not_known(
