@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,69 +19,36 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from serving import Running, running
+from three_channels import NAMES, three_channel_package, three_channel_scan
 
-from rare_trt import Segmenter, read_channels, read_scan
-from rare_trt.calibration.golden import golden_vectors
-from rare_trt.calibration.seen import seen
+from rare_trt import Segmenter, read_channels
 from rare_trt.cli import main
-from rare_trt.engines.build import field_of_view, graph_contents, manifest_of, typed_graphs
 from rare_trt.errors import ScanError
-from rare_trt.geometry import Array
-from rare_trt.package import Package, write_package
-from rare_trt.training.cases import Case
-from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
-from rare_trt.training.network import NetworkConfig, RareUNet
-from rare_trt.training.recipe import Recipe
+from rare_trt.geometry import Array, Volume
+from rare_trt.package import Package
 
-NAMES = ("T1w", "FLAIR", "T2w")
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
 
 @pytest.fixture(scope="module")
-def voxels(examples: Path) -> NDArray[np.int16]:
-    """[i, j, k, channel]: a real scan, its gradient and its negative."""
-    one = np.asarray(nib.load(examples / "hippocampus_1mm.nii.gz").dataobj).astype(np.float64)
-    gradient = np.linalg.norm(np.gradient(one), axis=0)
-    channels = [one, gradient, one.max() - one]
-    return np.stack([1 + 200 * c / c.max() for c in channels], axis=-1).astype(np.int16)
+def whole(examples: Path) -> Volume:
+    return three_channel_scan(examples / "hippocampus_1mm.nii.gz")
 
 
 @pytest.fixture(scope="module")
-def affine(examples: Path) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = nib.load(examples / "hippocampus_1mm.nii.gz").affine
-    return found
+def voxels(whole: Volume) -> Array:
+    """[i, j, k, channel]."""
+    return whole.voxels
 
 
 @pytest.fixture(scope="module")
-def package(voxels: Array, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    """A small network of random weights for three channels, which knows what they look like."""
-    import torch
+def affine(whole: Volume) -> NDArray[np.float64]:
+    return whole.grid.affine
 
-    torch.manual_seed(0)
-    recipe = Recipe(
-        name="three",
-        task="test",
-        labels=("background", "one", "two", "three"),
-        channels=NAMES,
-        data_source="none",
-        data_licence="none",
-        network=NetworkConfig(
-            depth=2, filters=4, gate_blocks=1, channels=len(NAMES), classes=4, routes=1
-        ),
-    )
-    grid = read_scan(examples / "hippocampus_1mm.nii.gz").volume.grid
-    facts = TrainingFacts(1, (), *[grid.extent_mm] * 3, ((0.0, 1e9),) * 3, 1, ((0.0,) * 3,))
-    checkpoint = Checkpoint(RareUNet(recipe.network).eval(), recipe, facts)
-    images = np.moveaxis(voxels, 3, 0).astype(np.float32)
-    case = Case("real", images, np.zeros(grid.shape, np.uint8), grid)
-    view = field_of_view(facts, recipe.base_spacing_mm)
-    golden = golden_vectors(checkpoint, [case], view)
-    manifest = manifest_of("three", checkpoint, view, golden)
-    known = seen([case], manifest.model, manifest.routes, recipe)
-    manifest = replace(manifest, model=replace(manifest.model, seen=known))
-    contents = {**graph_contents(typed_graphs(checkpoint)), **golden.files}
-    folder = tmp_path_factory.mktemp("package") / "three.rare"
-    return write_package(folder, manifest, contents, overwrite=False)
+
+@pytest.fixture(scope="module")
+def package(whole: Volume, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return three_channel_package(tmp_path_factory.mktemp("package") / "three.rare", whole)
 
 
 @pytest.fixture(scope="module")

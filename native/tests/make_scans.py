@@ -3,7 +3,8 @@
     python native/tests/make_scans.py FOLDER
 
 Scans are raw arrays with their strides, listed in FOLDER/index.json. The examples are always among
-them; with ../shared/data/hippocampus there, 20 scans of it at four spacings too.
+them; with ../shared/data/hippocampus there, 20 scans of it at four spacings too, and with torch a
+scan of three channels.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,23 +46,29 @@ class Question:
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     packages = written_packages(folder)
+    asked = list(questions())
+    if find_spec("torch") is not None:
+        packages["three"], more = three_channels(folder)
+        asked += more
     segmenters = {name: Segmenter(package, "openvino") for name, package in packages.items()}
-    listed = [answered(question, segmenters[question.package], folder) for question in questions()]
+    listed = [answered(question, segmenters[question.package], folder) for question in asked]
     paths = {name: str(package.folder.resolve()) for name, package in packages.items()}
     index = {"packages": paths, "scans": listed}
     (folder / "index.json").write_text(json.dumps(index, indent=1))
 
 
 def written_packages(folder: Path) -> dict[str, Package]:
-    """The packages that scans are segmented with: as shipped, of format 1, tiled, and with another
-    arithmetic first."""
+    """The packages that scans are segmented with: as shipped, of format 1, tiled, with a small
+    largest shape that memory goes beyond, with another arithmetic first, and with no fp16."""
     shipped = open_package("hippocampus")
     tiny = open_package(REPOSITORY / "tests" / "data" / "tiny_v1.rare")
     return {
         "hippocampus": shipped,
         "tiny": tiny,
-        "tiled": rewritten(tiny, tiled(tiny.manifest), folder / "tiled.rare"),
+        "tiled": rewritten(tiny, tiled(tiny.manifest, known=False), folder / "tiled.rare"),
+        "small": rewritten(tiny, tiled(tiny.manifest, known=True), folder / "small.rare"),
         "reordered": rewritten(shipped, reordered(shipped.manifest), folder / "reordered.rare"),
+        "fp32": rewritten(shipped, over_budget(shipped.manifest), folder / "fp32.rare"),
     }
 
 
@@ -69,15 +77,17 @@ def rewritten(package: Package, manifest: Manifest, folder: Path) -> Package:
     return write_package(folder, manifest, contents, overwrite=True)
 
 
-def tiled(manifest: Manifest) -> Manifest:
-    """The largest working shape is so small that every scan takes several, of a network about which
-    too little is said to reckon whether memory would hold more."""
+def tiled(manifest: Manifest, *, known: bool) -> Manifest:
+    """The largest working shape is so small that every scan takes several; unless the network is
+    `known` well enough to reckon that memory holds more."""
     routes = tuple(
         replace(route, profile=replace(route.profile, max=route.profile.min))
         for route in manifest.routes
     )
     loose = tuple(replace(golden, max_disagreement={"fp32": 0.5}) for golden in manifest.golden)
-    network = {name: value for name, value in manifest.model.network.items() if name != "filters"}
+    network = dict(manifest.model.network)
+    if not known:
+        del network["filters"]
     model = replace(manifest.model, network=network)
     return replace(manifest, model=model, routes=routes, golden=loose)
 
@@ -91,6 +101,29 @@ def reordered(manifest: Manifest) -> Manifest:
     return replace(manifest, calibration=entries)
 
 
+def over_budget(manifest: Manifest) -> Manifest:
+    """Nothing was found to hold the Dice budget, so float32 answers."""
+    entries = tuple(replace(entry, variants=()) for entry in manifest.calibration)
+    return replace(manifest, calibration=entries)
+
+
+def three_channels(folder: Path) -> tuple[Package, list[Question]]:
+    """A package of three channels, and a scan with them last and first in memory, and turned."""
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    from three_channels import three_channel_package, three_channel_scan
+
+    scan = three_channel_scan(REPOSITORY / "examples" / "hippocampus_1mm.nii.gz")
+    last = Volume(np.ascontiguousarray(scan.voxels), scan.grid)
+    first = np.ascontiguousarray(np.moveaxis(scan.voxels, 3, 0))
+    scans = {
+        "channels last": last,
+        "channels first": Volume(np.moveaxis(first, 0, 3), scan.grid),
+        "channels turned": turned(last, (2, 0, 1)),
+    }
+    package = three_channel_package(folder / "three.rare", scan)
+    return package, [Question(name, "three", volume) for name, volume in scans.items()]
+
+
 def questions() -> Iterator[Question]:
     one = read_scan(REPOSITORY / "examples" / "hippocampus_1mm.nii.gz").volume
     two = read_scan(REPOSITORY / "examples" / "hippocampus_2mm.nii.gz").volume
@@ -100,7 +133,7 @@ def questions() -> Iterator[Question]:
         yield Question(f"1 mm on route {route}", "hippocampus", one, route=route)
     yield from in_other_memory(one)
     yield from elsewhere(one)
-    for name in ("tiny", "tiled", "reordered"):
+    for name in ("tiny", "tiled", "small", "reordered", "fp32"):
         yield Question(f"1 mm, {name}", name, one)
         yield Question(f"2 mm, {name}", name, two)
     if REAL.is_dir():
@@ -125,11 +158,11 @@ def in_other_memory(one: Volume) -> Iterator[Question]:
 
 def turned(volume: Volume, order: tuple[int, int, int]) -> Volume:
     """The scan with its voxel axes in another order, the first one backwards in memory."""
-    voxels = volume.voxels.transpose(order)[::-1]
+    voxels = volume.voxels.transpose(*order, *range(3, volume.voxels.ndim))[::-1]
     affine = volume.grid.affine[:, [*order, 3]].copy()
     affine[:3, 3] += affine[:3, 0] * (voxels.shape[0] - 1)
     affine[:3, 0] *= -1
-    i, j, k = voxels.shape
+    i, j, k = voxels.shape[:3]
     return Volume(voxels, Grid((i, j, k), affine))
 
 
@@ -194,8 +227,10 @@ def answered(question: Question, segmenter: Segmenter, folder: Path) -> dict[str
         "labels": f"{stem}.labels",
         "dtype": voxels.dtype.name,
         "offset": offset,
-        "shape": voxels.shape,
-        "strides": voxels.strides,
+        "shape": voxels.shape[:3],
+        "channels": voxels.shape[3] if voxels.ndim == 4 else 1,
+        # The step between channels last, where there are several.
+        "strides": [*voxels.strides, 0][:4],
         "affine": grid.affine.ravel().tolist(),
         "route": question.route,
         "at_mm": question.at_mm,

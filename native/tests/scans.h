@@ -47,11 +47,9 @@ struct Scan {
     scan.size = sizeof scan;
     scan.voxels = memory.data() + entry.at("offset").get<std::size_t>();
     scan.dtype = types.at(entry.at("dtype"));
-    scan.channels = 1;
-    for (std::size_t axis = 0; axis < 3; ++axis) {
-      scan.shape[axis] = entry.at("shape")[axis];
-      scan.strides[axis] = entry.at("strides")[axis];
-    }
+    scan.channels = entry.at("channels");
+    for (std::size_t axis = 0; axis < 3; ++axis) scan.shape[axis] = entry.at("shape")[axis];
+    for (std::size_t axis = 0; axis < 4; ++axis) scan.strides[axis] = entry.at("strides")[axis];
     for (std::size_t at = 0; at < 16; ++at) scan.affine[at] = entry.at("affine")[at];
     request.size = sizeof request;
     if (!entry.at("route").is_null()) {
