@@ -255,6 +255,10 @@ class Agreement {
     const std::size_t labels = manifest_.model.labels.size() - 1;
     if (ranges != labels) return text(ranges, " volume ranges for ", labels, " labels");
     if (!limits_rise()) return "a lower limit is not below its upper one";
+    if (!seen_per_channel(model)) {
+      return text("what training saw is not there once per channel (",
+                  manifest_.model.channels.size(), ")");
+    }
     for (const auto& entry : manifest_.graphs) {
       if (folder_of(entry.file) != folder_of(entry.weights)) {
         return "a graph and its weights lie in different folders";
@@ -335,6 +339,17 @@ class Agreement {
       }
     }
     return "";
+  }
+
+  bool seen_per_channel(const Json& model) const {
+    const auto seen = model.find("seen");
+    if (seen == model.end() || seen->is_null()) return true;
+    const std::size_t channels = manifest_.model.channels.size();
+    const Json& routes = seen->at("routes");
+    return seen->at("patterns").size() == channels &&
+           std::all_of(routes.begin(), routes.end(), [&](const Json& route) {
+             return route.at("ranges").size() == channels;
+           });
   }
 
   bool limits_rise() const {

@@ -411,6 +411,7 @@ def manifest_cases() -> list[dict[str, Any]]:
     with_variant = [*three, change("add", "/calibration/-", calibrated)]
     with_variant += [change("add", "/files/calibration~1route0.json", table)]
     first = "/golden/0/max_disagreement"
+    twice = {"route": 0, "ranges": 2 * seen_values()["routes"][0]["ranges"]}
     patches: list[list[dict[str, Any]]] = [
         [],
         three,
@@ -492,6 +493,8 @@ def manifest_cases() -> list[dict[str, Any]]:
         [change("add", "/model/seen", seen_values())],
         [change("add", "/model/seen", {**seen_values(), "scans": 0})],
         [change("add", "/model/seen", {**seen_values(), "patterns": [[0.0] * 63]})],
+        [change("add", "/model/seen", {**seen_values(), "patterns": [[0.0] * 64] * 2})],
+        [change("add", "/model/seen", {**seen_values(), "routes": [twice]})],
         [change("add", "/model/seen", {})],
     ]
     raw = ["", "[]", "7", "{", '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', "\ufeff{}", "null"]
