@@ -29,12 +29,12 @@ from rare_trt.calibration.int8 import (
     int8_model,
     quantisation_faults,
 )
-from rare_trt.calibration.search import Budget, search
+from rare_trt.calibration.search import Budget, Outcome, search
 from rare_trt.calibration.trial import Score, Trials
 from rare_trt.cli import main
 from rare_trt.engines.add import build_engines
 from rare_trt.engines.builder import EngineBuilder, TypedGraph
-from rare_trt.engines.calibrate import calibrate_package
+from rare_trt.engines.calibrate import _proven, calibrate_package
 from rare_trt.errors import BackendError, OutputError
 from rare_trt.export.lint import lint
 from rare_trt.export.onnx_from_route import graph_files, loaded_graph, onnx_from_route
@@ -448,7 +448,10 @@ def half(tiny_package_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         replace(one, max_disagreement={**one.max_disagreement, "fp16": MAX_SHARE["fp16"]})
         for one in manifest.golden
     )
-    manifest = replace(manifest, graphs=(*manifest.graphs, *graphs), golden=golden)
+    # Of the three few_cases one was kept back from training.
+    training = replace(manifest.model.training, validation_cases=("case_002",))
+    model = replace(manifest.model, training=training)
+    manifest = replace(manifest, model=model, graphs=(*manifest.graphs, *graphs), golden=golden)
     folder = tmp_path_factory.mktemp("half") / "tiny.rare"
     return write_package(folder, manifest, contents, overwrite=False)
 
@@ -477,7 +480,8 @@ def test_a_calibrated_package_says_how_it_came_about(calibrated: Package) -> Non
     assert [entry.route for entry in manifest.calibration] == [0, 1]
     for entry in manifest.calibration:
         assert entry.method in METHODS
-        assert (entry.scans, entry.measured_scans) == (3, 3)
+        # Ranges and search never see what the proof is made on.
+        assert (entry.scans, entry.measured_scans) == (2, 1)
         rows = list(csv.DictReader(io.StringIO(calibrated.read(entry.table).decode())))
         assert {row["ranges"] for row in rows if row["round"] == "0"} == set(METHODS)
         assert len(rows) > entry.convolutions
@@ -521,6 +525,27 @@ def test_ranges_are_taken_once_for_a_graph_and_a_set_of_scans(
     with pytest.raises(AssertionError, match="ranges are known"):
         main([*command, "-o", str(tmp_path / "y.rare")])
     assert not (tmp_path / "y.rare").exists()
+
+
+@pytest.mark.parametrize(
+    ("speeds", "reason"),
+    [
+        ({"int8": 2.0, "fp16": 1.0}, None),
+        ({"int8": 1.05, "fp16": 1.0}, "INT8 runs at 1.05 times the speed of fp16"),
+        ({"fp16": 1.0}, "INT8 held the budget on the scans of the search, and not on those kept"),
+    ],
+)
+def test_int8_stays_where_the_proof_bears_it_out(
+    model: ModelProto, speeds: dict[Arithmetic, float], reason: str | None
+) -> None:
+    found = Outcome("minmax", ("x",), Score(0.0, 1.0, 0.0, 2.0), None, ())
+    variants = [Variant(name, 0.0, 1.0, speed) for name, speed in speeds.items()]
+    left, graphs = _proven(found, {"fp16": model, "int8": model}, variants)
+    if reason is None:
+        assert (left, set(graphs)) == (found, {"fp16", "int8"})
+    else:
+        assert left.reason is not None and left.reason.startswith(reason)
+        assert (left.names, left.score, set(graphs)) == ((), None, {"fp16"})
 
 
 def test_what_another_program_did_to_the_package_meanwhile_is_not_undone(

@@ -9,6 +9,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -21,6 +22,7 @@ from rare_trt.errors import BackendError, OutputError, PackageError
 from rare_trt.manifest import manifest_from_json, sealed
 from rare_trt.package import open_package, refuse_folder, write_package
 from rare_trt.renaming import exchange
+from rare_trt.sessions import openvino
 from rare_trt.verification import Finding
 
 SCHEMA = json.loads((Path(rare_trt.__file__).parent / "manifest.schema.json").read_text())
@@ -448,6 +450,44 @@ def test_a_session_that_answers_otherwise_than_the_golden_vectors_is_refused(
     said = capsys.readouterr().out
     assert f"FAILED  route {vector.route}, openvino fp32: " in said
     assert "golden vector" in said
+
+
+def test_a_proof_counts_for_the_openvino_and_the_cpu_it_was_made_with(
+    copy: Path, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, proofs = openvino._core(), []
+
+    class Other:
+        """OpenVINO of another build, or on another CPU."""
+
+        cpu, build = "this CPU", "this build"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(core, name)
+
+        def get_property(self, device: str, name: str) -> Any:
+            return self.cpu if name == "FULL_DEVICE_NAME" else core.get_property(device, name)
+
+        def get_versions(self, device: str) -> Any:
+            return {device: SimpleNamespace(build_number=self.build)}
+
+    def proved(*arguments: Any) -> None:
+        proofs.append(arguments)
+
+    def count() -> int:
+        before = len(proofs)
+        with Segmenter.load(copy) as segmenter:
+            segmenter.segment(tiny_scan, route=0)
+        return len(proofs) - before
+
+    monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "fresh"))
+    monkeypatch.setattr(openvino, "_core", Other)
+    monkeypatch.setattr("rare_trt.proof.prove", proved)
+    assert [count(), count()] == [1, 0]
+    Other.build = "another build"
+    assert [count(), count()] == [1, 0]
+    Other.cpu = "another CPU"
+    assert [count(), count()] == [1, 0]
 
 
 @pytest.mark.parametrize(
