@@ -35,6 +35,9 @@ INPUTS = ("image", "in_i", "in_j", "in_k", "out_i", "out_j", "out_k")
 ALIGNMENT = 256
 SCRATCH_PER_VOXEL = 64
 
+# Kernel timings of another GPU or release: they can be read, and are no use.
+FOREIGN_TIMINGS = b"foreign timings"
+
 HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -712,19 +715,22 @@ class IBuilderConfig(Part):
         return True
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
-        if any(not a <= b <= c for shapes in profile.shapes.values() for a, b, c in [shapes]):
-            return -1
+        for shapes in profile.shapes.values():
+            if any(not low <= best <= high for low, best, high in zip(*shapes, strict=True)):
+                return -1
         self.profiles.append(profile)
         return 0
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
-        if serialized_timing_cache not in (b"", b"timings"):
+        if serialized_timing_cache not in (b"", b"timings", FOREIGN_TIMINGS):
             return None
         cache: ITimingCache = self.module.ITimingCache(serialized_timing_cache)
         return cache
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
+        if cache.serialize() == FOREIGN_TIMINGS:
+            return False
         self.timing_cache = cache
         return True
 

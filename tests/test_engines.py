@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import FakeGpu
+from fake_tensorrt import FOREIGN_TIMINGS
 
 from rare_trt import Segmenter
 from rare_trt.cli import main
@@ -298,9 +299,15 @@ def test_options_reach_the_builder(gpu: FakeGpu, tiny_package_folder: Path, tmp_
     (kept,) = tmp_path.glob("built.tensorrt-*-sm89.timings")
     assert kept.read_bytes() == b"timings"
     kept.write_bytes(b"of another release")
-    build_engines(package, "tensorrt", "fp32", BuilderOptions(tf32=True), this_machine())
+    package, _ = build_engines(
+        package, "tensorrt", "fp32", BuilderOptions(tf32=True), this_machine()
+    )
     assert kept.read_bytes() == b"timings"
     assert trt.configs[-1].flags_set == {trt.BuilderFlag.TF32}
+    # Those of another GPU under this one's name are of no use, and no harm.
+    kept.write_bytes(FOREIGN_TIMINGS)
+    build_engines(package, "tensorrt", "fp32", BuilderOptions(optimization_level=1), this_machine())
+    assert kept.read_bytes() == b"timings"
 
 
 def test_a_jetson_gets_a_workspace_limit(
