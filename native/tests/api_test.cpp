@@ -131,6 +131,19 @@ TEST_CASE("the route is chosen without a scan") {
   CHECK(report.resampled == 0);
   REQUIRE(rare_trt_choose_route(tiny.get(), coarse, nullptr, &report) == RARE_TRT_OK);
   CHECK(report.route == 1);
+  // Every number of the decision: the root mean square of 1, 1.25 and 2.5 mm is 1.7139.
+  const double uneven[3] = {1, 1.25, 2.5};
+  REQUIRE(rare_trt_choose_route(tiny.get(), uneven, nullptr, &report) == RARE_TRT_OK);
+  CHECK(report.route == 0);
+  CHECK(report.next_route == 1);
+  CHECK(report.effective_spacing_mm == doctest::Approx(1.7139).epsilon(1e-4));
+  CHECK(report.distance == doctest::Approx(1.7139).epsilon(1e-4));
+  CHECK(report.next_distance == doctest::Approx(0.85696).epsilon(1e-4));
+  for (int axis = 0; axis < 3; ++axis) {
+    CHECK(report.spacing_mm[axis] == uneven[axis]);
+    CHECK(report.working_spacing_mm[axis] == 1);
+    CHECK(report.factors[axis] == 1 / uneven[axis]);
+  }
   const std::int32_t route = 0, none = 7;
   REQUIRE(rare_trt_choose_route(tiny.get(), coarse, &route, &report) == RARE_TRT_OK);
   CHECK(report.forced != 0);
