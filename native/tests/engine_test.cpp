@@ -440,6 +440,28 @@ TEST_CASE("a scan beyond the profile is OpenVINO's, the next one the engine's ag
   CHECK_THROWS_AS(ask(asked.segmenter, 0), ShapeError);
 }
 
+TEST_CASE("a GPU that is lost for good leaves OpenVINO to answer") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  {
+    Warned best(package, Backend::automatic);
+    for (const int route : {0, 1, 0, 1}) {
+      CHECK(ask(best.segmenter, route).report.backend == "tensorrt");
+    }
+    constexpr int kIllegalAddress = 700;
+    fake_break(kIllegalAddress);
+    for (const int route : {0, 1, 0, 1}) {
+      const auto answer = ask(best.segmenter, route);
+      CHECK(answer.report.backend == "openvino");
+      CHECK(answer.labels == expected(route));
+    }
+    CHECK(best.warnings.size() == 2);
+  }
+  // The process goes, and with it what could not be given back.
+  fake_reset();
+  FakeTensorRt::instance() = FakeTensorRt();
+}
+
 TEST_CASE("engines that do not fit are named once before OpenVINO answers") {
   const FreshGpu machine;
   fake_set_device("Another GPU", 8, 9, 0, std::size_t{8} << 30);

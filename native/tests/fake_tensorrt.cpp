@@ -4,6 +4,7 @@
 #include <array>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
 #include <openvino/runtime/core.hpp>
 #include <stdexcept>
@@ -70,7 +71,9 @@ std::list<Run>& runs() {
 
 class FakeContext final : public EngineContext {
  public:
-  explicit FakeContext(std::shared_ptr<ov::InferRequest> request) : request_(std::move(request)) {
+  FakeContext(std::shared_ptr<ov::InferRequest> request,
+              const std::map<std::string, Shapes>& profile)
+      : request_(std::move(request)), profile_(profile) {
     ++fake().live_contexts;
   }
   ~FakeContext() override {
@@ -80,7 +83,13 @@ class FakeContext final : public EngineContext {
 
   bool set_input_shape(const char* name, const Dims& shape) override {
     if (fake().failing("set_input_shape")) return false;
+    const auto& [low, typical, high] = profile_.at(name);
+    if (shape.size() != low.size()) return false;
+    for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+      if (shape[axis] < low[axis] || shape[axis] > high[axis]) return false;
+    }
     shapes_[index(name)] = shape;
+    settled_ = false;
     return true;
   }
 
@@ -91,6 +100,7 @@ class FakeContext final : public EngineContext {
     } else {
       inputs_[index(name)] = address;
     }
+    settled_ = false;
     return true;
   }
 
@@ -107,6 +117,8 @@ class FakeContext final : public EngineContext {
 
   void set_scratch(cuda::Address address, std::size_t size) override {
     scratch_ = address;
+    settled_ = false;
+    if (address % 256 != 0) violated("scratch memory that is not aligned");
     if (size < count(shapes_[0]) * 16) violated("too little scratch memory");
     if (fake_room(address) < size) violated("scratch memory that is not the caller's");
   }
@@ -115,19 +127,46 @@ class FakeContext final : public EngineContext {
     if (fake().failing("enqueue")) return false;
     ++fake().enqueued;
     if (!has_context()) violated("enqueued without CUDA's context");
-    for (std::size_t at = 0; at < inputs_.size(); ++at) {
-      if (fake_room(inputs_[at]) < count(shapes_[at]) * sizeof(float)) {
-        violated(std::string("no room for ") + kInputNames[at]);
-      }
+    if (stream == nullptr) violated("the default stream");
+    check_matrices();
+    check_memory();
+    int capturing = 0;
+    if (cuStreamIsCapturing(stream, &capturing) != 0) violated("a stream of another context");
+    if (capturing != 0 && !settled_) {
+      violated("captured before a run settled the new shapes and addresses");
     }
-    if (fake_room(labels_) < count(labels_shape())) violated("no room for labels");
-    if (scratch_ == 0) violated("no scratch memory");
+    settled_ = true;
     runs().push_back({shapes_, inputs_, labels_, request_, alive_});
     const auto call = [](void* run) { compute(*static_cast<Run*>(run)); };
     return cuLaunchHostFunc(stream, call, &runs().back()) == 0;
   }
 
  private:
+  void check_matrices() const {
+    for (std::size_t axis = 0; axis < 3; ++axis) {
+      const Dims &into = shapes_[1 + axis], &out = shapes_[4 + axis];
+      if (into[1] != shapes_[0][2 + axis] || out[1] != into[0]) {
+        violated("matrices that do not fit each other or the image");
+      }
+    }
+  }
+
+  void check_memory() const {
+    std::map<cuda::Address, std::size_t> spans = {{labels_, count({shapes_[4][0], shapes_[5][0],
+                                                                   shapes_[6][0]})},
+                                                  {scratch_, count(shapes_[0]) * 16}};
+    for (std::size_t at = 0; at < inputs_.size(); ++at) {
+      spans[inputs_[at]] = count(shapes_[at]) * sizeof(float);
+    }
+    if (spans.size() != inputs_.size() + 2) violated("two tensors at one address");
+    cuda::Address end = 0;
+    for (const auto& [start, size] : spans) {
+      if (start < end) violated("tensors that overlap");
+      if (fake_room(start) < size) violated("no room for a tensor");
+      end = start + size;
+    }
+  }
+
   static std::size_t index(const std::string& name) {
     const auto found = std::find(kInputNames.begin(), kInputNames.end(), name);
     if (found == kInputNames.end()) throw std::logic_error(name + " is no input");
@@ -137,13 +176,16 @@ class FakeContext final : public EngineContext {
   std::array<Dims, kInputNames.size()> shapes_;
   std::array<cuda::Address, kInputNames.size()> inputs_{};
   cuda::Address labels_ = 0, scratch_ = 0;
+  bool settled_ = false;  // whether a run has seen the present shapes and addresses
   std::shared_ptr<ov::InferRequest> request_;
+  const std::map<std::string, Shapes>& profile_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
 class FakeEngine final : public LoadedEngine {
  public:
-  FakeEngine(const std::string& graph, cuda::Address weights) : weights_(weights) {
+  FakeEngine(const std::string& graph, cuda::Address weights, std::map<std::string, Shapes> profile)
+      : weights_(weights), profile_(std::move(profile)) {
     static ov::Core core;
     auto model = core.compile_model(core.read_model(graph), "CPU",
                                     ov::hint::inference_precision(ov::element::f32));
@@ -157,23 +199,24 @@ class FakeEngine final : public LoadedEngine {
 
   std::unique_ptr<EngineContext> create_context() override {
     if (fake().failing("create_context")) return nullptr;
-    return std::make_unique<FakeContext>(request_);
+    return std::make_unique<FakeContext>(request_, profile_);
   }
 
  private:
   cuda::Address weights_;
+  const std::map<std::string, Shapes> profile_;
   std::shared_ptr<ov::InferRequest> request_;
 };
 
 class FakeLibrary final : public EngineLibrary {
  public:
-  std::unique_ptr<LoadedEngine> load(const std::string& plan, const EngineEntry&) override {
+  std::unique_ptr<LoadedEngine> load(const std::string& plan, const EngineEntry& entry) override {
     cuda::Address weights = 0;
     if (!has_context()) violated("loaded without CUDA's context");
     if (fake().failing("load") || cuMemAlloc_v2(&weights, kWeightBytes) != 0) {
       throw EngineLoadError("the fake makes no engine (OutOfMemory)");
     }
-    return std::make_unique<FakeEngine>(plan, weights);
+    return std::make_unique<FakeEngine>(plan, weights, entry.profile);
   }
 
   std::string last_words() override { return "it did not say why"; }

@@ -18,6 +18,7 @@ void fake_set_devices(int count);
 void fake_set_device(const char* name, int major, int minor, int integrated, std::size_t total);
 int fake_fail(const char* name, int code, long after);
 void fake_clear_failures(void);
+void fake_break(int code);
 long fake_calls(const char* name);
 std::size_t fake_room(std::uintptr_t address);
 std::size_t fake_live_device_bytes(void);
@@ -28,6 +29,7 @@ int cuLaunchHostFunc(void* stream, void (*function)(void*), void* argument);
 int cuMemAlloc_v2(unsigned long long* address, std::size_t size);
 int cuMemFree_v2(unsigned long long address);
 int cuCtxGetCurrent(void** context);
+int cuStreamIsCapturing(void* stream, int* status);
 }
 
 namespace rare_trt {
