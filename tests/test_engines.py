@@ -10,7 +10,8 @@ import sys
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import Any
+from time import sleep
+from typing import Any, cast
 
 import pytest
 from conftest import FakeGpu
@@ -18,6 +19,7 @@ from fake_tensorrt import FOREIGN_TIMINGS
 
 from rare_trt import Segmenter
 from rare_trt.cli import main
+from rare_trt.engines import best
 from rare_trt.engines.add import build_engines, typed_graph
 from rare_trt.engines.build import field_of_view
 from rare_trt.engines.builder import RTX_CAPABILITIES, EngineBuilder
@@ -28,7 +30,7 @@ from rare_trt.machine import Gpu, Machine, this_machine, this_platform
 from rare_trt.manifest import BuilderOptions, EngineEntry, sealed
 from rare_trt.package import Package, open_package, write_package
 from rare_trt.planning import BUCKET
-from rare_trt.sessions import INPUT_NAMES, Session
+from rare_trt.sessions import INPUT_NAMES, Inputs, Session
 from rare_trt.sessions.fit import obstacle
 from rare_trt.training.checkpoint import TrainingFacts
 
@@ -368,6 +370,20 @@ def test_a_build_into_the_package_itself_is_atomic(
         assert set(ready._routes) == {0, 1}
 
 
+def test_best_measures_warm_runs(package: Package) -> None:
+    class Timed:
+        runs = 0
+
+        def run(self, inputs: Inputs) -> None:
+            sleep(0.001 if self.runs >= best.WARM_UP else 0.03)
+            self.runs += 1
+
+    timed = Timed()
+    # Milliseconds, and neither the first runs nor all of them together.
+    assert 1.0 <= best.milliseconds(cast(Session, timed), package, 0) < 20.0
+    assert timed.runs == best.WARM_UP + best.RUNS
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b""
@@ -378,8 +394,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
     """Which (precision, route) fail their golden vectors; fp16 takes half the time of fp32."""
-    from rare_trt.engines import best
-
     failing: set[tuple[str, int]] = set()
     prove = best.prove
 

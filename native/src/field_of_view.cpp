@@ -124,7 +124,7 @@ Box box_at(const Grid& grid, const Triple& point_mm, const Triple& size_mm) {
   Box box;
   for (int axis = 0; axis < 3; ++axis) {
     const auto size = static_cast<double>(grid.shape()[axis]);
-    // So that no number at all, from voxels too small to be inverted, is outside as well.
+    // So that no number at all is outside as well.
     if (!(centre[axis] >= -0.5 && centre[axis] <= size - 0.5)) refuse_point(grid, point_mm);
     const double wanted = std::max(1.0, std::nearbyint(size_mm[axis] / spacing[axis]));
     const double start = std::floor(centre[axis] - (wanted - 1) / 2 + 0.5);
