@@ -149,7 +149,8 @@ Voxels voxels(const rare_trt_scan& scan) {
     // Repeated slices or channels are no scan, but a step that was forgotten.
     if (steps[axis] == 0 && counts[axis] > 1) {
       throw ArgumentError(text("scan->strides are ", steps[0], ", ", steps[1], ", ", steps[2], ", ",
-                               steps[3], "; expected none of 0 where there is more than one voxel "
+                               steps[3],
+                               "; expected none of 0 where there is more than one voxel "
                                "or channel, or all of them for dense voxels: mend them"));
     }
   }

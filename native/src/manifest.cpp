@@ -347,9 +347,8 @@ class Agreement {
     const std::size_t channels = manifest_.model.channels.size();
     const Json& routes = seen->at("routes");
     return seen->at("patterns").size() == channels &&
-           std::all_of(routes.begin(), routes.end(), [&](const Json& route) {
-             return route.at("ranges").size() == channels;
-           });
+           std::all_of(routes.begin(), routes.end(),
+                       [&](const Json& route) { return route.at("ranges").size() == channels; });
   }
 
   bool limits_rise() const {

@@ -152,9 +152,9 @@ class FakeContext final : public EngineContext {
   }
 
   void check_memory() const {
-    std::map<cuda::Address, std::size_t> spans = {{labels_, count({shapes_[4][0], shapes_[5][0],
-                                                                   shapes_[6][0]})},
-                                                  {scratch_, count(shapes_[0]) * 16}};
+    std::map<cuda::Address, std::size_t> spans = {
+        {labels_, count({shapes_[4][0], shapes_[5][0], shapes_[6][0]})},
+        {scratch_, count(shapes_[0]) * 16}};
     for (std::size_t at = 0; at < inputs_.size(); ++at) {
       spans[inputs_[at]] = count(shapes_[at]) * sizeof(float);
     }
