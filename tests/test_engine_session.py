@@ -371,13 +371,33 @@ def test_the_arena_makes_room_too_where_no_other_engine_can(
         on_gpu.segment(scan, route=1)
         host = host_of(on_gpu)()
         (used,) = on_gpu._sessions.values()
-        engine = host.device_bytes - host.arena.device_bytes
+        assert isinstance(used, EngineSession)
         assert host.arena.device_bytes
         with host.running():
-            host.make_room(used, limit - engine)
+            used.unload()
+            host.make_room(used, limit)
             assert not host.arena.device_bytes
             with pytest.raises(BackendError, match="the memory limit is 1024 MiB: raise it"):
-                host.make_room(used, limit - engine + 1)
+                host.make_room(used, limit + 1)
+        assert np.array_equal(on_gpu.segment(scan, route=1).labels, expected)
+
+
+def test_an_arena_does_not_grow_beyond_the_limit(
+    gpu: FakeGpu, remembered: None, tiny_engines: Package, scan: Scan, expected: Labels
+) -> None:
+    sizes = []
+    with segmenter(tiny_engines) as free:
+        for spacing in (None, 0.5):
+            free.segment(scan, route=1, spacing_out_mm=spacing)
+            sizes.append(host_of(free)().device_bytes)
+    small, large = sizes
+    assert small < large
+    # Without the arena as it is, but for one byte, what it grows by would seem to fit.
+    with segmenter(tiny_engines, gpu_memory_limit=large - 1) as on_gpu:
+        on_gpu.segment(scan, route=1)
+        with pytest.raises(BackendError, match="the memory limit is"):
+            on_gpu.segment(scan, route=1, spacing_out_mm=0.5)
+        assert host_of(on_gpu)().device_bytes < large
         assert np.array_equal(on_gpu.segment(scan, route=1).labels, expected)
 
 

@@ -90,14 +90,16 @@ class EngineHost:
         return self._libraries[backend]
 
     def make_room(self, session: EngineSession, size: int) -> None:
-        """Unloads other engines, and then the arena, until `size` more bytes for `session` keep the
-        memory limit."""
+        """Unloads other engines until `size` more bytes for `session` keep the memory limit.
+
+        To load an engine the arena makes room, too; not for its own growth, which `size` then is.
+        """
         if self._memory_limit is None:
             return
         while self.device_bytes + size > self._memory_limit:
             if self.unload_oldest(but=session):
                 continue
-            if not self.arena.device_bytes:
+            if session in self._engines or not self.arena.device_bytes:
                 raise BackendError(
                     f"route {session.entry.route} needs {_mib(size)} on top of "
                     f"{_mib(self.device_bytes)}; the memory limit is {_mib(self._memory_limit)}: "

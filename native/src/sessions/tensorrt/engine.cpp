@@ -70,7 +70,10 @@ EngineLibrary& EngineHost::library() {
 void EngineHost::make_room(const EngineSession& session, std::size_t size) {
   while (memory_limit_ != 0 && held() + size > memory_limit_) {
     if (unload_oldest(session)) continue;
-    if (arena.device_bytes() != 0) {
+    const bool loading =
+        std::none_of(engines_.begin(), engines_.end(),
+                     [&](const Loaded& loaded) { return loaded.session == &session; });
+    if (loading && arena.device_bytes() != 0) {
       // As large as the largest scan so far; the next run takes what it needs.
       arena.release();
       continue;

@@ -43,8 +43,8 @@ class EngineHost {
   // TensorRT, loaded once.
   EngineLibrary& library();
 
-  // Unloads other engines, and then the arena, until `size` more bytes for `session` keep the
-  // memory limit.
+  // Unloads other engines until `size` more bytes for `session` keep the memory limit. To load an
+  // engine the arena makes room, too; not for its own growth, which `size` then is.
   void make_room(const EngineSession& session, std::size_t size);
 
   // Notes that `session` holds an engine of `size` bytes and was used last, or that it holds none.
