@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache as once
 from io import BytesIO
@@ -58,8 +59,9 @@ class OpenVinoSession:
         blob = cache.load("openvino", *key)
         model = self._imported(blob) if blob is not None else None
         if model is None:
-            with graph_on_disk(graph, weights, Path(entry.weights).name) as path:
-                model = _compiled(path, entry.file, self._config)
+            on_disk = graph_on_disk(graph, weights, Path(entry.weights).name)
+            with on_disk as path, _compiling(entry.file):
+                model = _core().compile_model(_core().read_model(path), "CPU", self._config)
             exported = BytesIO()
             model.export_model(exported)
             cache.store(exported.getvalue(), "openvino", *key)
@@ -92,7 +94,9 @@ class OpenVinoRun:
 
     def __init__(self, graph: bytes, *, bf16: bool = False) -> None:
         config = BFLOAT16 if bf16 else FLOAT32
-        self._request = _compiled(graph, "a graph", config).create_infer_request()
+        with _compiling("a graph"):
+            model = _core().compile_model(_core().read_model(graph), "CPU", config)
+        self._request = model.create_infer_request()
 
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
         """Labels [oi, oj, ok]; they are overwritten by the next run."""
@@ -106,18 +110,16 @@ class OpenVinoProbe:
 
     def __init__(self, package: Package, entry: GraphEntry) -> None:
         graph, weights = package.read(entry.file), package.read(entry.weights)
-        self.has_logits = True
-
-        def with_logits(model: Any) -> None:
+        on_disk = graph_on_disk(graph, weights, Path(entry.weights).name)
+        with on_disk as path, _compiling(entry.file):
+            model = _core().read_model(path)
             try:
                 model.add_outputs(LOGITS)
+                self.has_logits = True
             except RuntimeError:
                 # Packages of format 1 do not name them.
                 self.has_logits = False
-
-        with graph_on_disk(graph, weights, Path(entry.weights).name) as path:
-            compiled = _compiled(path, entry.file, FLOAT32, with_logits)
-        self._request = compiled.create_infer_request()
+            self._request = _core().compile_model(model, "CPU", FLOAT32).create_infer_request()
 
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
         """Labels [oi, oj, ok]."""
@@ -190,17 +192,11 @@ def _first_core() -> Any:
     return core
 
 
-def _compiled(
-    graph: Path | bytes,
-    name: str,
-    config: dict[str, str],
-    change: Callable[[Any], None] = lambda model: None,
-) -> Any:
-    """`graph` after `change`, compiled for this CPU; `name` is what an error calls it."""
+@contextmanager
+def _compiling(name: str) -> Iterator[None]:
+    """Where a graph is read and compiled; `name` is what an error calls it."""
     try:
-        model = _core().read_model(graph)
-        change(model)
-        return _core().compile_model(model, "CPU", config)
+        yield
     except RuntimeError as error:
         raise BackendError(
             f"OpenVINO cannot compile {name} ({_last_line(error)}): free memory, or install the "
