@@ -24,8 +24,8 @@ from quiet import require_quiet
 from wide import four_channel_package, stacked
 
 from rare_trt import Segmenter, read_scan
-from rare_trt.files import sync_folder
-from rare_trt.gz import compress
+from rare_trt.scan.gz import compress
+from rare_trt.storage.files import sync_folder
 
 REPEATS = 100
 LARGE_REPEATS = 7

@@ -21,19 +21,20 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rare_trt import Segmenter
-from rare_trt.calibration.golden import golden_vectors
-from rare_trt.engines.build import (
+from rare_trt.building.package_from_checkpoint import (
     field_of_view,
     graph_contents,
     manifest_of,
     proof_cases,
     typed_graphs,
 )
-from rare_trt.files import write_files
-from rare_trt.package import Package, write_package
+from rare_trt.calibration.golden import golden_vectors
+from rare_trt.evaluation.measurements import Measurement, Refusal, acquisitions, measurements
+from rare_trt.evaluation.summary import Summary, dice_png, interval, measurements_csv, summaries
+from rare_trt.package.reading import Package
+from rare_trt.package.writing import write_package
+from rare_trt.storage.files import write_files
 from rare_trt.training.checkpoint import load_checkpoint
-from rare_trt.training.evaluation import Measurement, Refusal, acquisitions, measurements
-from rare_trt.training.summary import Summary, dice_png, interval, measurements_csv, summaries
 
 
 def main(data: Path, out: Path, ours: list[Path], baselines: list[Path]) -> None:

@@ -16,11 +16,11 @@ import numpy as np
 from panels import save_panels
 
 from rare_trt import Segmenter
-from rare_trt.geometry import Volume
-from rare_trt.nifti import Scan
-from rare_trt.picture import picture_png
-from rare_trt.training.cases import Case, find_cases, load_cases
-from rare_trt.training.evaluation import acquisitions
+from rare_trt.evaluation.cases import Case, find_cases, load_cases
+from rare_trt.evaluation.measurements import acquisitions
+from rare_trt.overlay import picture_png
+from rare_trt.scan.geometry import Volume
+from rare_trt.scan.nifti import Scan
 
 SHOWN = ("1 mm", "4 mm", "1 x 1 x 6 mm")
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rare_trt import Scan, Segmenter, Volume
-from rare_trt.manifest import needs_bf16
-from rare_trt.package import open_package
+from rare_trt.backends import needs_bf16
+from rare_trt.evaluation.cases import find_cases, load_cases
+from rare_trt.evaluation.simulation import acquired, whole_voxels
+from rare_trt.package.reading import open_package
 from rare_trt.sessions.openvino import openvino_facts
-from rare_trt.training.cases import find_cases, load_cases
-from rare_trt.training.simulation import acquired, whole_voxels
 
 # Each column's factors and offsets.
 COLUMNS = {

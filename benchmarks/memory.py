@@ -21,8 +21,8 @@ from pathlib import Path
 from wide import large_scan, wide_package
 
 from rare_trt import read_scan
-from rare_trt.memory import GIB, bytes_of
-from rare_trt.package import open_package
+from rare_trt.package.reading import open_package
+from rare_trt.plan.memory import GIB, bytes_of
 
 
 def main(options: argparse.Namespace) -> None:

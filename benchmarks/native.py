@@ -23,7 +23,7 @@ from time import perf_counter
 import numpy as np
 
 from rare_trt import Scan, Segmenter, read_scan
-from rare_trt.package import SHIPPED
+from rare_trt.package.reading import SHIPPED
 
 PACKAGE = SHIPPED / "hippocampus.rare"
 COLD_TURNS = 15

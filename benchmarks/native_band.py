@@ -16,11 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from rare_trt import Scan, Segmenter, Volume
-from rare_trt.metrics import dice
-from rare_trt.package import Package, open_package
-from rare_trt.training.cases import find_cases, load_cases
-from rare_trt.training.evaluation import labels_on
-from rare_trt.training.simulation import acquired, whole_voxels
+from rare_trt.evaluation.cases import find_cases, load_cases
+from rare_trt.evaluation.dice import dice
+from rare_trt.evaluation.measurements import labels_on
+from rare_trt.evaluation.simulation import acquired, whole_voxels
+from rare_trt.package.reading import Package, open_package
 
 MULTIPLES = (0.85, 0.9, *(round(0.95 + 0.01 * step, 2) for step in range(11)), 1.1, 1.15, 1.2)
 

@@ -101,11 +101,11 @@ class Prepared:
 
 def prepared(scan: Path, package: Any) -> Prepared:
     """What every road of ours does before the graph, on voxels that nibabel has read."""
-    from rare_trt.field_of_view import region_of
-    from rare_trt.geometry import Grid, Volume
-    from rare_trt.intensity import normalised
-    from rare_trt.planning import answer_parts, plan
-    from rare_trt.routing import choose_route
+    from rare_trt.plan.resampling import answer_parts, plan
+    from rare_trt.plan.routing import choose_route
+    from rare_trt.scan.field_of_view import region_of
+    from rare_trt.scan.geometry import Grid, Volume
+    from rare_trt.scan.intensity import normalised
 
     image = nib.load(scan)
     model = package.manifest.model
@@ -122,7 +122,7 @@ def prepared(scan: Path, package: Any) -> Prepared:
 
 def saved(found: Prepared, answer: Any, classes: int, out: Path) -> None:
     """The answer at base spacing, as labels on the scan's own grid."""
-    from rare_trt.planning import largest_share
+    from rare_trt.plan.resampling import largest_share
 
     labels = found.region.placed(largest_share(answer, found.parts, classes))
     nib.save(nib.Nifti1Image(labels, found.image.affine), out)
@@ -131,7 +131,7 @@ def saved(found: Prepared, answer: Any, classes: int, out: Path) -> None:
 def torch_routes(compiled: bool) -> Peer:
     import torch
 
-    from rare_trt.package import open_package
+    from rare_trt.package.reading import open_package
     from rare_trt.training.checkpoint import load_checkpoint
     from rare_trt.training.passes import RouteInputs
 
@@ -159,8 +159,8 @@ def torch_routes(compiled: bool) -> Peer:
 def onnxruntime_graphs() -> Peer:
     import onnxruntime
 
-    from rare_trt.package import graph_on_disk, open_package
-    from rare_trt.sessions import INPUT_NAMES
+    from rare_trt.package.reading import graph_on_disk, open_package
+    from rare_trt.sessions.session import INPUT_NAMES
 
     package = open_package("hippocampus")
     options = onnxruntime.SessionOptions()
@@ -391,8 +391,8 @@ def loaded(wanted: list[str]) -> tuple[dict[str, Peer], dict[str, str]]:
 
 def measured(wanted: list[str], shapes: int, turns: int) -> dict[str, Any]:
     """All peers in this process, on `shapes` scans per route."""
-    from rare_trt.bench_scans import package_scans
-    from rare_trt.package import open_package
+    from rare_trt.bench.scans import package_scans
+    from rare_trt.package.reading import open_package
 
     peers, absent = loaded(wanted)
     package = open_package("hippocampus")
@@ -550,8 +550,8 @@ def main() -> int:
         )
         results.append(json.loads(done.stdout.splitlines()[-1]))
     load = require_quiet(options.anyway)
-    from rare_trt.benching import machine
-    from rare_trt.package import open_package
+    from rare_trt.bench.benchmark import machine
+    from rare_trt.package.reading import open_package
 
     spacings = {e.index: e.spacing_mm for e in open_package("hippocampus").manifest.routes}
     where = {name: value for name, value in machine().items() if name != "threads"}

@@ -16,11 +16,11 @@ from time import perf_counter
 import numpy as np
 from tqdm import tqdm
 
+from rare_trt.backends import Arithmetic, graph_precision, needs_bf16
 from rare_trt.export.onnx_from_route import loaded_graph
-from rare_trt.manifest import Arithmetic, graph_precision, needs_bf16
-from rare_trt.package import Package, open_package
-from rare_trt.sessions import INPUT_NAMES
+from rare_trt.package.reading import Package, open_package
 from rare_trt.sessions.openvino import OpenVinoRun, openvino_facts
+from rare_trt.sessions.session import INPUT_NAMES
 
 REPEATS = 25
 FINEST = 64

@@ -5,7 +5,7 @@ python benchmarks/quiet.py
 
 from __future__ import annotations
 
-from rare_trt import load
+from rare_trt.bench import machine_load
 from rare_trt.errors import RareTrtError
 
 
@@ -15,7 +15,7 @@ def require_quiet(anyway: bool) -> str:
     Ends the program with one sentence where that is too much or unknown, unless `anyway`.
     """
     try:
-        return load.require_quiet(anyway)
+        return machine_load.require_quiet(anyway)
     except RareTrtError as error:
         raise SystemExit(str(error)) from error
 

@@ -19,11 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from rare_trt import Scan, Segmenter, Volume
-from rare_trt.geometry import Triple
-from rare_trt.metrics import dice
-from rare_trt.training.cases import find_cases, load_cases
-from rare_trt.training.evaluation import VOXELS, labels_on, spacing_name
-from rare_trt.training.simulation import acquired, whole_voxels
+from rare_trt.evaluation.cases import find_cases, load_cases
+from rare_trt.evaluation.dice import dice
+from rare_trt.evaluation.measurements import VOXELS, labels_on, spacing_name
+from rare_trt.evaluation.simulation import acquired, whole_voxels
+from rare_trt.scan.geometry import Triple
 
 ACQUISITIONS: list[Triple] = sorted(
     {

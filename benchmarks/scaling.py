@@ -21,14 +21,14 @@ from quiet import require_quiet
 from wide import mirrored
 
 from rare_trt import Grid, read_scan
-from rare_trt.cache import Cache
-from rare_trt.intensity import normalised
-from rare_trt.manifest import ARITHMETICS, Arithmetic, graph_precision, needs_bf16
-from rare_trt.memory import bytes_of, tile_shape, usual_limit
-from rare_trt.package import Package, open_package
-from rare_trt.planning import plan
-from rare_trt.running import answered
+from rare_trt.backends import ARITHMETICS, Arithmetic, graph_precision, needs_bf16
+from rare_trt.package.reading import Package, open_package
+from rare_trt.plan.memory import bytes_of, tile_shape, usual_limit
+from rare_trt.plan.resampling import plan
+from rare_trt.scan.intensity import normalised
 from rare_trt.sessions.openvino import OpenVinoSession, openvino_facts
+from rare_trt.sessions.run import answered
+from rare_trt.storage.cache import Cache
 
 REPEATS = 3
 

@@ -37,7 +37,7 @@ import nibabel as nib
 import numpy as np
 from quiet import require_quiet
 
-from rare_trt.client import UnixConnection
+from rare_trt.serving.client import UnixConnection
 
 QUEUE = 8
 FACTORS = (1, 2, 4, 8)

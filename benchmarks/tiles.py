@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from panels import save_panels
 from tqdm import tqdm
 
-from rare_trt.cache import Cache
-from rare_trt.geometry import Shape, Volume
-from rare_trt.intensity import normalised
-from rare_trt.metrics import dice
-from rare_trt.package import Package, open_package
-from rare_trt.picture import picture_png
-from rare_trt.planning import plan
-from rare_trt.running import answered
+from rare_trt.evaluation.cases import Case, find_cases, load_cases
+from rare_trt.evaluation.dice import dice
+from rare_trt.overlay import picture_png
+from rare_trt.package.reading import Package, open_package
+from rare_trt.plan.resampling import plan
+from rare_trt.scan.geometry import Shape, Volume
+from rare_trt.scan.intensity import normalised
 from rare_trt.sessions.openvino import OpenVinoSession
-from rare_trt.training.cases import Case, find_cases, load_cases
+from rare_trt.sessions.run import answered
+from rare_trt.storage.cache import Cache
 
 TILES: tuple[Shape, ...] = (
     (48, 48, 48),

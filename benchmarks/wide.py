@@ -11,13 +11,19 @@ import numpy as np
 import torch
 
 from rare_trt import Scan
+from rare_trt.backends import Arithmetic
+from rare_trt.building.package_from_checkpoint import (
+    field_of_view,
+    graph_contents,
+    manifest_of,
+    typed_graphs,
+)
 from rare_trt.calibration.golden import golden_vectors
-from rare_trt.engines.build import field_of_view, graph_contents, manifest_of, typed_graphs
-from rare_trt.geometry import Array, Shape
-from rare_trt.gz import compress
-from rare_trt.manifest import Arithmetic
-from rare_trt.package import Package, open_package, write_package
-from rare_trt.training.cases import Case
+from rare_trt.evaluation.cases import Case
+from rare_trt.package.reading import Package, open_package
+from rare_trt.package.writing import write_package
+from rare_trt.scan.geometry import Array, Shape
+from rare_trt.scan.gz import compress
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
 from rare_trt.training.network import NetworkConfig, RareUNet
 from rare_trt.training.recipe import Recipe

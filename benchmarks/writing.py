@@ -14,7 +14,7 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-from rare_trt.files import write_files
+from rare_trt.storage.files import write_files
 
 RUNS = 200
 CONTENTS = {"labels.nii.gz": os.urandom(4000), "labels_dseg.tsv": b"0\tbackground\n"}

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rare_trt.geometry import Grid, Shape
-from rare_trt.manifest import Arithmetic, FieldOfView, GoldenEntry
+from rare_trt.backends import Arithmetic
+from rare_trt.evaluation.cases import Case
+from rare_trt.package.manifest import GoldenEntry
+from rare_trt.scan.field_of_view import FieldOfView
+from rare_trt.scan.geometry import Grid, Shape
 from rare_trt.training.averaging import averaged
-from rare_trt.training.cases import Case
 from rare_trt.training.checkpoint import Checkpoint
 from rare_trt.training.passes import route_inputs
 

@@ -32,7 +32,7 @@ from onnxruntime.quantization.calibrate import (
 from rare_trt.calibration.fp16 import fp16_model
 from rare_trt.errors import RareTrtError
 from rare_trt.export.lint import tensor_types
-from rare_trt.sessions import Inputs
+from rare_trt.sessions.session import Inputs
 
 Method: TypeAlias = Literal["minmax", "percentile", "entropy"]
 METHODS: Final[Mapping[Method, CalibrationMethod]] = {

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rare_trt.calibration.int8 import Method, Ranges, convolutions, int8_model
 from rare_trt.calibration.trial import Score, Trials
-from rare_trt.verification import MIN_AGREEMENT
+from rare_trt.evaluation.verification import MIN_AGREEMENT
 
 # Timings vary by some percent from run to run: less is no gain, and what costs less costs nothing.
 LEAST_GAIN: Final = 1.1

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from rare_trt.metrics import dice
-from rare_trt.planning import tiles
-from rare_trt.running import answered, graph_inputs
-from rare_trt.sessions import Inputs
+from rare_trt.evaluation.dice import dice
+from rare_trt.evaluation.verification import Sample
+from rare_trt.plan.resampling import tiles
 from rare_trt.sessions.openvino import OpenVinoRun
-from rare_trt.verification import Sample
+from rare_trt.sessions.run import answered, graph_inputs
+from rare_trt.sessions.session import Inputs
 
 # The first scans are timed, so many runs each; the fastest counts.
 TIMED_SCANS: Final = 3

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
+from rare_trt.backends import EngineBackend
 from rare_trt.errors import BackendError
-from rare_trt.machine import Machine, library, version_of
-from rare_trt.manifest import BuilderOptions, EngineBackend, Shapes
-from rare_trt.package import graph_on_disk
+from rare_trt.package.manifest import BuilderOptions, Shapes
+from rare_trt.package.reading import graph_on_disk
+from rare_trt.sessions.machine import Machine, library, version_of
 from rare_trt.sessions.nvidia import recorder, started
 
 if TYPE_CHECKING:

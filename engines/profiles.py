@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import ceil
 
-from rare_trt.geometry import Shape
-from rare_trt.manifest import Model, RouteEntry, Shapes
-from rare_trt.planning import BUCKET
+from rare_trt.package.manifest import Model, RouteEntry, Shapes
+from rare_trt.plan.resampling import BUCKET
+from rare_trt.scan.geometry import Shape
 
 
 def profile_shapes(entry: RouteEntry, model: Model, *, static: bool) -> dict[str, Shapes]:

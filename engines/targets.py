@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from rare_trt.engines.builder import RTX_CAPABILITIES
-from rare_trt.machine import Machine
-from rare_trt.manifest import BuilderOptions
+from rare_trt.package.manifest import BuilderOptions
+from rare_trt.sessions.machine import Machine
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rare_trt.export.graph import RouteGraph, largest
-from rare_trt.sessions import INPUT_NAMES, Inputs, Session
+from rare_trt.sessions.session import INPUT_NAMES, Inputs, Session
 from rare_trt.training.network import RareUNet
 
 # A voxel may differ only where the two best logits are this close: rounding, not a fault.

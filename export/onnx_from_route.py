@@ -18,7 +18,7 @@ from torch.export import Dim
 from rare_trt.errors import RareTrtError
 from rare_trt.export.graph import RouteGraph
 from rare_trt.export.lint import OPSET, lint
-from rare_trt.sessions import INPUT_NAMES, LOGITS
+from rare_trt.sessions.session import INPUT_NAMES, LOGITS
 from rare_trt.training.network import RareUNet
 
 MAX_AXIS: Final = 4096

@@ -9,9 +9,9 @@ import gc
 import sys
 from types import FunctionType
 
-from rare_trt import manifest as reader
 from rare_trt.errors import PackageError
-from rare_trt.manifest import manifest_from_json, seal
+from rare_trt.package import manifest as reader
+from rare_trt.package.manifest import manifest_from_json, seal
 
 
 def one(data: bytes) -> None:

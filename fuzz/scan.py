@@ -23,7 +23,7 @@ def _read(data: bytes) -> None:
     import numpy as np
 
     from rare_trt.errors import ScanError
-    from rare_trt.nifti import label_bytes, scan_from_bytes
+    from rare_trt.scan.nifti import label_bytes, scan_from_bytes
 
     try:
         with np.errstate(all="ignore"):
@@ -50,7 +50,7 @@ def main() -> None:
 
     with atheris.instrument_imports(include=["rare_trt"]):
         # Not used here: imported to be instrumented.
-        import rare_trt.nifti  # noqa: F401
+        import rare_trt.scan.nifti  # noqa: F401
     atheris.Setup(sys.argv, one)
     atheris.Fuzz()
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from rare_trt.errors import RareTrtError
 
 if TYPE_CHECKING:
-    from rare_trt.geometry import Grid, Volume
-    from rare_trt.nifti import Scan, read_channels, read_scan
     from rare_trt.result import Result
+    from rare_trt.scan.channels import read_channels
+    from rare_trt.scan.geometry import Grid, Volume
+    from rare_trt.scan.nifti import Scan, read_scan
     from rare_trt.segmenter import Segmenter
 
 __all__ = [
@@ -25,13 +26,13 @@ __all__ = [
 # Loaded when first asked for: a client of `rare-trt serve` needs neither numpy nor nibabel, and
 # starts in a third of the time.
 _HOMES = {
-    "Grid": "geometry",
+    "Grid": "scan.geometry",
     "Result": "result",
-    "Scan": "nifti",
+    "Scan": "scan.nifti",
     "Segmenter": "segmenter",
-    "Volume": "geometry",
-    "read_channels": "nifti",
-    "read_scan": "nifti",
+    "Volume": "scan.geometry",
+    "read_channels": "scan.channels",
+    "read_scan": "scan.nifti",
 }
 
 

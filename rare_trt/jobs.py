@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rare_trt.errors import OutputError, ScanError
-from rare_trt.files import refuse_existing
-from rare_trt.naming import SUFFIXES, output_paths, stem
 from rare_trt.options import Asked
+from rare_trt.storage.files import refuse_existing
+from rare_trt.storage.naming import SUFFIXES, output_paths, stem
 
 if TYPE_CHECKING:
-    from rare_trt.nifti import Scan
     from rare_trt.result import Result
+    from rare_trt.scan.nifti import Scan
     from rare_trt.segmenter import Segmenter
 
 

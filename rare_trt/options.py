@@ -8,10 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
-
-Backend: TypeAlias = Literal["auto", "tensorrt", "tensorrt-rtx", "openvino"]
-BACKENDS: Final[tuple[Backend, ...]] = ("auto", "tensorrt", "tensorrt-rtx", "openvino")
+from typing import Any, Final, TypeAlias
 
 # Keywords of Segmenter.segment, with values that were asked for.
 Asked: TypeAlias = dict[str, Any]

@@ -12,15 +12,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt.files import write_files
-from rare_trt.geometry import Grid, Triple, Volume
-from rare_trt.manifest import Arithmetic, graph_precision
-from rare_trt.naming import is_compressed, names_path
-from rare_trt.nifti import Scan, label_bytes
-from rare_trt.package import Package
-from rare_trt.picture import picture_png
-from rare_trt.routing import RouteDecision
+from rare_trt.backends import Arithmetic, graph_precision
+from rare_trt.overlay import picture_png
+from rare_trt.package.reading import Package
+from rare_trt.plan.routing import RouteDecision
+from rare_trt.scan.geometry import Grid, Triple, Volume
+from rare_trt.scan.nifti import Scan, label_bytes
 from rare_trt.stopwatch import Stopwatch
+from rare_trt.storage.files import write_files
+from rare_trt.storage.naming import is_compressed, names_path
 
 # The distributions whose versions a report names: all that touches voxels.
 REPORTED: Final = ("rare-trt", "openvino", "numpy", "nibabel")

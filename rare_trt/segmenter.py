@@ -15,26 +15,26 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt.cache import Cache
+from rare_trt.backends import Arithmetic, Backend
 from rare_trt.errors import BackendError, EngineWarning, ScanError, ShapeError
-from rare_trt.field_of_view import region_of
-from rare_trt.gate import check_channels, check_voxels
-from rare_trt.geometry import Array, Grid, Shape, Triple
-from rare_trt.intensity import normalised
-from rare_trt.manifest import Arithmetic
-from rare_trt.memory import tile_shape, usual_limit
-from rare_trt.nifti import Scan, read_channels, read_scan
-from rare_trt.options import Backend
-from rare_trt.package import Package, open_package
-from rare_trt.planning import TOLERANCE, Plan, answer_parts, largest_share, plan
-from rare_trt.proof import golden_runs, prove_once
+from rare_trt.package.reading import Package, open_package
+from rare_trt.plan.memory import tile_shape, usual_limit
+from rare_trt.plan.resampling import TOLERANCE, Plan, answer_parts, largest_share, plan
+from rare_trt.plan.routing import choose_route
 from rare_trt.result import Result
-from rare_trt.routing import choose_route
-from rare_trt.running import answered
-from rare_trt.seen import unlike
-from rare_trt.sessions import Session
-from rare_trt.sessions.choice import Candidate, Choice
+from rare_trt.scan.channels import read_channels
+from rare_trt.scan.field_of_view import region_of
+from rare_trt.scan.geometry import Array, Grid, Shape, Triple
+from rare_trt.scan.intensity import normalised
+from rare_trt.scan.nifti import Scan, read_scan
+from rare_trt.scan.out_of_distribution import unlike
+from rare_trt.scan.validation import check_channels, check_voxels
+from rare_trt.sessions.candidates import Candidate, Choice
+from rare_trt.sessions.golden import golden_runs, prove_once
+from rare_trt.sessions.run import answered
+from rare_trt.sessions.session import Session
 from rare_trt.stopwatch import Stopwatch
+from rare_trt.storage.cache import Cache
 
 Answer = TypeVar("Answer")
 

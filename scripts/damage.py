@@ -25,7 +25,7 @@ from numpy.random import Generator
 from tqdm import tqdm
 
 from rare_trt.errors import ScanError
-from rare_trt.gate import admitted
+from rare_trt.scan.validation import admitted
 
 EXAMPLES: Final = Path(__file__).parents[1] / "examples"
 PROCESSES: Final = 2

@@ -19,8 +19,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rare_trt.errors import PackageError
-from rare_trt.manifest import MANIFEST
-from rare_trt.package import Package, open_package, write_package
+from rare_trt.package.manifest import MANIFEST
+from rare_trt.package.reading import Package, open_package
+from rare_trt.package.writing import write_package
 
 
 def changes(package: Package, count: int, luck: random.Random) -> Iterator[tuple[str, int, int]]:

@@ -25,18 +25,19 @@ from typing import Any, Final
 import numpy as np
 
 from rare_trt import cli
-from rare_trt.cache import Cache
-from rare_trt.engines.add import Built, build_engines
+from rare_trt.backends import EngineBackend, Precision
+from rare_trt.engines.engines_from_package import Built, build_engines
 from rare_trt.errors import BackendError, RareTrtError
-from rare_trt.machine import INSTALL, Machine, library, this_machine
-from rare_trt.manifest import BuilderOptions, EngineBackend, EngineEntry, Precision
-from rare_trt.package import Package, open_package
-from rare_trt.planning import tiles
-from rare_trt.proof import golden_runs
-from rare_trt.running import graph_inputs
-from rare_trt.sessions.fit import obstacle
+from rare_trt.package.manifest import BuilderOptions, EngineEntry
+from rare_trt.package.reading import Package, open_package
+from rare_trt.plan.resampling import tiles
+from rare_trt.sessions.compatibility import obstacle
+from rare_trt.sessions.golden import golden_runs
+from rare_trt.sessions.machine import INSTALL, Machine, library, this_machine
 from rare_trt.sessions.nvidia import RtxContexts
+from rare_trt.sessions.run import graph_inputs
 from rare_trt.sessions.tensorrt import Engine, EngineHost, EngineSession
+from rare_trt.storage.cache import Cache
 
 WARM_UP: Final = 20
 RUNS: Final = 300

@@ -28,7 +28,8 @@ from typing import Final
 from tqdm import tqdm
 
 from rare_trt.errors import RareTrtError
-from rare_trt.package import open_package, write_package
+from rare_trt.package.reading import open_package
+from rare_trt.package.writing import write_package
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 TINY: Final = REPOSITORY / "tests" / "data" / "tiny_v1.rare"
@@ -178,7 +179,8 @@ WRITER: Final = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from rare_trt.package import open_package, write_package
+from rare_trt.package.reading import open_package
+from rare_trt.package.writing import write_package
 source, folder = open_package(sys.argv[1]), Path(sys.argv[2])
 contents = {name: source.read(name) for name in source.manifest.files}
 while True:

@@ -14,8 +14,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from rare_trt.geometry import Grid
-from rare_trt.nifti import read_scan
+from rare_trt.scan.geometry import Grid
+from rare_trt.scan.nifti import read_scan
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from fake_cuda import FakeDriver, build, why_unusable
 
-from rare_trt.machine import this_machine
-from rare_trt.manifest import BuilderOptions, Precision
-from rare_trt.package import Package, open_package
+from rare_trt.backends import Precision
+from rare_trt.package.manifest import BuilderOptions
+from rare_trt.package.reading import Package, open_package
+from rare_trt.sessions.machine import this_machine
 
 if TYPE_CHECKING:
     from fake_tensorrt import FakeTensorRT
@@ -150,7 +151,7 @@ def shipped_engines(fake_driver: FakeDriver, tmp_path_factory: pytest.TempPathFa
 
 
 def with_engines(driver: FakeDriver, package: Package, precision: Precision, out: Path) -> Package:
-    from rare_trt.engines.add import build_engines
+    from rare_trt.engines.engines_from_package import build_engines
 
     with fake_gpu(driver):
         built, _ = build_engines(

@@ -14,8 +14,7 @@ from conftest import FakeGpu
 from PIL import Image
 
 from rare_trt import Segmenter, read_scan
-from rare_trt.bench_scans import package_scans
-from rare_trt.benching import (
+from rare_trt.bench.benchmark import (
     STAGES,
     Bench,
     BenchScan,
@@ -25,11 +24,12 @@ from rare_trt.benching import (
     peak_host_bytes,
     warm_runs,
 )
+from rare_trt.bench.machine_load import MAX_LOAD, load_of_others, require_quiet
+from rare_trt.bench.scans import package_scans
 from rare_trt.cli import main, parser
 from rare_trt.errors import BackendError, RareTrtError, ScanError
-from rare_trt.load import MAX_LOAD, load_of_others, require_quiet
-from rare_trt.naming import is_scan_name
-from rare_trt.package import Package, open_package
+from rare_trt.package.reading import Package, open_package
+from rare_trt.storage.naming import is_scan_name
 
 FEW = Repeats(cold=1, rounds=2, turns=2, folders=1)
 
@@ -98,7 +98,7 @@ def test_a_folder_holds_scans_of_any_name(
         taken.append(sum(is_scan_name(path) for path in source.iterdir()))
         return 1.0
 
-    monkeypatch.setattr("rare_trt.benching._infer", counted)
+    monkeypatch.setattr("rare_trt.bench.benchmark._infer", counted)
     plain = tmp_path / "scan2"
     plain.write_bytes(tiny_scan.read_bytes())
     found = _folder(package, "openvino", None, [tiny_scan, plain], 1, tmp_path)

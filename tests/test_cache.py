@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rare_trt import Segmenter
-from rare_trt.cache import Cache
+from rare_trt.storage.cache import Cache
 
 
 def test_what_was_stored_comes_back_and_only_under_its_key(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_damaged_entry_counts_as_absent(tmp_path: Path, position: int) -> None
 def test_the_oldest_entries_make_room_and_other_files_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rare_trt.cache.MAX_BYTES", 400)
+    monkeypatch.setattr("rare_trt.storage.cache.MAX_BYTES", 400)
     mine = tmp_path / "data_1.bin"
     mine.write_bytes(bytes(1000))
     cache = Cache(tmp_path)

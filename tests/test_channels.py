@@ -24,8 +24,8 @@ from three_channels import NAMES, three_channel_package, three_channel_scan
 from rare_trt import Segmenter, read_channels
 from rare_trt.cli import main
 from rare_trt.errors import ScanError
-from rare_trt.geometry import Array, Volume
-from rare_trt.package import Package
+from rare_trt.package.reading import Package
+from rare_trt.scan.geometry import Array, Volume
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
@@ -463,15 +463,15 @@ def test_channels_that_are_too_large_together_are_refused(
     files: list[Path], voxels: Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = voxels[..., 0].nbytes
-    monkeypatch.setattr("rare_trt.nifti.MAX_BYTES", 3 * one)
+    monkeypatch.setattr("rare_trt.scan.nifti.MAX_BYTES", 3 * one)
     read_channels(files)
-    monkeypatch.setattr("rare_trt.nifti.MAX_BYTES", 3 * one - 1)
+    monkeypatch.setattr("rare_trt.scan.nifti.MAX_BYTES", 3 * one - 1)
     with pytest.raises(ScanError, match=f"T2w.nii.gz: brings the scan to {3 * one} bytes"):
         read_channels(files)
     # Counted as they are held: a float64 makes every channel one.
     image = nib.load(files[1])
     nib.save(nib.Nifti1Image(image.get_fdata(), image.affine), files[1])
-    monkeypatch.setattr("rare_trt.nifti.MAX_BYTES", 6 * one)
+    monkeypatch.setattr("rare_trt.scan.nifti.MAX_BYTES", 6 * one)
     with pytest.raises(ScanError, match=f"FLAIR.nii.gz: brings the scan to {8 * one} bytes"):
         read_channels(files)
 

@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from rare_trt.cli import main
-from rare_trt.geometry import Grid, Volume
-from rare_trt.nifti import read_scan
-from rare_trt.package import open_package
-from rare_trt.picture import GAP_PIXELS, PANEL_PIXELS, picture_png
+from rare_trt.overlay import GAP_PIXELS, PANEL_PIXELS, picture_png
+from rare_trt.package.reading import open_package
+from rare_trt.scan.geometry import Grid, Volume
+from rare_trt.scan.nifti import read_scan
 from rare_trt.segmenter import Segmenter
 
 DIRTY = b"SMITH^JOHN 1961"

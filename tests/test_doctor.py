@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from rare_trt.advisories import ADVISORIES, Advisory, State, advisories
 from rare_trt.cli import main
 from rare_trt.commands.doctor import (
     Surroundings,
@@ -22,9 +21,11 @@ from rare_trt.commands.doctor import (
     package_lines,
 )
 from rare_trt.commands.info import engine_lines
-from rare_trt.machine import Gpu, Machine
-from rare_trt.manifest import BuilderOptions
-from rare_trt.package import Package, open_package
+from rare_trt.package.manifest import BuilderOptions
+from rare_trt.package.reading import Package, open_package
+from rare_trt.sessions.advisories import ADVISORIES, Advisory, State, advisories
+from rare_trt.sessions.device import Gpu
+from rare_trt.sessions.machine import Machine
 from rare_trt.sessions.openvino import OpenVinoFacts
 
 GIB = 1 << 30
@@ -46,8 +47,8 @@ WHOLE = Surroundings(
 def built(tmp_path_factory: pytest.TempPathFactory) -> Package:
     """The small package with engines of TensorRT for RTX, built here without a GPU."""
     pytest.importorskip("tensorrt_rtx")
-    from rare_trt.engines.add import build_engines
-    from rare_trt.machine import this_machine
+    from rare_trt.engines.engines_from_package import build_engines
+    from rare_trt.sessions.machine import this_machine
 
     source = Path(__file__).parent / "data" / "tiny_v1.rare"
     package, _ = build_engines(

@@ -20,21 +20,22 @@ from fake_cuda import FakeDriver
 from numpy.typing import NDArray
 
 from rare_trt import Scan, Segmenter, read_scan
-from rare_trt.cache import Cache
 from rare_trt.cli import main
-from rare_trt.engines.add import build_engines
+from rare_trt.engines.engines_from_package import build_engines
 from rare_trt.errors import BackendError, EngineWarning, PackageError, ShapeError
-from rare_trt.geometry import Volume
-from rare_trt.machine import this_machine
-from rare_trt.manifest import BuilderOptions
-from rare_trt.package import Package, open_package, write_package
-from rare_trt.planning import tiles
-from rare_trt.proof import golden_runs
-from rare_trt.running import graph_inputs
-from rare_trt.sessions import Inputs
+from rare_trt.package.manifest import BuilderOptions
+from rare_trt.package.reading import Package, open_package
+from rare_trt.package.writing import write_package
+from rare_trt.plan.resampling import tiles
+from rare_trt.scan.geometry import Volume
 from rare_trt.sessions import tensorrt as session_module
-from rare_trt.sessions.choice import Choice
+from rare_trt.sessions.candidates import Choice
+from rare_trt.sessions.golden import golden_runs
+from rare_trt.sessions.machine import this_machine
+from rare_trt.sessions.run import graph_inputs
+from rare_trt.sessions.session import Inputs
 from rare_trt.sessions.tensorrt import EngineHost, EngineSession
+from rare_trt.storage.cache import Cache
 
 OUT_OF_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 700, 719
 
@@ -803,7 +804,7 @@ def test_a_version_compatible_engine_runs_on_a_later_release_with_its_lean_runti
     lean = tmp_path / "libnvinfer_lean.so.10"
     lean.write_text("10.13.0.35")
     found = {"10.13.0.35": lean}
-    monkeypatch.setattr("rare_trt.machine.lean_runtimes", lambda: found)
+    monkeypatch.setattr("rare_trt.sessions.machine.lean_runtimes", lambda: found)
     monkeypatch.setattr("rare_trt.sessions.nvidia.lean_runtimes", lambda: found)
     gpu.trt.fail("load_runtime")
     with Segmenter(package, "tensorrt") as later:
@@ -879,7 +880,7 @@ def test_a_scan_that_does_not_fit_a_static_engine_is_answered_by_openvino_alone(
 
 def golden_scan(package: Package) -> Scan:
     """The typical golden vector of route 1 as a scan."""
-    from rare_trt.nifti import scan_from_bytes
+    from rare_trt.scan.nifti import scan_from_bytes
 
     (entry,) = (g for g in package.manifest.golden if (g.route, g.kind) == (1, "typical"))
     return scan_from_bytes(package.read(entry.scan), entry.scan)

@@ -18,20 +18,22 @@ from conftest import FakeGpu
 from fake_tensorrt import FOREIGN_TIMINGS
 
 from rare_trt import Segmenter
+from rare_trt.building.package_from_checkpoint import field_of_view
 from rare_trt.cli import main
 from rare_trt.engines import best
-from rare_trt.engines.add import build_engines, typed_graph
-from rare_trt.engines.build import field_of_view
 from rare_trt.engines.builder import RTX_CAPABILITIES, EngineBuilder
+from rare_trt.engines.engines_from_package import build_engines, typed_graph
 from rare_trt.engines.profiles import profile_shapes
 from rare_trt.engines.targets import TARGETS, Target, outlooks
 from rare_trt.errors import BackendError, OutputError, PackageError
-from rare_trt.machine import Gpu, Machine, this_machine, this_platform
-from rare_trt.manifest import BuilderOptions, EngineEntry, sealed
-from rare_trt.package import Package, open_package, write_package
-from rare_trt.planning import BUCKET
-from rare_trt.sessions import INPUT_NAMES, Inputs, Session
-from rare_trt.sessions.fit import obstacle
+from rare_trt.package.manifest import BuilderOptions, EngineEntry, sealed
+from rare_trt.package.reading import Package, open_package
+from rare_trt.package.writing import write_package
+from rare_trt.plan.resampling import BUCKET
+from rare_trt.sessions.compatibility import obstacle
+from rare_trt.sessions.device import Gpu
+from rare_trt.sessions.machine import Machine, this_machine, this_platform
+from rare_trt.sessions.session import INPUT_NAMES, Inputs, Session
 from rare_trt.training.checkpoint import TrainingFacts
 
 HERE = this_platform()

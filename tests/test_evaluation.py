@@ -15,10 +15,9 @@ from PIL import Image
 
 from rare_trt import Grid, Segmenter, Volume, read_scan
 from rare_trt.cli import main
-from rare_trt.metrics import dice
-from rare_trt.package import open_package
-from rare_trt.training.cases import Case, CaseFiles, load_case
-from rare_trt.training.evaluation import (
+from rare_trt.evaluation.cases import Case, CaseFiles, load_case
+from rare_trt.evaluation.dice import dice
+from rare_trt.evaluation.measurements import (
     TILT_AXIS,
     Acquisition,
     Measurement,
@@ -28,9 +27,10 @@ from rare_trt.training.evaluation import (
     labels_on,
     measurements,
 )
-from rare_trt.training.simulation import resliced_labels, turned_grid
-from rare_trt.training.summary import Summary, dice_png, interval, summaries, summaries_csv
-from rare_trt.training.surfaces import mean_surface_distance_mm
+from rare_trt.evaluation.simulation import resliced_labels, turned_grid
+from rare_trt.evaluation.summary import Summary, dice_png, interval, summaries, summaries_csv
+from rare_trt.evaluation.surfaces import mean_surface_distance_mm
+from rare_trt.package.reading import open_package
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_without_cases_kept_back_all_are_used_and_it_is_said(
     for part in ("images", "labels"):
         (data / part / "hippocampus_292.nii.gz").rename(data / part / "hippocampus_002.nii.gz")
     monkeypatch.setattr(
-        "rare_trt.training.evaluation.acquisitions", lambda base: acquisitions(base)[:1]
+        "rare_trt.evaluation.measurements.acquisitions", lambda base: acquisitions(base)[:1]
     )
     assert main(["evaluate", "--data", str(data), "-o", str(tmp_path / "out")]) == 0
     assert "2 cases, of which the network may have seen some" in capsys.readouterr().out

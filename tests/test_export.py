@@ -10,16 +10,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from rare_trt import Segmenter
-from rare_trt.cache import Cache
-from rare_trt.engines.build import MAX_PROOF_CASES, prove
+from rare_trt.building.package_from_checkpoint import MAX_PROOF_CASES, prove
+from rare_trt.evaluation.cases import CaseFiles, load_cases
 from rare_trt.export.agreement import Agreement
 from rare_trt.export.lint import lint
-from rare_trt.package import Package, open_package
-from rare_trt.planning import plan, tiles
-from rare_trt.running import graph_inputs
-from rare_trt.sessions import INPUT_NAMES
+from rare_trt.package.reading import Package, open_package
+from rare_trt.plan.resampling import plan, tiles
 from rare_trt.sessions.openvino import OpenVinoSession
-from rare_trt.training.cases import CaseFiles, load_cases
+from rare_trt.sessions.run import graph_inputs
+from rare_trt.sessions.session import INPUT_NAMES
+from rare_trt.storage.cache import Cache
 from rare_trt.training.checkpoint import Checkpoint, load_checkpoint
 
 CHECKPOINT = Path(__file__).parents[1] / "models" / "hippocampus"
@@ -183,7 +183,7 @@ def test_padding_to_buckets_changes_no_label(
 ) -> None:
     """Zero columns and cropped rows: the padded run equals the exact one."""
     from rare_trt import read_scan
-    from rare_trt.intensity import normalised
+    from rare_trt.scan.intensity import normalised
 
     volume = read_scan(examples / "hippocampus_2mm.nii.gz").volume
     route = package.manifest.routes[1].route()

@@ -29,7 +29,8 @@ import pytest
 
 from rare_trt.cli import main
 from rare_trt.errors import OutputError, PackageError
-from rare_trt.package import Package, open_package, write_package
+from rare_trt.package.reading import Package, open_package
+from rare_trt.package.writing import write_package
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
-from rare_trt.field_of_view import (
+from rare_trt.scan.field_of_view import (
+    FieldOfView,
     box_at,
     box_grid,
     check_field_of_view,
     region_of,
     without_padding,
 )
-from rare_trt.geometry import Canonical, Grid, Volume
-from rare_trt.manifest import FieldOfView
+from rare_trt.scan.geometry import Canonical, Grid, Volume
 
 ACCEPTED = FieldOfView(min=(20.0, 30.0, 20.0), typical=(36.0, 50.0, 36.0), max=(60.0, 80.0, 60.0))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rare_trt import files
 from rare_trt.errors import OutputError
-from rare_trt.files import (
+from rare_trt.storage import files
+from rare_trt.storage.files import (
     claimed,
     new_file,
     put,
@@ -149,7 +149,7 @@ def test_what_another_process_wrote_meanwhile_stays_when_ours_fails(
         target.write_bytes(b"theirs")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rare_trt.files.put", overtaken)
+    monkeypatch.setattr("rare_trt.storage.files.put", overtaken)
     with pytest.raises(OutputError, match="No space left"):
         write_files({target: b"ours"}, overwrite=False)
     assert tree(tmp_path) == {"a.bin": b"theirs"}
@@ -167,8 +167,8 @@ def test_what_another_process_wrote_meanwhile_is_not_overwritten(
         target.write_bytes(b"theirs")
 
     if not at_once:
-        monkeypatch.setattr("rare_trt.renaming._renameat2", lambda *_: False)
-    monkeypatch.setattr("rare_trt.files.put", overtaken)
+        monkeypatch.setattr("rare_trt.storage.renaming._renameat2", lambda *_: False)
+    monkeypatch.setattr("rare_trt.storage.files.put", overtaken)
     with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
         write_files({target: b"ours"}, overwrite=False)
     assert tree(tmp_path) == {"a.bin": b"theirs"}
@@ -277,7 +277,7 @@ def test_without_locks_what_another_program_took_is_not_published(
 ) -> None:
     """Where every lock seems free, a second writer takes the first one's file for a leftover."""
     path, other = tmp_path / "l.bin", tmp_path / "m.bin"
-    monkeypatch.setattr("rare_trt.files._lock", lambda handle, wait: True)
+    monkeypatch.setattr("rare_trt.storage.files._lock", lambda handle, wait: True)
 
     def taken(handle: int, data: bytes) -> None:
         put(handle, data)
@@ -288,7 +288,7 @@ def test_without_locks_what_another_program_took_is_not_published(
                 temporary_name(path).rename(tmp_path / "kept")
             (tmp_path / "kept").rename(temporary_name(path))
 
-    monkeypatch.setattr("rare_trt.files.put", taken)
+    monkeypatch.setattr("rare_trt.storage.files.put", taken)
     with pytest.raises(OutputError, match="being written by another program"):
         write_files({path: b"first", other: b"more"}, overwrite=overwrite)
     assert not path.exists()
@@ -301,7 +301,7 @@ def test_an_interrupt_while_waiting_for_the_lock_leaves_nothing(
     def interrupted(handle: int, *, wait: bool) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rare_trt.files._lock", interrupted)
+    monkeypatch.setattr("rare_trt.storage.files._lock", interrupted)
     handles = Path("/proc/self/fd")
     before = len(list(handles.iterdir())) if handles.is_dir() else None
     with pytest.raises(KeyboardInterrupt):

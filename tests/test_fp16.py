@@ -9,18 +9,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from rare_trt.cache import Cache
 from rare_trt.calibration.fp16 import fp16_model, typing_faults
 from rare_trt.commands.verify import MAX_CASES, samples_by_route
-from rare_trt.engines.add import typed_graph
 from rare_trt.engines.builder import EngineBuilder
+from rare_trt.engines.engines_from_package import typed_graph
 from rare_trt.errors import RareTrtError
+from rare_trt.evaluation.verification import findings
 from rare_trt.export.lint import lint
-from rare_trt.machine import Machine, this_platform
-from rare_trt.manifest import BuilderOptions
-from rare_trt.package import Package, open_package
-from rare_trt.sessions.choice import Choice
-from rare_trt.verification import findings
+from rare_trt.package.manifest import BuilderOptions
+from rare_trt.package.reading import Package, open_package
+from rare_trt.sessions.candidates import Choice
+from rare_trt.sessions.machine import Machine, this_platform
+from rare_trt.storage.cache import Cache
 
 ROUTES = range(4)
 

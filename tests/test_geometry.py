@@ -14,8 +14,8 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
-from rare_trt.geometry import Canonical, Grid, Volume
-from rare_trt.nifti import read_scan
+from rare_trt.scan.geometry import Canonical, Grid, Volume
+from rare_trt.scan.nifti import read_scan
 
 Affine = NDArray[np.float64]
 Order = tuple[int, ...]

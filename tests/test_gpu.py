@@ -14,13 +14,14 @@ import pytest
 from fake_cuda import REAL_GPU, why_unusable
 
 from rare_trt import Scan, Segmenter, read_scan
+from rare_trt.backends import ENGINE_BACKENDS, EngineBackend
 from rare_trt.cli import main
-from rare_trt.engines.add import build_engines
+from rare_trt.engines.engines_from_package import build_engines
 from rare_trt.errors import BackendError
-from rare_trt.machine import this_machine
-from rare_trt.manifest import ENGINE_BACKENDS, BuilderOptions, EngineBackend
-from rare_trt.metrics import dice
-from rare_trt.package import Package, open_package
+from rare_trt.evaluation.dice import dice
+from rare_trt.package.manifest import BuilderOptions
+from rare_trt.package.reading import Package, open_package
+from rare_trt.sessions.machine import this_machine
 
 pytestmark = [
     pytest.mark.gpu,

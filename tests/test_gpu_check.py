@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from conftest import FakeGpu
 
-from rare_trt.machine import Machine, this_machine
+from rare_trt.sessions.machine import Machine, this_machine
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.py"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rare_trt.gz import DamagedGzip, compress, decompressor
+from rare_trt.scan.gz import DamagedGzip, compress, decompressor
 
 
 def test_anybody_reads_what_is_compressed(examples: Path) -> None:

@@ -13,8 +13,31 @@ from rare_trt.cli import COMMANDS
 
 REPOSITORY = Path(__file__).parents[1]
 
-# Each stage may import itself and what stands after it; the runtime imports none of them.
-ORDER = ("engines", "calibration", "export", "training")
+# Every module belongs to one floor, by the longest name that fits, and imports only from its own
+# floor and those before it. Stages stand in folders of their own at the top of the repository.
+STAGES = ("training", "export", "calibration", "engines")
+FLOORS = (
+    ("_version", "errors", "backends", "constants", "stopwatch"),
+    ("storage",),
+    ("scan",),
+    ("plan",),
+    ("package",),
+    ("sessions",),
+    ("overlay", "options"),
+    ("result",),
+    ("segmenter",),
+    ("jobs",),
+    ("evaluation",),
+    ("training",),
+    ("export",),
+    ("calibration",),
+    ("engines",),
+    ("building",),
+    ("serving",),
+    ("executors", "bench"),
+    ("commands",),
+    ("cli",),
+)
 HEAVY = (
     "torch",
     "onnx",
@@ -42,36 +65,58 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def stage(module: str) -> str | None:
-    parts = module.split(".")
-    return parts[1] if parts[0] == "rare_trt" and len(parts) > 1 and parts[1] in ORDER else None
+def modules() -> dict[str, Path]:
+    """Every module of the package but the package itself, by its name inside rare_trt."""
+    found = {}
+    roots = [REPOSITORY / "rare_trt", *(REPOSITORY / stage for stage in STAGES)]
+    for root in roots:
+        for path in root.rglob("*.py"):
+            relative = path.relative_to(REPOSITORY).with_suffix("")
+            parts = [part for part in relative.parts if part != "rare_trt"]
+            if parts[-1] == "__init__":
+                parts.pop()
+            if parts and not (root.name == "rare_trt" and parts[0] in STAGES):
+                found[".".join(parts)] = path
+    return found
 
 
-@pytest.mark.parametrize("folder", ORDER)
-def test_stages_import_only_what_stands_after_them(folder: str) -> None:
-    allowed = ORDER[ORDER.index(folder) :]
-    files = list((REPOSITORY / folder).rglob("*.py"))
-    assert files
-    for path in files:
-        used = {stage(module) for module in imported(path)} - {None}
-        assert used <= set(allowed), f"{path} imports {used}"
+def inside(names: set[str]) -> set[str]:
+    return {name.removeprefix("rare_trt.") for name in names if name.startswith("rare_trt.")}
 
 
-def test_the_runtime_imports_no_stage_but_inside_the_command_that_needs_it() -> None:
-    for path in (REPOSITORY / "rare_trt").rglob("*.py"):
-        inside = path.relative_to(REPOSITORY / "rare_trt").parts[0]
-        if inside in ORDER:
+def floor(module: str) -> int:
+    (found,) = (n for n, wings in enumerate(FLOORS) if module.split(".")[0] in wings)
+    return found
+
+
+def test_imports_go_down_the_floors_only() -> None:
+    for name, path in modules().items():
+        for used in inside(imported(path)):
+            assert floor(used) <= floor(name), f"{name} imports {used}"
+
+
+def test_no_imports_go_in_a_circle_the_late_ones_included() -> None:
+    known = modules()
+    graph = {name: inside(imported(path)) & set(known) for name, path in known.items()}
+    while graph:
+        free = {name for name, used in graph.items() if not used & (set(graph) - {name})}
+        assert free, f"these import one another: {sorted(graph)}"
+        graph = {name: used for name, used in graph.items() if name not in free}
+
+
+def test_the_top_floor_stays_small() -> None:
+    assert len(list((REPOSITORY / "rare_trt").glob("*.py"))) <= 14
+
+
+def test_the_runtime_imports_no_stage_when_it_is_loaded() -> None:
+    allowed = {*STAGES, "building"}
+    for name, path in modules().items():
+        if name.split(".")[0] in allowed:
             continue
         tree = ast.parse(path.read_text())
-        top = ast.Module([n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))], [])
-        everywhere = {stage(module) for module in imported(path)} - {None}
-        at_import = {
-            stage(name)
-            for node in top.body
-            for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [])
-        } - {None}
-        assert not at_import, f"{path} imports {at_import} when loaded"
-        assert not everywhere or inside == "commands", f"{path} imports {everywhere}"
+        at_import = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+        used = {used for used in inside(at_import) if used.split(".")[0] in allowed}
+        assert not used, f"{name} imports {used} when loaded"
 
 
 def without(modules: tuple[str, ...], code: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from rare_trt import Scan, Segmenter, Volume, read_scan
-from rare_trt.cache import Cache
+from rare_trt.backends import Arithmetic
+from rare_trt.calibration.calibrate import _proven, calibrate_package
 from rare_trt.calibration.fp16 import fp16_model
 from rare_trt.calibration.golden import MAX_SHARE
 from rare_trt.calibration.int8 import (
@@ -32,32 +33,32 @@ from rare_trt.calibration.int8 import (
 from rare_trt.calibration.search import Budget, Outcome, search
 from rare_trt.calibration.trial import Score, Trials
 from rare_trt.cli import main
-from rare_trt.engines.add import build_engines
 from rare_trt.engines.builder import EngineBuilder, TypedGraph
-from rare_trt.engines.calibrate import _proven, calibrate_package
+from rare_trt.engines.engines_from_package import build_engines
 from rare_trt.errors import BackendError, OutputError
+from rare_trt.evaluation.cases import CaseFiles, load_cases
+from rare_trt.evaluation.route_samples import route_sample
+from rare_trt.evaluation.simulation import acquired, whole_voxels
+from rare_trt.evaluation.verification import Sample
 from rare_trt.export.lint import lint
 from rare_trt.export.onnx_from_route import graph_files, loaded_graph, onnx_from_route
-from rare_trt.machine import Machine, this_platform
-from rare_trt.manifest import (
-    Arithmetic,
+from rare_trt.package.manifest import (
     BuilderOptions,
     CalibrationEntry,
     GraphEntry,
     Manifest,
     Variant,
 )
-from rare_trt.package import Package, open_package, write_package
-from rare_trt.planning import Plan
-from rare_trt.running import answered
-from rare_trt.sessions import INPUT_NAMES, LOGITS, Inputs
-from rare_trt.sessions.choice import Choice
+from rare_trt.package.reading import Package, open_package
+from rare_trt.package.writing import write_package
+from rare_trt.plan.resampling import Plan
+from rare_trt.sessions.candidates import Choice
+from rare_trt.sessions.machine import Machine, this_platform
 from rare_trt.sessions.openvino import OpenVinoFacts, OpenVinoRun
-from rare_trt.training.cases import CaseFiles, load_cases
+from rare_trt.sessions.run import answered
+from rare_trt.sessions.session import INPUT_NAMES, LOGITS, Inputs
+from rare_trt.storage.cache import Cache
 from rare_trt.training.network import NetworkConfig, RareUNet
-from rare_trt.training.route_samples import route_sample
-from rare_trt.training.simulation import acquired, whole_voxels
-from rare_trt.verification import Sample
 
 pytestmark = pytest.mark.usefixtures("quick_trials")
 
@@ -518,7 +519,7 @@ def test_ranges_are_taken_once_for_a_graph_and_a_set_of_scans(
     def never(*arguments: object) -> None:
         raise AssertionError("the ranges are known")
 
-    monkeypatch.setattr("rare_trt.engines.calibrate.activation_ranges", never)
+    monkeypatch.setattr("rare_trt.calibration.calibrate.activation_ranges", never)
     command = ["calibrate", str(calibrated.folder), "--data", str(few_cases)]
     assert main([*command, "-o", str(tmp_path / "x.rare")]) == 0
     monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "empty"))
@@ -560,7 +561,7 @@ def test_what_another_program_did_to_the_package_meanwhile_is_not_undone(
         write_package(folder, changed, contents, overwrite=True)
         return package.manifest, contents
 
-    monkeypatch.setattr("rare_trt.engines.calibrate.calibrated", meanwhile)
+    monkeypatch.setattr("rare_trt.calibration.calibrate.calibrated", meanwhile)
     with pytest.raises(OutputError, match="changed by another program meanwhile"):
         calibrate_package(own, few_cases, 0.1, folder, overwrite=True)
     assert open_package(folder).manifest.created_with == "another program"

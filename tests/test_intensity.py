@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
-from rare_trt.geometry import Canonical, Grid
-from rare_trt.intensity import IntensityRule, normalised
-from rare_trt.nifti import read_scan
+from rare_trt.scan.geometry import Canonical, Grid
+from rare_trt.scan.intensity import IntensityRule, normalised
+from rare_trt.scan.nifti import read_scan
 
 RULE = IntensityRule()
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from rare_trt import Grid, Segmenter
 from rare_trt.cli import main
 from rare_trt.errors import ScanError
-from rare_trt.geometry import Shape
-from rare_trt.memory import GIB, MIB, bytes_of, bytes_per_voxel, tile_shape, usual_limit
-from rare_trt.planning import MAX_OVERLAP, Plan, plan, tile_count, tiles
-from rare_trt.routing import Route
+from rare_trt.plan.memory import GIB, MIB, bytes_of, bytes_per_voxel, tile_shape, usual_limit
+from rare_trt.plan.resampling import MAX_OVERLAP, Plan, plan, tile_count, tiles
+from rare_trt.plan.routing import Route
+from rare_trt.scan.geometry import Shape
 
 ROUTE = Route(0, 1.0, (0.95, 1.05), 16, (96, 128, 112))
 PER_VOXEL = 200.0

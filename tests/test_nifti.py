@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rare_trt.errors import OutputError, ScanError
-from rare_trt.geometry import Grid, Volume
-from rare_trt.naming import is_scan_name, stem
-from rare_trt.nifti import Scan, label_bytes, read_scan, scan_from_bytes
+from rare_trt.scan.geometry import Grid, Volume
+from rare_trt.scan.nifti import Scan, label_bytes, read_scan, scan_from_bytes
+from rare_trt.storage.naming import is_scan_name, stem
 
 SHAPE = (5, 6, 7)
 VOXELS = np.random.default_rng(0).integers(-300, 900, SHAPE).astype(np.int16)
@@ -254,7 +254,7 @@ def test_refusal_is_all_that_a_bad_file_prints(tmp_path: Path) -> None:
     (tmp_path / "bad.nii").write_bytes(b"no scan " * 100)
     code = (
         "import sys; from pathlib import Path; from rare_trt.errors import ScanError\n"
-        "from rare_trt.nifti import read_scan\n"
+        "from rare_trt.scan.nifti import read_scan\n"
         "try: read_scan(Path(sys.argv[1]))\n"
         "except ScanError: print('refused')"
     )

@@ -19,13 +19,17 @@ import rare_trt
 from rare_trt import Segmenter
 from rare_trt.cli import main
 from rare_trt.errors import BackendError, OutputError, PackageError
-from rare_trt.manifest import manifest_from_json, sealed
-from rare_trt.package import open_package, refuse_folder, write_package
-from rare_trt.renaming import exchange
+from rare_trt.evaluation.verification import Finding
+from rare_trt.package.manifest import manifest_from_json, sealed
+from rare_trt.package.reading import open_package
+from rare_trt.package.writing import refuse_folder, write_package
 from rare_trt.sessions import openvino
-from rare_trt.verification import Finding
+from rare_trt.storage.renaming import exchange
 
-SCHEMA = json.loads((Path(rare_trt.__file__).parent / "manifest.schema.json").read_text())
+FOLDER = Path(rare_trt.__file__).parent
+SCHEMA = json.loads((FOLDER / "package" / "manifest.schema.json").read_text())
+    (Path(rare_trt.__file__).parent / "package" / "manifest.schema.json").read_text()
+)
 V1 = Path(__file__).parent / "data" / "tiny_v1.rare"
 
 
@@ -350,7 +354,7 @@ def test_a_package_is_there_at_every_moment_of_being_replaced(
 
     if not exchange(*probe(copy.parent)):
         pytest.skip("this file system cannot exchange two names")
-    monkeypatch.setattr("rare_trt.package.exchange", watched)
+    monkeypatch.setattr("rare_trt.package.writing.exchange", watched)
     manifest = replace(package.manifest, created_with="a later release")
     write_package(copy, manifest, contents, overwrite=True)
     assert [found.created_with for found in seen] == ["a later release"]
@@ -369,7 +373,7 @@ def test_where_names_cannot_be_exchanged_an_interrupt_leaves_the_old_package(
 ) -> None:
     package = open_package(copy)
     contents = {name: package.read(name) for name in package.manifest.files}
-    monkeypatch.setattr("rare_trt.package.exchange", lambda first, second: False)
+    monkeypatch.setattr("rare_trt.package.writing.exchange", lambda first, second: False)
     rename = Path.rename
 
     def interrupted(path: Path, target: Path) -> Path:
@@ -482,7 +486,7 @@ def test_a_proof_counts_for_the_openvino_and_the_cpu_it_was_made_with(
 
     monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "fresh"))
     monkeypatch.setattr(openvino, "_core", Other)
-    monkeypatch.setattr("rare_trt.proof.prove", proved)
+    monkeypatch.setattr("rare_trt.sessions.golden.prove", proved)
     assert [count(), count()] == [1, 0]
     Other.build = "another build"
     assert [count(), count()] == [1, 0]

@@ -18,10 +18,9 @@ from fake_cuda import SONAME, FakeDriver
 
 from rare_trt import Segmenter, read_scan
 from rare_trt.errors import BackendError
-from rare_trt.machine import Gpu
-from rare_trt.package import Package
+from rare_trt.package.reading import Package
 from rare_trt.sessions import tensorrt
-from rare_trt.sessions.device import Device, DeviceError, DeviceMemoryError, Handle
+from rare_trt.sessions.device import Device, DeviceError, DeviceMemoryError, Gpu, Handle
 
 if find_spec("pycuda") is None:
     pytest.skip("PyCUDA is not installed", allow_module_level=True)

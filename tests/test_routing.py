@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rare_trt.errors import ScanError
-from rare_trt.routing import Route, RouteDecision, choose_route
+from rare_trt.plan.routing import Route, RouteDecision, choose_route
 
 LIMITS_MM = (0.5, 12.0)
 ROUTES = [Route(r, 2.0**r, (0.95, 1.05), 8 >> r, (64, 64, 64)) for r in range(4)]

@@ -19,11 +19,13 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from numpy.typing import NDArray
 
 from rare_trt import Grid, Scan, Segmenter, Volume, read_scan
+from rare_trt.backends import graph_precision
 from rare_trt.errors import ScanError
-from rare_trt.manifest import Manifest, graph_precision
-from rare_trt.memory import bytes_of
-from rare_trt.package import Package, write_package
-from rare_trt.planning import axis_matrices
+from rare_trt.package.manifest import Manifest
+from rare_trt.package.reading import Package
+from rare_trt.package.writing import write_package
+from rare_trt.plan.memory import bytes_of
+from rare_trt.plan.resampling import axis_matrices
 from rare_trt.segmenter import _touches_edge, isotropic_grid
 
 

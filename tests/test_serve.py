@@ -27,7 +27,7 @@ import pytest
 from serving import REPOSITORY, WAIT_SECONDS, Half, Running, running
 
 from rare_trt.cli import main
-from rare_trt.client import Server, UnixConnection
+from rare_trt.serving.client import Server, UnixConnection
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
@@ -296,7 +296,7 @@ def test_a_client_asks_again_for_as_long_as_it_is_patient(
         def log_message(self, *arguments: object) -> None:
             pass
 
-    monkeypatch.setattr("rare_trt.client.PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr("rare_trt.serving.client.PATIENCE_SECONDS", 3.0)
     with HTTPServer(("127.0.0.1", 0), Busy) as busy, ThreadPoolExecutor(1) as thread:
         thread.submit(lambda: [busy.handle_request() for _ in range(3)])
         address = f"http://127.0.0.1:{busy.server_port}"
@@ -562,7 +562,7 @@ def test_two_clients_get_their_own_answers(server: Running, examples: Path, tmp_
 def test_a_body_whose_client_left_is_let_go_of_before_its_turn() -> None:
     from threading import Event
 
-    from rare_trt.serving.desk import Desk
+    from rare_trt.serving.job_queue import Desk
 
     class Body:
         """What a request holds."""

@@ -14,8 +14,8 @@ import pytest
 from rare_trt import Segmenter
 from rare_trt.cli import main
 from rare_trt.errors import OutputError, PackageError, SignatureError, SignatureWarning
-from rare_trt.package import open_package, store_engines, write_package
-from rare_trt.signing import sign
+from rare_trt.package.reading import open_package
+from rare_trt.package.writing import sign_package, store_engines, write_package
 
 OPENSSL = shutil.which("openssl")
 
@@ -113,13 +113,13 @@ def test_a_file_under_a_signed_manifest_is_held_to_it(
     ):
         segmenter.segment(tiny_scan)
     with pytest.raises(PackageError, match="tampered"):
-        sign(str(signed), keys / "key.pem")
+        sign_package(str(signed), keys / "key.pem")
 
 
 def test_what_the_manifest_does_not_name_is_not_signed(signed: Path, keys: Path) -> None:
     (signed / "more.onnx").write_bytes(b"?")
     with pytest.raises(PackageError, match="does not name"):
-        sign(str(signed), keys / "key.pem")
+        sign_package(str(signed), keys / "key.pem")
 
 
 def test_a_change_removes_the_signature_and_says_so(signed: Path, keys: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_change_removes_the_signature_and_says_so(signed: Path, keys: Path) ->
     with pytest.warns(SignatureWarning, match="no longer holds"):
         store_engines(package, (), {})
     assert not (signed / "manifest.sig").exists()
-    sign(str(signed), keys / "key.pem")
+    sign_package(str(signed), keys / "key.pem")
     with pytest.warns(SignatureWarning, match="no longer holds"):
         write_package(signed, package.manifest, contents, overwrite=True)
     assert not (signed / "manifest.sig").exists()
@@ -141,16 +141,16 @@ def test_what_is_no_key_is_refused_in_one_sentence(signed: Path, keys: Path) -> 
     openssl("genpkey", "-algorithm", "rsa", "-out", rsa)
     for key in (keys / "public.pem", rsa, signed / "manifest.json"):
         with pytest.raises(SignatureError, match=r"no private Ed25519 key.*openssl genpkey"):
-            sign(str(signed), key)
+            sign_package(str(signed), key)
     for key in (keys / "key.pem", rsa, signed / "manifest.json"):
         with pytest.raises(SignatureError, match=r"no public Ed25519 key.*openssl pkey"):
             open_package(signed, require_signature=key)
     locked = keys / "locked.pem"
     openssl("pkey", "-in", keys / "key.pem", "-aes256", "-passout", "pass:x", "-out", locked)
     with pytest.raises(SignatureError, match="without a password"):
-        sign(str(signed), locked)
+        sign_package(str(signed), locked)
     with pytest.raises(SignatureError, match="cannot be read"):
-        sign(str(signed), keys / "absent.pem")
+        sign_package(str(signed), keys / "absent.pem")
 
 
 @pytest.mark.parametrize(
@@ -212,4 +212,4 @@ def test_a_package_that_cannot_be_written_is_not_signed(
     (signed / "manifest.sig").unlink()
     (signed / "manifest.sig").mkdir()
     with pytest.raises(OutputError, match="cannot be written"):
-        sign(str(signed), keys / "key.pem")
+        sign_package(str(signed), keys / "key.pem")

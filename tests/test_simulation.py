@@ -12,15 +12,8 @@ from nibabel.quaternions import angle_axis2mat
 from numpy.random import default_rng
 from numpy.typing import NDArray
 
-from rare_trt.geometry import Grid, Triple
-from rare_trt.training import acquisition
-from rare_trt.training.acquisition import drawn_spacing, samples
-from rare_trt.training.augment import augmented
-from rare_trt.training.averaging import averaged, fitted
-from rare_trt.training.cases import Case
-from rare_trt.training.network import NetworkConfig
-from rare_trt.training.recipe import AcquisitionRule, Recipe, load_recipe
-from rare_trt.training.simulation import (
+from rare_trt.evaluation.cases import Case
+from rare_trt.evaluation.simulation import (
     acquired,
     resliced,
     resliced_labels,
@@ -31,6 +24,13 @@ from rare_trt.training.simulation import (
     with_hot_voxels,
     with_rician_noise,
 )
+from rare_trt.scan.geometry import Grid, Triple
+from rare_trt.training import acquisition
+from rare_trt.training.acquisition import drawn_spacing, samples
+from rare_trt.training.augment import augmented
+from rare_trt.training.averaging import averaged, fitted
+from rare_trt.training.network import NetworkConfig
+from rare_trt.training.recipe import AcquisitionRule, Recipe, load_recipe
 
 quick = settings(max_examples=60, deadline=None)
 spacings = st.tuples(*[st.floats(0.5, 9.0)] * 3)

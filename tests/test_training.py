@@ -17,19 +17,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from rare_trt import Segmenter, read_scan
+from rare_trt.building.model_card import model_card
+from rare_trt.building.package_from_checkpoint import build_package
 from rare_trt.cli import main
 from rare_trt.commands.info import described
 from rare_trt.engines import build as building
-from rare_trt.engines.build import build_package
-from rare_trt.engines.card import model_card
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
+from rare_trt.evaluation.cases import CaseFiles, find_cases, load_case, split_by_subject
 from rare_trt.export.agreement import Agreement
-from rare_trt.geometry import Canonical
-from rare_trt.package import write_package
+from rare_trt.package.writing import write_package
+from rare_trt.scan.geometry import Canonical
 from rare_trt.training import trainer
 from rare_trt.training.augment import augmented
 from rare_trt.training.averaging import averaged
-from rare_trt.training.cases import CaseFiles, find_cases, load_case, split_by_subject
 from rare_trt.training.checkpoint import load_checkpoint
 from rare_trt.training.losses import segmentation_loss
 from rare_trt.training.network import NetworkConfig

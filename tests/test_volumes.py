@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rare_trt.geometry import Grid
-from rare_trt.training.cases import Case
+from rare_trt.evaluation.cases import Case
+from rare_trt.scan.geometry import Grid
 from rare_trt.training.network import NetworkConfig, RareUNet
 from rare_trt.training.recipe import load_recipe
 from rare_trt.training.volumes import balance_volumes, volume_shift

@@ -8,13 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rare_trt.building.package_from_checkpoint import (
+    field_of_view,
+    graph_contents,
+    manifest_of,
+    typed_graphs,
+)
 from rare_trt.calibration.golden import golden_vectors
-from rare_trt.calibration.seen import seen
-from rare_trt.engines.build import field_of_view, graph_contents, manifest_of, typed_graphs
-from rare_trt.geometry import Volume
-from rare_trt.nifti import read_scan
-from rare_trt.package import Package, write_package
-from rare_trt.training.cases import Case
+from rare_trt.calibration.training_distribution import seen
+from rare_trt.evaluation.cases import Case
+from rare_trt.package.reading import Package
+from rare_trt.package.writing import write_package
+from rare_trt.scan.geometry import Volume
+from rare_trt.scan.nifti import read_scan
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
 from rare_trt.training.network import NetworkConfig, RareUNet
 from rare_trt.training.recipe import Recipe

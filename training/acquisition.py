@@ -11,18 +11,18 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from rare_trt.geometry import Grid, Triple
-from rare_trt.training.averaging import averaged, fitted
-from rare_trt.training.cases import Case
-from rare_trt.training.passes import RouteInputs, route_inputs
-from rare_trt.training.recipe import Recipe
-from rare_trt.training.simulation import (
+from rare_trt.evaluation.cases import Case
+from rare_trt.evaluation.simulation import (
     Profile,
     acquired,
     scanned_grid,
     with_hot_voxels,
     with_rician_noise,
 )
+from rare_trt.scan.geometry import Grid, Triple
+from rare_trt.training.averaging import averaged, fitted
+from rare_trt.training.passes import RouteInputs, route_inputs
+from rare_trt.training.recipe import Recipe
 
 # Octaves about a route's spacing within which it is shown acquisitions (root mean square of the
 # three spacings): neighbouring routes overlap, so that the choice between them can be measured.

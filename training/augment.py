@@ -13,9 +13,9 @@ from nibabel.quaternions import angle_axis2mat
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from rare_trt.geometry import Grid
-from rare_trt.training.cases import Case
-from rare_trt.training.simulation import Beyond, resliced, resliced_labels, turned_grid, with_air
+from rare_trt.evaluation.cases import Case
+from rare_trt.evaluation.simulation import Beyond, resliced, resliced_labels, turned_grid, with_air
+from rare_trt.scan.geometry import Grid
 
 # Degrees: heads lie a little tilted, and now and then a protocol is oblique.
 USUAL_TILT, LARGEST_TILT = 8.0, 45.0

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from rare_trt.errors import RareTrtError
-from rare_trt.training.cases import find_cases, load_cases, split_by_subject
+from rare_trt.evaluation.cases import find_cases, load_cases, split_by_subject
 from rare_trt.training.checkpoint import Checkpoint
 from rare_trt.training.network import NetworkConfig, RareUNet
 from rare_trt.training.recipe import Recipe

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from rare_trt.errors import RareTrtError
-from rare_trt.files import write_files
-from rare_trt.geometry import Triple
+from rare_trt.scan.geometry import Triple
+from rare_trt.storage.files import write_files
 from rare_trt.training.network import RareUNet
 from rare_trt.training.recipe import Recipe, recipe_from_json
 

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rare_trt.geometry import Grid
-from rare_trt.intensity import normalised
-from rare_trt.planning import Plan, plan
+from rare_trt.plan.resampling import Plan, plan
+from rare_trt.scan.geometry import Grid
+from rare_trt.scan.intensity import normalised
 from rare_trt.training.recipe import Recipe
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rare_trt.errors import RareTrtError
-from rare_trt.intensity import IntensityRule
-from rare_trt.routing import Route
+from rare_trt.plan.routing import Route
+from rare_trt.scan.intensity import IntensityRule
 from rare_trt.training.network import NetworkConfig
 
 # Per route, how far off its spacing (relative to it) a scan may be and still run on its own voxels.

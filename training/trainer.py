@@ -21,11 +21,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from rare_trt.errors import OutputError, RareTrtError
-from rare_trt.files import make_folder, unwritable, write_files
-from rare_trt.geometry import Triple
+from rare_trt.evaluation.cases import Case, find_cases, load_cases, split_by_subject
+from rare_trt.scan.geometry import Triple
+from rare_trt.storage.files import make_folder, unwritable, write_files
 from rare_trt.training.acquisition import Sample, samples
 from rare_trt.training.augment import augmented
-from rare_trt.training.cases import Case, find_cases, load_cases, split_by_subject
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
 from rare_trt.training.curves import curves_png
 from rare_trt.training.losses import consistency_loss, label_shares, segmentation_loss

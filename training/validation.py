@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rare_trt.metrics import dice
+from rare_trt.evaluation.cases import Case
+from rare_trt.evaluation.dice import dice
 from rare_trt.training.acquisition import averaged_inputs
 from rare_trt.training.averaging import fitted
-from rare_trt.training.cases import Case
 from rare_trt.training.network import RareUNet
 from rare_trt.training.recipe import Recipe
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rare_trt.geometry import Grid
-from rare_trt.planning import axis_matrices
-from rare_trt.training.cases import Case
+from rare_trt.evaluation.cases import Case
+from rare_trt.plan.resampling import axis_matrices
+from rare_trt.scan.geometry import Grid
 from rare_trt.training.network import RareUNet
 from rare_trt.training.passes import route_inputs
 from rare_trt.training.recipe import Recipe

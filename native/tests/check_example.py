@@ -17,8 +17,8 @@ import nibabel as nib
 import numpy as np
 
 from rare_trt import Segmenter
-from rare_trt.geometry import Triple
-from rare_trt.package import SHIPPED
+from rare_trt.package.reading import SHIPPED
+from rare_trt.scan.geometry import Triple
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = SHIPPED / "hippocampus.rare"

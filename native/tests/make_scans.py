@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt import Grid, Scan, Segmenter, Volume, read_scan
-from rare_trt.geometry import Triple
-from rare_trt.manifest import Manifest
-from rare_trt.package import Package, open_package, write_package
+from rare_trt.package.manifest import Manifest
+from rare_trt.package.reading import Package, open_package
+from rare_trt.package.writing import write_package
+from rare_trt.scan.geometry import Triple
 from rare_trt.training.averaging import averaged, fitted
 
 REPOSITORY: Final = Path(__file__).parents[2]

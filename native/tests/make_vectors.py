@@ -17,27 +17,27 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rare_trt.backends import Arithmetic
 from rare_trt.errors import PackageError, ScanError
-from rare_trt.field_of_view import box_at, region_of, without_padding
-from rare_trt.files import sha256
-from rare_trt.geometry import Canonical, Grid, Shape, Triple, Volume
-from rare_trt.intensity import IntensityRule, normalised
-from rare_trt.machine import Gpu, Machine
-from rare_trt.manifest import (
+from rare_trt.package.manifest import (
     SEAL_BYTES,
-    Arithmetic,
     EngineEntry,
-    FieldOfView,
     Manifest,
     _engine,
     manifest_from_json,
     sealed,
 )
-from rare_trt.memory import MIB, bytes_per_voxel, tile_shape
-from rare_trt.planning import Plan, answer_parts, largest_share, plan, tiles
-from rare_trt.routing import Route, choose_route
-from rare_trt.seen import NAMES
-from rare_trt.sessions.fit import obstacle
+from rare_trt.plan.memory import MIB, bytes_per_voxel, tile_shape
+from rare_trt.plan.resampling import Plan, answer_parts, largest_share, plan, tiles
+from rare_trt.plan.routing import Route, choose_route
+from rare_trt.scan.field_of_view import FieldOfView, box_at, region_of, without_padding
+from rare_trt.scan.geometry import Canonical, Grid, Shape, Triple, Volume
+from rare_trt.scan.intensity import IntensityRule, normalised
+from rare_trt.scan.out_of_distribution import NAMES
+from rare_trt.sessions.compatibility import obstacle
+from rare_trt.sessions.device import Gpu
+from rare_trt.sessions.machine import Machine
+from rare_trt.storage.files import sha256
 
 VECTORS: Final = Path(__file__).parent / "vectors"
 TINY: Final = Path(__file__).parents[2] / "tests" / "data" / "tiny_v1.rare" / "manifest.json"

@@ -43,7 +43,7 @@ def add_signature_option(parser: argparse.ArgumentParser) -> None:
 
 def byte_count(text: str) -> int:
     """Bytes from a text as 4GiB, for a parser."""
-    from rare_trt.memory import bytes_of
+    from rare_trt.plan.memory import bytes_of
 
     try:
         return bytes_of(text)

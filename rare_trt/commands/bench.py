@@ -10,14 +10,13 @@ from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rare_trt.benching import Bench, Repeats, Warm, bench
+from rare_trt.backends import ARITHMETICS, BACKENDS, Arithmetic
+from rare_trt.bench.benchmark import Bench, Repeats, Warm, bench
 from rare_trt.commands import add_signature_option
 from rare_trt.errors import OutputError
-from rare_trt.files import refuse_existing, write_files
 from rare_trt.jobs import check_picture
-from rare_trt.manifest import ARITHMETICS, Arithmetic
-from rare_trt.options import BACKENDS
-from rare_trt.package import open_package
+from rare_trt.package.reading import open_package
+from rare_trt.storage.files import refuse_existing, write_files
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -77,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json is not None:
         contents[options.json] = (json.dumps(asdict(found), indent=2) + "\n").encode()
     if options.picture is not None:
-        from rare_trt.latency_picture import latency_png
+        from rare_trt.bench.latency_picture import latency_png
 
         contents[options.picture] = latency_png(found)
     write_files(contents, overwrite=options.overwrite)

@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rare_trt.backends import ENGINE_BACKENDS, PRECISIONS, EngineBackend
 from rare_trt.commands import add_signature_option, missing_extra
 from rare_trt.errors import BackendError
-from rare_trt.machine import INSTALL, Machine, this_machine
-from rare_trt.manifest import ENGINE_BACKENDS, PRECISIONS, BuilderOptions, EngineBackend
-from rare_trt.package import open_package
+from rare_trt.package.manifest import BuilderOptions
+from rare_trt.package.reading import open_package
+from rare_trt.sessions.machine import INSTALL, Machine, this_machine
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _build_package(options: argparse.Namespace) -> int:
     try:
-        from rare_trt.engines.build import build_package
+        from rare_trt.building.package_from_checkpoint import build_package
     except ImportError as error:
         raise missing_extra(error, "calibrate") from error
     package, agreements = build_package(
@@ -117,7 +118,7 @@ def _build_package(options: argparse.Namespace) -> int:
 
 
 def _build_engines(options: argparse.Namespace) -> int:
-    from rare_trt.engines.add import build_engines
+    from rare_trt.engines.engines_from_package import build_engines
 
     package = open_package(options.package, require_signature=options.require_signature)
     machine = this_machine()

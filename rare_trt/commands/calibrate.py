@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rare_trt.commands import add_signature_option, missing_extra
 from rare_trt.errors import OutputError
-from rare_trt.package import open_package, refuse_folder
+from rare_trt.package.reading import open_package
+from rare_trt.package.writing import refuse_folder
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -42,7 +43,7 @@ def add_parser(commands: Parsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
-        from rare_trt.engines.calibrate import DICE_BUDGET, calibrate_package
+        from rare_trt.calibration.calibrate import DICE_BUDGET, calibrate_package
     except ImportError as error:
         raise missing_extra(error, "calibrate") from error
     budget = DICE_BUDGET if options.dice_budget is None else options.dice_budget

@@ -12,22 +12,23 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from rare_trt.advisories import LOOKED_AT, Advisory, State, advisories
+from rare_trt.backends import ENGINE_BACKENDS, EngineBackend
 from rare_trt.commands import add_signature_option
 from rare_trt.commands.info import table
 from rare_trt.errors import PackageError, RareTrtError
-from rare_trt.machine import (
+from rare_trt.package.manifest import EngineEntry, GraphEntry
+from rare_trt.package.reading import Package, open_package
+from rare_trt.sessions.advisories import LOOKED_AT, Advisory, State, advisories
+from rare_trt.sessions.compatibility import obstacle
+from rare_trt.sessions.device import driver_release
+from rare_trt.sessions.machine import (
     INSTALL,
     Machine,
-    driver_release,
     library,
     this_machine,
     this_platform,
     version_of,
 )
-from rare_trt.manifest import ENGINE_BACKENDS, EngineBackend, EngineEntry, GraphEntry
-from rare_trt.package import Package, open_package
-from rare_trt.sessions.fit import obstacle
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers

@@ -10,15 +10,15 @@ from tqdm import tqdm
 
 from rare_trt.commands import add_signature_option, require
 from rare_trt.errors import ScanError
-from rare_trt.files import refuse_existing, write_files
 from rare_trt.segmenter import Segmenter
+from rare_trt.storage.files import refuse_existing, write_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rare_trt.commands import Parsers
-    from rare_trt.training.evaluation import Refusal
-    from rare_trt.training.summary import Summary
+    from rare_trt.evaluation.measurements import Refusal
+    from rare_trt.evaluation.summary import Summary
 
 
 def add_parser(commands: Parsers) -> None:
@@ -41,9 +41,9 @@ def add_parser(commands: Parsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     require("evaluate", "matplotlib", "scipy")
-    from rare_trt.training.cases import find_cases, load_cases
-    from rare_trt.training.evaluation import Refusal, acquisitions, measurements
-    from rare_trt.training.summary import dice_png, measurements_csv, summaries, summaries_csv
+    from rare_trt.evaluation.cases import find_cases, load_cases
+    from rare_trt.evaluation.measurements import Refusal, acquisitions, measurements
+    from rare_trt.evaluation.summary import dice_png, measurements_csv, summaries, summaries_csv
 
     paths = [options.output / name for name in ("cases.csv", "summary.csv", "dice.png")]
     if not options.overwrite:

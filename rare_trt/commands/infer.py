@@ -7,19 +7,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from rare_trt.backends import BACKENDS, Backend
 from rare_trt.commands import add_signature_option, byte_count
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
-from rare_trt.files import refuse_existing
+from rare_trt.executors import Here, There, Told, Way
 from rare_trt.jobs import Job, check_outputs, labels_beside, scan_stem
-from rare_trt.naming import is_scan_name, names_path
-from rare_trt.options import BACKENDS, Backend, add_options, asked_on
-from rare_trt.ways import Here, There, Told, Way
+from rare_trt.options import add_options, asked_on
+from rare_trt.storage.files import refuse_existing
+from rare_trt.storage.naming import is_scan_name, names_path
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from rare_trt.client import Server
     from rare_trt.commands import Parsers
+    from rare_trt.serving.client import Server
 
 # With a server these are its own affair, and asking for them is refused.
 SERVERS_OWN: Final = ("package", "backend", "memory_limit", "require_signature")
@@ -182,7 +183,7 @@ def _refuse_outputs(job: Job, options: argparse.Namespace) -> None:
 
 
 def _server(options: argparse.Namespace) -> Server:
-    from rare_trt.client import Server
+    from rare_trt.serving.client import Server
 
     for name in SERVERS_OWN:
         if getattr(options, name) is not None:

@@ -8,10 +8,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from rare_trt.commands import add_signature_option
-from rare_trt.machine import Machine, this_machine
-from rare_trt.manifest import BuilderOptions, EngineEntry, Manifest, TrainingRecord
-from rare_trt.package import open_package
-from rare_trt.sessions.fit import obstacle
+from rare_trt.package.manifest import BuilderOptions, EngineEntry, Manifest, TrainingRecord
+from rare_trt.package.reading import open_package
+from rare_trt.sessions.compatibility import obstacle
+from rare_trt.sessions.machine import Machine, this_machine
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers

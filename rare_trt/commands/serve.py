@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from rare_trt.backends import BACKENDS
 from rare_trt.commands import add_signature_option, byte_count, missing_extra
 from rare_trt.errors import BackendError, EngineWarning, SignatureWarning
-from rare_trt.options import BACKENDS
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers

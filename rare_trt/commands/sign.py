@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rare_trt.signing import sign
+from rare_trt.package.writing import sign_package
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -27,5 +27,5 @@ def add_parser(commands: Parsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    print(sign(options.package, options.key))
+    print(sign_package(options.package, options.key))
     return 0

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rare_trt.cache import Cache
 from rare_trt.commands import add_signature_option
-from rare_trt.package import Package, open_package
-from rare_trt.sessions.choice import Choice
-from rare_trt.verification import Finding, Sample, findings, golden_samples
+from rare_trt.evaluation.verification import Finding, Sample, findings, golden_samples
+from rare_trt.package.reading import Package, open_package
+from rare_trt.sessions.candidates import Choice
+from rare_trt.storage.cache import Cache
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
-    from rare_trt.training.cases import Case
+    from rare_trt.evaluation.cases import Case
 
 MAX_CASES = 20
 
@@ -67,7 +67,7 @@ def samples_by_route(package: Package, data: Path | None) -> Callable[[int], lis
     """The scans to compare on, per route: those of `data`, or the package's golden vectors."""
     if data is None:
         return lambda route: golden_samples(package, route)
-    from rare_trt.training.route_samples import route_sample
+    from rare_trt.evaluation.route_samples import route_sample
 
     cases = _cases(package, data)
     manifest = package.manifest
@@ -77,7 +77,7 @@ def samples_by_route(package: Package, data: Path | None) -> Callable[[int], lis
 
 def _cases(package: Package, data: Path) -> list[Case]:
     """The first cases of `data`, those kept back from training before all others."""
-    from rare_trt.training.cases import find_cases, load_cases
+    from rare_trt.evaluation.cases import find_cases, load_cases
 
     model = package.manifest.model
     kept_back = set(model.training.validation_cases)

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 from rare_trt.errors import OutputError, RareTrtError, ScanError
-from rare_trt.serving.desk import Answer, Desk, named, posted
+from rare_trt.serving.job_queue import Answer, Desk, named, posted
 from rare_trt.serving.log import log
 from rare_trt.serving.metrics import CONTENT_TYPE, GONE, Metrics
 from rare_trt.serving.request import Asking, RequestError, read_head, read_names

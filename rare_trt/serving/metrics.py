@@ -15,7 +15,7 @@ from prometheus_client import (
 )
 from prometheus_client.process_collector import ProcessCollector
 
-from rare_trt.serving.desk import Answer, Desk
+from rare_trt.serving.job_queue import Answer, Desk
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl
 
 from rare_trt.errors import RareTrtError
 from rare_trt.jobs import Job, check_outputs, labels_beside
-from rare_trt.naming import file_size
 from rare_trt.options import YES_OR_NO, Asked, asked_in
+from rare_trt.storage.naming import file_size
 
 MAX_JSON_BYTES: Final = 1 << 16
 MAX_FIELDS: Final = 16

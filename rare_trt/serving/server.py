@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rare_trt.segmenter import Segmenter
 from rare_trt.serving.app import App, Limits
-from rare_trt.serving.desk import Desk
+from rare_trt.serving.job_queue import Desk
 from rare_trt.serving.log import log
 from rare_trt.serving.metrics import Metrics
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from rare_trt.sessions import INPUT_NAMES
 from rare_trt.sessions.device import Device, HostBuffer
+from rare_trt.sessions.session import INPUT_NAMES
 
 ALIGNMENT = 256
 FLOAT_BYTES = 4

@@ -11,8 +11,15 @@ import numpy as np
 from cuda.bindings import driver
 
 from rare_trt.errors import BackendError
-from rare_trt.machine import Gpu, driver_release, gpu_model
-from rare_trt.sessions.device import DeviceError, DeviceMemoryError, Handle, HostBuffer
+from rare_trt.sessions.device import (
+    DeviceError,
+    DeviceMemoryError,
+    Gpu,
+    Handle,
+    HostBuffer,
+    driver_release,
+    gpu_model,
+)
 
 ATTRIBUTE = driver.CUdevice_attribute
 SUCCESS = driver.CUresult.CUDA_SUCCESS

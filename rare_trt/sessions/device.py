@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.errors import BackendError
-from rare_trt.machine import Gpu
 
 # A stream, an event or an executable graph: whatever the binding gives out.
 Handle: TypeAlias = Any
+
+# The driver's release is written here on desktops and servers; a Jetson has neither file.
+DRIVER_FILES: Final = (Path("/sys/module/nvidia/version"), Path("/proc/driver/nvidia/version"))
 
 
 class DeviceError(BackendError):
@@ -23,6 +26,25 @@ class DeviceError(BackendError):
 
 class DeviceMemoryError(DeviceError):
     """The GPU, or pinned host memory, has no room for an allocation."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver describes it; `driver` names the driver's release and CUDA version."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    integrated: bool
+    driver: str
+
+
+def gpu_model(name: str, multiprocessors: int, *, integrated: bool) -> str:
+    """What an engine is bound to: the driver's name for the GPU, of which Jetsons need more.
+
+    Every module with an Orin calls it "Orin", with 4 multiprocessors as with 16.
+    """
+    return f"{name}, {multiprocessors} multiprocessors" if integrated else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,22 +128,9 @@ class Device(Protocol):
         ...
 
 
-def open_device() -> Device:
-    """The first GPU that CUDA shows, through cuda-python or else PyCUDA.
-
-    Raises BackendError that says what is missing.
-    """
-    try:
-        from rare_trt.sessions.cuda import CudaDevice
-    except ImportError:
-        pass
-    else:
-        return CudaDevice()
-    try:
-        from rare_trt.sessions.pycuda import PyCudaDevice
-    except ImportError as error:
-        raise BackendError(
-            f"no CUDA bindings for Python can be loaded ({error}): pip install cuda-bindings, of "
-            "the CUDA major version that TensorRT was built for (12 on JetPack 6)"
-        ) from error
-    return PyCudaDevice()
+def driver_release() -> str:
+    """The release of NVIDIA's kernel driver, empty where it is not written down."""
+    for path in DRIVER_FILES:
+        with suppress(OSError):
+            return path.read_text().splitlines()[0].strip()
+    return ""

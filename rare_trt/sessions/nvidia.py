@@ -11,11 +11,13 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
-from rare_trt.cache import Cache
+from rare_trt.backends import EngineBackend
 from rare_trt.errors import BackendError
-from rare_trt.machine import Gpu, lean_runtimes, library, version_of
-from rare_trt.manifest import EngineBackend, EngineEntry
-from rare_trt.sessions import INPUT_NAMES, LABELS
+from rare_trt.package.manifest import EngineEntry
+from rare_trt.sessions.device import Gpu
+from rare_trt.sessions.machine import lean_runtimes, library, version_of
+from rare_trt.sessions.session import INPUT_NAMES, LABELS
+from rare_trt.storage.cache import Cache
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -15,13 +15,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt.cache import Cache
+from rare_trt.backends import arithmetic
 from rare_trt.errors import BackendError
-from rare_trt.manifest import GraphEntry, arithmetic
-from rare_trt.memory import bytes_per_voxel
-from rare_trt.package import Package, graph_on_disk
-from rare_trt.sessions import LOGITS, Inputs
+from rare_trt.package.manifest import GraphEntry
+from rare_trt.package.reading import Package, graph_on_disk
+from rare_trt.plan.memory import bytes_per_voxel
+from rare_trt.sessions.session import LOGITS, Inputs
 from rare_trt.stopwatch import Stopwatch
+from rare_trt.storage.cache import Cache
 
 # The precision is stated: OpenVINO's own default is bf16 where the CPU has it.
 FLOAT32: Final = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}

@@ -22,8 +22,15 @@ from numpy.typing import NDArray
 from pycuda import driver
 
 from rare_trt.errors import BackendError
-from rare_trt.machine import Gpu, driver_release, gpu_model
-from rare_trt.sessions.device import DeviceError, DeviceMemoryError, Handle, HostBuffer
+from rare_trt.sessions.device import (
+    DeviceError,
+    DeviceMemoryError,
+    Gpu,
+    Handle,
+    HostBuffer,
+    driver_release,
+    gpu_model,
+)
 
 ATTRIBUTE = driver.device_attribute
 # CU_STREAM_NON_BLOCKING: PyCUDA has no name for it.

@@ -18,15 +18,17 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt.cache import Cache
+from rare_trt.backends import Arithmetic, EngineBackend
 from rare_trt.errors import BackendError, ShapeError
-from rare_trt.manifest import Arithmetic, EngineBackend, EngineEntry
-from rare_trt.package import Package
-from rare_trt.sessions import INPUT_NAMES, LABELS, Inputs
+from rare_trt.package.manifest import EngineEntry
+from rare_trt.package.reading import Package
 from rare_trt.sessions.arena import Arena, Layout, layout
-from rare_trt.sessions.device import DeviceError, DeviceMemoryError, Handle, open_device
+from rare_trt.sessions.device import DeviceError, DeviceMemoryError, Handle
+from rare_trt.sessions.device_factory import open_device
 from rare_trt.sessions.nvidia import Contexts, EngineLoadError, Library, identity, shape_of
+from rare_trt.sessions.session import INPUT_NAMES, LABELS, Inputs
 from rare_trt.stopwatch import Stopwatch
+from rare_trt.storage.cache import Cache
 
 Sizes: TypeAlias = tuple[tuple[int, ...], ...]
 

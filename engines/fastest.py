@@ -1,0 +1,66 @@
+"""The fastest precision per route on this GPU, of those that hold the package's bounds."""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter
+from typing import Final
+
+from rare_trt.errors import BackendError
+from rare_trt.package.manifest import EngineEntry
+from rare_trt.package.reading import Package
+from rare_trt.plan.resampling import tiles
+from rare_trt.sessions.golden import golden_runs, prove
+from rare_trt.sessions.run import graph_inputs
+from rare_trt.sessions.session import Session
+from rare_trt.sessions.tensorrt import EngineHost, EngineSession
+from rare_trt.storage.cache import Cache
+
+WARM_UP: Final = 5
+RUNS: Final = 50
+
+
+def fastest(package: Package) -> list[EngineEntry]:
+    """Of the package's engines the fastest per route on this GPU that passes its golden vectors.
+
+    Raises BackendError where no engine of a route does.
+    """
+    host, cache = EngineHost(), Cache()
+    try:
+        return [_fastest_of(host, package, route.index, cache) for route in package.manifest.routes]
+    finally:
+        host.close()
+
+
+def _fastest_of(host: EngineHost, package: Package, route: int, cache: Cache) -> EngineEntry:
+    took: list[tuple[float, EngineEntry]] = []
+    faults = []
+    for entry in (engine for engine in package.manifest.engines if engine.route == route):
+        try:
+            session = EngineSession(host, package, entry, cache)
+            try:
+                prove(session, package, route)
+                took.append((milliseconds(session, package, route), entry))
+            finally:
+                session.close()
+        except BackendError as error:
+            faults.append(str(error))
+    if not took:
+        raise BackendError("; ".join(faults))
+    return min(took, key=lambda pair: pair[0])[1]
+
+
+def milliseconds(session: Session, package: Package, route: int) -> float:
+    """The median time of a run on the typical golden vector, copies included."""
+    run = next((run for run in golden_runs(package, route) if run.entry.kind == "typical"), None)
+    if run is None:
+        raise BackendError(f"route {route} has no typical golden vector: build the package again")
+    inputs = [graph_inputs(run.image, tile) for tile in tiles(run.steps, run.max_shape)]
+    times = []
+    for index in range(WARM_UP + RUNS):
+        start = perf_counter()
+        for one in inputs:
+            session.run(one)
+        if index >= WARM_UP:
+            times.append((perf_counter() - start) * 1e3)
+    return median(times)

@@ -1,0 +1,1 @@
+"""What `rare-trt bench` measures and on what."""

@@ -1,0 +1,1 @@
+"""Labelled scans, simulated acquisitions, and how well labels agree."""

@@ -1,0 +1,195 @@
+"""Every typed graph and engine of a package against its float32 graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rare_trt.errors import BackendError, ShapeError
+from rare_trt.evaluation.dice import dice
+from rare_trt.package.manifest import GraphEntry
+from rare_trt.package.reading import Package
+from rare_trt.plan.resampling import Plan, tiles
+from rare_trt.scan.geometry import Shape
+from rare_trt.sessions.candidates import Candidate, Choice
+from rare_trt.sessions.golden import golden_runs, prove
+from rare_trt.sessions.openvino import OpenVinoProbe
+from rare_trt.sessions.run import answered, graph_inputs
+from rare_trt.sessions.session import Session
+
+# Labels of fp16 against those of float32, mean over scans and labels, and how much lower its Dice
+# against manual labels may be.
+MIN_DICE: Final = 0.999
+MAX_LOSS: Final = 0.001
+
+# The first for INT8 and bf16; their loss has the budget that the package was calibrated with.
+MIN_AGREEMENT: Final = 0.975
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A scan ready for one route: image [c, i, j, k] normalised, and its plan.
+
+    `truth` holds manual labels on the plan's output grid, where there are any.
+    """
+
+    image: NDArray[np.float32]
+    steps: Plan
+    max_shape: Shape
+    truth: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How a graph or an engine of `route` compares with float32 over `samples` scans.
+
+    `different` is the share of voxels labelled otherwise, `dice` the mean Dice between the two,
+    `loss` how much lower Dice against manual labels is, `logit_error` the largest difference of a
+    logit and `non_finite` how many logits are not finite; None where it was not measured. `fault`
+    is what kept it from being compared, or the golden vectors it fails. `min_dice` and `max_loss`
+    bound the second and the third.
+    """
+
+    name: str
+    route: int
+    samples: int
+    different: float | None = None
+    dice: float | None = None
+    loss: float | None = None
+    logit_error: float | None = None
+    non_finite: int | None = None
+    fault: str | None = None
+    min_dice: float = MIN_DICE
+    max_loss: float = MAX_LOSS
+
+    @property
+    def broken(self) -> list[str]:
+        """The bounds that do not hold, empty where all do."""
+        found = [] if self.fault is None else [self.fault]
+        if self.dice is not None and not self.dice >= self.min_dice:
+            found.append(
+                f"Dice with float32 is {self.dice:.5f}, at least {self.min_dice} is expected"
+            )
+        if self.loss is not None and not self.loss <= self.max_loss:
+            found.append(f"Dice is lower by {self.loss:.5f}, at most {self.max_loss} is expected")
+        if self.non_finite:
+            found.append(f"{self.non_finite} logits are not finite")
+        return found
+
+
+def golden_samples(package: Package, route: int) -> list[Sample]:
+    """The scans of the package's own golden vectors."""
+    return [Sample(r.image, r.steps, r.max_shape) for r in golden_runs(package, route)]
+
+
+def findings(
+    package: Package, route: int, samples: Sequence[Sample], choice: Choice
+) -> Iterator[Finding]:
+    """Each graph and each engine of `route` that this machine can run, compared one by one."""
+    reference = Reference(package, route, samples)
+    for graph in package.manifest.graphs:
+        if graph.route == route:
+            yield reference.compared(choice.graph(graph), graph)
+    for candidate in choice.variants(route):
+        if candidate.arithmetic.endswith("bf16"):
+            yield reference.compared(candidate, None)
+    for candidate in choice.engines(route):
+        yield reference.compared(candidate, None)
+
+
+class Reference:
+    """What the float32 graph of a route answers to `samples`."""
+
+    def __init__(self, package: Package, route: int, samples: Sequence[Sample]) -> None:
+        self._package, self._route, self._samples = package, route, samples
+        self._classes = len(package.manifest.model.labels)
+        self._probe = OpenVinoProbe(package, package.graph(route, "fp32"))
+        self._labels = [answered(self._probe, *_run(sample)) for sample in samples]
+
+    def compared(self, candidate: Candidate, graph: GraphEntry | None) -> Finding:
+        """`candidate` against the reference; `graph` is what it runs, where logits can be had."""
+        name, route, samples = candidate.name, self._route, self._samples
+        try:
+            session = candidate.open()
+        except BackendError as error:
+            return Finding(name, route, 0, fault=str(error))
+        try:
+            prove(session, self._package, route)
+            answers = [_answer(session, sample) for sample in samples]
+        except BackendError as error:
+            return Finding(name, route, 0, fault=str(error))
+        finally:
+            session.close()
+        pairs = [
+            (found, known)
+            for found, known in zip(answers, self._labels, strict=True)
+            if found is not None
+        ]
+        if not pairs:
+            return Finding(name, route, 0, fault="it takes none of the scans compared on")
+        min_dice, max_loss = self._bounds(candidate)
+        worst, non_finite = (None, None) if graph is None else self._logits(graph)
+        return Finding(
+            name=name,
+            route=route,
+            samples=len(pairs),
+            different=float(np.mean([(found != known).mean() for found, known in pairs])),
+            dice=float(np.mean([dice(found, known, self._classes) for found, known in pairs])),
+            loss=self._loss(answers),
+            logit_error=worst,
+            non_finite=non_finite,
+            min_dice=min_dice,
+            max_loss=max_loss,
+        )
+
+    def _bounds(self, candidate: Candidate) -> tuple[float, float]:
+        """The least Dice with float32, and the most that may be lost against manual labels."""
+        if candidate.arithmetic in ("fp32", "fp16"):
+            return MIN_DICE, MAX_LOSS
+        (budget,) = (
+            entry.dice_budget
+            for entry in self._package.manifest.calibration
+            if entry.route == self._route
+        )
+        return MIN_AGREEMENT, budget
+
+    def _loss(self, answers: Sequence[NDArray[np.uint8] | None]) -> float | None:
+        scores = [
+            (dice(known, sample.truth, self._classes), dice(found, sample.truth, self._classes))
+            for found, known, sample in zip(answers, self._labels, self._samples, strict=True)
+            if sample.truth is not None and found is not None
+        ]
+        if not scores:
+            return None
+        return float(np.mean([np.subtract(known, found) for known, found in scores]))
+
+    def _logits(self, graph: GraphEntry) -> tuple[float | None, int | None]:
+        """The largest error of a logit, and how many are not finite."""
+        is_reference = graph.precision == "fp32"
+        probe = self._probe if is_reference else OpenVinoProbe(self._package, graph)
+        if not (probe.has_logits and self._probe.has_logits):
+            return None, None
+        worst, non_finite = 0.0, 0
+        for sample in self._samples:
+            for tile in tiles(sample.steps, sample.max_shape):
+                inputs = graph_inputs(sample.image, tile)
+                found, known = probe.logits(inputs), self._probe.logits(inputs)
+                non_finite += int((~np.isfinite(found)).sum())
+                worst = max(worst, float(np.abs(found - known).max()))
+        return worst, non_finite
+
+
+def _answer(session: Session, sample: Sample) -> NDArray[np.uint8] | None:
+    """None where the session was not built for the sample's shapes."""
+    try:
+        return answered(session, *_run(sample))
+    except ShapeError:
+        return None
+
+
+def _run(sample: Sample) -> tuple[NDArray[np.float32], Plan, Shape]:
+    return sample.image, sample.steps, sample.max_shape

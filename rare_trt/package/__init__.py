@@ -1,0 +1,1 @@
+"""Packages: manifest, reading, writing, signing."""

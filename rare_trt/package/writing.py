@@ -1,0 +1,200 @@
+"""Packages onto the disk: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os.path import realpath
+from pathlib import Path
+
+from rare_trt.errors import OutputError, SignatureWarning
+from rare_trt.package.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    manifest_from_json,
+)
+from rare_trt.package.reading import SUFFIX, Package, open_package, read_manifest, set_aside
+from rare_trt.package.signing import sign
+from rare_trt.storage.files import (
+    claimed,
+    claimed_still,
+    make_folder,
+    new_folder,
+    refuse_existing,
+    remove_folders,
+    sha256,
+    sync_folder,
+    temporary_name,
+    unwritable,
+    write_files,
+    write_synced,
+)
+from rare_trt.storage.renaming import exchange, rename_new
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.rare")
+
+
+def write_package(
+    folder: Path, manifest: Manifest, contents: Mapping[str, bytes], *, overwrite: bool
+) -> Package:
+    """Writes `contents` and `manifest` (its `files` filled in from them) as the package `folder`.
+
+    Everything is written beside `folder` first, and takes its place when it is on the disk, so
+    that at every moment the old package or the new one is there, where the file system can
+    exchange two names (Linux: ext4, XFS, Btrfs, tmpfs, overlay). Elsewhere there is a moment
+    between two renames; a process killed in it leaves the old package beside, and opening says so.
+    The signature of a package that was replaced goes with it, with a SignatureWarning.
+    """
+    refuse_folder(folder, overwrite=overwrite)
+    folder = Path(realpath(folder))
+    files = {name: FileEntry(sha256(data), len(data)) for name, data in contents.items()}
+    data = replace(manifest, files=files).to_json()
+    manifest_from_json(data)
+    new = temporary_name(folder)
+    signed = (folder / SIGNATURE).exists()
+    new_parents: list[Path] = []
+    try:
+        new_parents = make_folder(folder.parent)
+        with claimed(new, new_folder) as handle:
+            for name, content in {**contents, MANIFEST: data}.items():
+                path = new / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_synced(path, content)
+            for made in (new, *(path for path in new.rglob("*") if path.is_dir())):
+                sync_folder(made)
+            claimed_still(handle, new)
+            _put(new, folder)
+            for changed in {folder.parent, *(path.parent for path in new_parents)}:
+                sync_folder(changed)
+    except OSError as error:
+        remove_folders(new_parents)
+        raise unwritable(folder, error) from error
+    if signed:
+        _warn_unsigned(folder)
+    return open_package(folder)
+
+
+def store_engines(
+    package: Package, engines: Sequence[EngineEntry], contents: Mapping[str, bytes]
+) -> Package:
+    """Makes `engines` those of the package in its folder; `contents` are the new ones' files.
+
+    The files come first and the manifest last, each renamed into place, so that the package is
+    whole at every moment. A signature no longer holds: it is removed, with a SignatureWarning.
+    Raises OutputError, with the package as it was.
+    """
+    manifest = with_engines(package.manifest, engines, contents)
+    data = manifest.to_json()
+    manifest_from_json(data)
+    new = {package.inside(name): content for name, content in contents.items()}
+    gone = [package.inside(name) for name in set(package.manifest.files) - set(manifest.files)]
+    refuse_changed(package)
+    # All or none: the manifest is renamed last, and what was written before it goes if it fails.
+    write_files({**new, package.folder / MANIFEST: data}, overwrite=True)
+    for path in gone:
+        path.unlink(missing_ok=True)
+    signature = package.inside(SIGNATURE)
+    if signature.exists():
+        signature.unlink()
+        _warn_unsigned(package.folder)
+    return open_package(package.folder)
+
+
+def refuse_changed(package: Package) -> None:
+    """Raises OutputError where what lies in the package's folder is not what was opened."""
+    if open_package(package.folder).manifest_sha256 != package.manifest_sha256:
+        raise OutputError(
+            f"{package.folder}: was changed by another program meanwhile: run the command again"
+        )
+
+
+def with_engines(
+    manifest: Manifest, engines: Sequence[EngineEntry], contents: Mapping[str, bytes]
+) -> Manifest:
+    """`manifest` with `engines` and no others; `contents` are the files that are new."""
+    gone = {engine.file for engine in manifest.engines} - {engine.file for engine in engines}
+    files = {name: entry for name, entry in manifest.files.items() if name not in gone}
+    files |= {name: FileEntry(sha256(data), len(data)) for name, data in contents.items()}
+    return replace(manifest, engines=tuple(engines), files=files)
+
+
+def is_package(folder: Path) -> bool:
+    """Whether a package, whole or not, lies in `folder`."""
+    return (folder / MANIFEST).is_file()
+
+
+def refuse_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raises OutputError where the package `folder`, or what a link of that name leads to, may not
+    be written."""
+    # Not Path.resolve, which raises where links go in a circle.
+    folder = Path(realpath(folder))
+    if not NAME.fullmatch(folder.name):
+        raise OutputError(
+            f"{folder}: expected letters, digits, - and _, then {SUFFIX}: choose another name"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; expected a folder or nothing: name another output")
+    if not overwrite:
+        refuse_existing([folder])
+    if folder.is_dir() and any(folder.iterdir()) and not is_package(folder):
+        raise OutputError(
+            f"{folder}: is a folder that holds no package; expected one to replace: name another "
+            "output"
+        )
+    parent = next(path for path in folder.parents if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{parent}: cannot be written to: check its permissions")
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Gives the folder `new` the name `folder`; what had it before goes."""
+    if not folder.exists():
+        rename_new(new, folder)
+        return
+    old = set_aside(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if exchange(new, folder):
+        shutil.rmtree(new, ignore_errors=True)
+        return
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sign_package(name_or_folder: str, key: Path) -> Path:
+    """Signs a package with the private key in the file `key`; gives the file of the signature.
+
+    A signature that is there already is replaced. Raises RareTrtError where the key is none, where
+    a file of the package is not what the manifest says, or where nothing can be written.
+    """
+    package = open_package(name_or_folder)
+    data = read_manifest(package.folder)
+    signature = sign(data, key)
+    package.check()
+    if sha256(data) != package.manifest_sha256:
+        raise OutputError(
+            f"{package.folder}: was changed by another program meanwhile: sign it again"
+        )
+    path = package.inside(SIGNATURE)
+    write_files({path: signature}, overwrite=True)
+    return path
+
+
+def _warn_unsigned(folder: Path) -> None:
+    warnings.warn(
+        f"{folder}: was changed, so its signature no longer holds and was removed: sign it again "
+        "with `rare-trt sign`",
+        SignatureWarning,
+        stacklevel=3,
+    )

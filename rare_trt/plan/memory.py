@@ -1,0 +1,130 @@
+"""What segmenting a scan takes of the host's memory, and the tiles that keep it within a limit."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from itertools import product
+from math import ceil, inf, prod
+from typing import Any, Final
+
+from rare_trt.backends import Arithmetic
+from rare_trt.errors import ScanError
+from rare_trt.plan.resampling import Plan, tile_count
+from rare_trt.plan.routing import Route
+from rare_trt.scan.geometry import Shape
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+UNITS: Final[Mapping[str, int]] = {"": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+
+# Tiles move answers by a few voxels, so the limit is the same wherever there is memory for it.
+USUAL_LIMIT: Final = 8 * GIB
+
+# Interpreter, libraries, weights, and what a run takes whatever its size.
+FIXED_BYTES: Final = 320 * MIB
+
+# The largest tensors of a route have twice the filters of the route before it. Their bytes per
+# voxel and filter at the peak of a run, measured by benchmarks/memory.py and rounded up. Where
+# calibration left a convolution of the finest level out of INT8, its float type sets the peak.
+BYTES_PER_FILTER: Final[Mapping[Arithmetic, float]] = {
+    "fp32": 22.0,
+    "fp16": 22.0,
+    "int8": 22.0,
+    "fp16+bf16": 13.0,
+    "int8+bf16": 13.0,
+}
+
+# The logits of an answer that is finer than the run, as on coarse routes: per class and voxel of
+# the answer beyond those of the run, whose own are among the tensors above.
+ANSWER_BYTES: Final = 10.0
+
+# Per voxel of a channel that is being normalised: its foreground in float32 and in float64.
+PREPARED_BYTES: Final = 20
+
+
+def usual_limit() -> int:
+    """The limit where none was set: USUAL_LIMIT, or half of this machine's memory if less."""
+    if not hasattr(os, "sysconf"):
+        return USUAL_LIMIT
+    return min(USUAL_LIMIT, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+
+
+def bytes_of(text: str) -> int:
+    """Bytes from a number with or without a unit: 500000000, 512MiB, 4GiB; ValueError otherwise."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB)?", text.strip())
+    count = 0.0 if found is None else float(found[1]) * UNITS[found[2] or ""]
+    if not 0.0 < count < inf:
+        raise ValueError(f"{text!r} is no amount of memory; expected bytes or, say, 512MiB or 4GiB")
+    return int(count)
+
+
+def bytes_per_voxel(network: Mapping[str, Any], route: int, computed: Arithmetic) -> float | None:
+    """What OpenVINO takes at its peak per working voxel of `route`; None for an unknown network."""
+    filters = network.get("filters")
+    if not isinstance(filters, int):
+        return None
+    return float(filters << route) * BYTES_PER_FILTER[computed]
+
+
+def tile_shape(
+    steps: Plan,
+    route: Route,
+    per_voxel: float,
+    scan: tuple[int, ...],
+    stored: int,
+    shown: tuple[int, ...],
+    classes: int,
+    limit: int,
+) -> Shape:
+    """The working shape that a run may have so that the whole process stays within `limit` bytes.
+
+    The whole volume where it fits, else the tiles that cost least, none smaller than the route's
+    `max_shape`. `per_voxel` is what a run takes per working voxel; `scan` is the scan's shape
+    [i, j, k, ...] with `stored` bytes per voxel, `shown` the shape [c, i, j, k] of what is
+    segmented of it, in `classes`. Raises ScanError where not even the smallest tiles fit.
+    """
+    # Stored in two orders, and what is shown normalised; labels of the answer and of the scan.
+    whole, answer = steps.working_shape, prod(steps.output_shape)
+    per_voxel += max(0.0, answer / prod(whole) - 1.0) * ANSWER_BYTES * classes
+    held = FIXED_BYTES + prod(scan) * 2 * stored + prod(shown) * 4
+    held += answer + max(answer, prod(scan[:3]))
+    preparing = held + prod(shown[1:]) * PREPARED_BYTES
+    if max(preparing, held + prod(whole) * per_voxel) <= limit:
+        return whole
+    axes = [_axis_choices(steps, route, axis) for axis in range(3)]
+    least = prod(sizes[0] for sizes in axes)
+    needed = ceil(max(preparing, held + least * per_voxel))
+    if needed > limit:
+        raise ScanError(
+            f"segmenting this scan takes {_mib(needed)} in the smallest tiles; the memory limit is "
+            f"{_mib(limit)}: allow more with --memory-limit (memory_limit), or segment a part of "
+            "the scan with --at"
+        )
+    fitting = [shape for shape in product(*axes) if held + prod(shape) * per_voxel <= limit]
+    i, j, k = min(fitting, key=lambda shape: (_work(steps, shape), *shape))
+    return i, j, k
+
+
+def _axis_choices(steps: Plan, route: Route, axis: int) -> list[int]:
+    """Sizes of a tile along `axis`, ascending: for each number of tiles the least that will do."""
+    whole = steps.working_shape[axis]
+    sizes = range(route.max_shape[axis], whole, route.multiple)
+    least: dict[int, int] = {}
+    for size in sizes:
+        least.setdefault(tile_count(steps.core[axis], size), size)
+    return sorted({min(whole, route.max_shape[axis]), *least.values(), whole})
+
+
+def _work(steps: Plan, shape: tuple[int, ...]) -> int:
+    """Working voxels that are run in tiles of `shape`, overlap included."""
+    return prod(
+        size if size >= whole else size * tile_count(core, size)
+        for size, whole, core in zip(shape, steps.working_shape, steps.core, strict=True)
+    )
+
+
+def _mib(count: int) -> str:
+    return f"{ceil(count / MIB)} MiB"

@@ -1,0 +1,1 @@
+"""Scans: reading, validation, geometry, intensities."""

@@ -1,0 +1,97 @@
+"""Gzip streams inflated to the size that their content declares, and not one byte further."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rare_trt.errors import ScanError
+from rare_trt.scan.gz import DamagedGzip, decompressor
+
+MAGIC: Final = b"\x1f\x8b"
+
+# Deflate cannot shrink anything further than this, so less data than that cannot hold more.
+LARGEST_RATIO: Final = 1032
+
+# Compressed and inflated bytes handled at a time. A member begins with few, because what it leaves
+# of them is copied: a stream of many short members would take minutes.
+CHUNK: Final = 1 << 18
+FIRST_CHUNK: Final = 1 << 12
+
+
+class Stream:
+    """The content of the gzip stream `data`: all its members, one after another (RFC 1952).
+
+    Every method raises ScanError where the stream is damaged or truncated, or where a checksum or
+    length does not hold.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._place = 0
+        self._member = decompressor()
+        self._chunk = FIRST_CHUNK
+        self._start = b""
+
+    def start(self, size: int) -> bytes:
+        """The first `size` bytes of the content, or all of it; asked for once, before the rest."""
+        self._start = self._read(size)
+        return self._start
+
+    def whole(self, size: int) -> memoryview:
+        """The content, which must have exactly `size` bytes: only now is memory for it taken.
+
+        Raises ScanError where it is shorter or longer, or where other bytes lie behind it.
+        """
+        if size > LARGEST_RATIO * len(self._data):
+            raise ScanError(
+                f"the header declares {size} bytes, which {len(self._data)} compressed ones "
+                "cannot hold; expected a whole .nii.gz: copy it again"
+            )
+        whole = bytearray(size)
+        # A content shorter than its start may be read to its end already.
+        whole[: len(self._start)] = self._start[:size]
+        found = len(self._start)
+        while found < size and (piece := self._read(min(CHUNK, size - found))):
+            whole[found : found + len(piece)] = piece
+            found += len(piece)
+        if found != size or self._read(1):
+            raise ScanError(
+                f"the gzip stream holds {'fewer' if found < size else 'more'} bytes than the "
+                f"{size} that the header declares; expected a whole scan and nothing else: copy "
+                "it again"
+            )
+        return memoryview(whole).toreadonly()
+
+    def _read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer only at the end: then every checksum has been held."""
+        pieces: list[bytes] = []
+        missing = size
+        while missing:
+            if self._member.eof:
+                if self._place == len(self._data):
+                    break
+                if bytes(self._data[self._place : self._place + 2]) != MAGIC:
+                    behind = len(self._data) - self._place
+                    raise _damaged(f"{behind} bytes of something else lie behind it")
+                self._member = decompressor()
+                self._chunk = FIRST_CHUNK
+            chunk = self._data[self._place : self._place + self._chunk]
+            try:
+                piece = self._member.decompress(chunk, missing)
+            except DamagedGzip as error:
+                raise _damaged(str(error)) from error
+            member = self._member
+            left = len(member.unused_data if member.eof else member.unconsumed_tail)
+            self._place += len(chunk) - left
+            self._chunk = min(2 * self._chunk, CHUNK)
+            if not piece and len(chunk) == left and not self._member.eof:
+                raise _damaged("it ends too early")
+            pieces.append(piece)
+            missing -= len(piece)
+        return b"".join(pieces)
+
+
+def _damaged(what: str) -> ScanError:
+    return ScanError(
+        f"the gzip stream is damaged ({what}); expected a whole .nii.gz: copy it again"
+    )

@@ -1,0 +1,99 @@
+"""NIfTI scans in, through the gate, and label files out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from rare_trt.errors import ScanError
+from rare_trt.scan.geometry import Array, Grid, Volume
+from rare_trt.scan.gz import compress
+from rare_trt.scan.validation import admitted, affine_mm
+from rare_trt.storage.files import sha256
+from rare_trt.storage.naming import scan_file
+
+# NIfTI's code for coordinates aligned to some other scan, for scans without a code.
+ALIGNED: Final = 2
+
+# The fields of a header that say where voxels lie.
+PLACE: Final = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A scan as it was read: volume (grid in mm) and the header of its place in the world.
+
+    `sha256` is that of its file; a scan in several files has `channel_sha256` instead, one per
+    channel. A scan made in memory has neither, and for it the header can be left out:
+    `Scan(Volume(voxels, grid))`. `admitted` are the voxels that passed the gate, read-only: they
+    need no second look. `remarks` say what the gate found odd about it.
+    """
+
+    volume: Volume
+    header: nib.Nifti1Header = field(default_factory=nib.Nifti1Header)
+    sha256: str | None = None
+    admitted: Array | None = field(default=None, repr=False)
+    remarks: tuple[str, ...] = ()
+    channel_sha256: tuple[str, ...] = ()
+
+
+def read_scan(path: Path, channels: int = 1) -> Scan:
+    """The scan at `path` (.nii or .nii.gz) with `channels` channels, on a grid in millimetres.
+
+    Spacing comes from the affine (sform before qform), not from pixdim. Raises ScanError with one
+    sentence for whatever cannot be segmented: no such file, or bytes that the gate does not admit.
+    """
+    return scan_from_bytes(scan_file(path), str(path), channels)
+
+
+def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
+    """As `read_scan`, from a file's bytes; `path` is what errors call it."""
+    try:
+        found, volume = admitted(data, channels)
+    except ScanError as error:
+        raise ScanError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise too_large(path) from error
+    return Scan(volume, found.header, sha256(data), volume.voxels, found.remarks)
+
+
+def too_large(path: str) -> ScanError:
+    return ScanError(
+        f"{path}: does not fit into this machine's memory; expected a smaller scan: cut it, or use "
+        "a machine with more"
+    )
+
+
+def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: bool) -> bytes:
+    """A NIfTI file of `labels` [i, j, k] on `grid`, which is the scan's own or another one.
+
+    Where `grid` is the one that the scan's header places it on, affine and codes are the scan's,
+    bit for bit. Nothing else comes along: not scaling, intent or display range, nor text, which can
+    hold a patient's name.
+    """
+    header = type(scan.header)()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(labels.shape)
+    code = int(scan.header["sform_code"]) or int(scan.header["qform_code"])
+    # Without a code the header places nothing: its affine is nibabel's guess from the shape.
+    if code and np.array_equal(affine_mm(scan.header), grid.affine):
+        for field in PLACE:
+            header[field] = scan.header[field]
+        header["pixdim"][:4] = scan.header["pixdim"][:4]
+    else:
+        header.set_xyzt_units("mm")
+        header.set_sform(grid.affine, code or ALIGNED)
+        header.set_qform(grid.affine, code or ALIGNED)
+    header["vox_offset"] = header.single_vox_offset
+    header["magic"] = header.single_magic
+    # Four zero bytes say that no extension follows.
+    data: bytes = header.binaryblock + bytes(4) + labels.tobytes(order="F")
+    return compress(data) if compressed else data

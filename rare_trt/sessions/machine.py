@@ -1,0 +1,131 @@
+"""What this machine has to run engines on: platform, GPU, driver, TensorRT libraries."""
+
+from __future__ import annotations
+
+import importlib
+import platform as system
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Final
+
+from rare_trt.backends import ENGINE_BACKENDS, EngineBackend
+from rare_trt.errors import BackendError
+from rare_trt.sessions.device import Gpu
+from rare_trt.sessions.device_factory import open_device
+
+MODULES: Final[Mapping[EngineBackend, str]] = {
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
+
+# The first release that is known to do, and the first that is not.
+SUPPORTED: Final[Mapping[EngineBackend, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "tensorrt": ((10, 3), (12,)),
+    "tensorrt-rtx": ((1, 2), (2,)),
+}
+
+# The packages that bring TensorRT's lean runtime.
+LEAN_RUNTIMES: Final = ("tensorrt_lean_cu12_libs", "tensorrt_lean_cu13_libs")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where engines are to run. `no_gpu` says in a few words why `gpu` is None.
+
+    `lean_runtimes` are TensorRT's lean runtimes by release: what an engine that is to run on a
+    later release than it was built with needs of its own.
+    """
+
+    platform: str
+    gpu: Gpu | None
+    no_gpu: str
+    libraries: Mapping[EngineBackend, str]
+    lean_runtimes: Mapping[str, Path] = field(default_factory=dict)
+
+
+def this_machine() -> Machine:
+    """Looks at this machine; loads the NVIDIA libraries that are installed."""
+    gpu, no_gpu = None, ""
+    try:
+        device = open_device()
+    except BackendError as error:
+        no_gpu = str(error)
+    else:
+        gpu = device.gpu
+        device.close()
+    versions = {backend: library_version(backend) for backend in ENGINE_BACKENDS}
+    found = {backend: version for backend, version in versions.items() if version is not None}
+    return Machine(this_platform(), gpu, no_gpu, found, lean_runtimes())
+
+
+def this_platform() -> str:
+    """Operating system and processor in the manifest's words, as linux-x86_64."""
+    processor = {"amd64": "x86_64", "arm64": "aarch64"}.get(
+        system.machine().lower(), system.machine().lower()
+    )
+    return f"{system.system().lower()}-{processor}"
+
+
+def library(backend: EngineBackend) -> Any:
+    """The Python module of `backend`'s library; raises BackendError where it is absent.
+
+    A folder that holds nothing but type stubs counts as absent.
+    """
+    name = MODULES[backend]
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        # A library of another CUDA or driver release fails in many ways as it is loaded.
+        raise BackendError(
+            f"the library {name} cannot be loaded ({error}): {INSTALL[backend]}"
+        ) from error
+    version = getattr(module, "__version__", None)
+    if version is None:
+        raise BackendError(f"the library {name} is not installed: {INSTALL[backend]}")
+    oldest, beyond = SUPPORTED[backend]
+    if not oldest <= numbers(version) < beyond:
+        raise BackendError(
+            f"{name} {version} is installed; expected {'.'.join(map(str, oldest))} or later, "
+            f"before {'.'.join(map(str, beyond))}: {INSTALL[backend]}"
+        )
+    return module
+
+
+def version_of(module: Any) -> str:
+    """The release of a library's module, as 10.13.0: without what marks a preview."""
+    return ".".join(map(str, numbers(module.__version__)))
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version."""
+    (leading,) = re.findall(r"^[\d.]*", version)
+    return tuple(int(part) for part in leading.split(".") if part)
+
+
+INSTALL: Final[Mapping[EngineBackend, str]] = {
+    "tensorrt": "install TensorRT 10.3 to 11.x as docs/TENSORRT.md says for this machine",
+    "tensorrt-rtx": "pip install 'rare-trt[rtx]'",
+}
+
+
+def library_version(backend: EngineBackend) -> str | None:
+    """The version of `backend`'s library, None where it is absent."""
+    with suppress(BackendError):
+        return version_of(library(backend))
+    return None
+
+
+def lean_runtimes() -> dict[str, Path]:
+    """The lean runtimes of TensorRT that are installed, by release."""
+    found = {}
+    for name in LEAN_RUNTIMES:
+        with suppress(PackageNotFoundError):
+            installed = distribution(name)
+            for file in installed.files or ():
+                if file.name.startswith("libnvinfer_lean.so"):
+                    found[installed.version] = Path(str(file.locate()))
+    return found

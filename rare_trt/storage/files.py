@@ -1,0 +1,267 @@
+"""Files written whole or not at all, and on the disk before anyone is told so.
+
+What is written has a temporary name first, `.NAME.part` beside NAME, under a lock that ends with
+its process. So what a killed process left is told from what a living one writes, and goes when NAME
+is written next; nothing reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from errno import EINVAL, EISDIR, ENOTSUP
+from itertools import takewhile
+from pathlib import Path
+from stat import S_IMODE
+from typing import Final
+
+from rare_trt.errors import OutputError
+from rare_trt.storage.renaming import rename_new
+
+# Windows has only the last one, and no other system has that.
+_CAUTIOUS: Final = (
+    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)
+
+
+def sha256(data: bytes) -> str:
+    """The lower-case hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def refuse_existing(paths: list[Path]) -> None:
+    """Raises OutputError where one of `paths` exists already, also as a link to nothing, or can
+    be no file's name."""
+    for path in paths:
+        try:
+            with suppress(FileNotFoundError):
+                # The longer name of the two: what can be no temporary file can be no output.
+                temporary_name(path).lstat()
+            path.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise unwritable(path, error) from error
+        raise OutputError(f"{path}: exists already: name another output or pass --overwrite")
+
+
+def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
+    """Writes all of `contents`, each under a temporary name first, or none of them.
+
+    Folders are made as needed. Raises OutputError with one sentence; no temporary file, no new
+    file and no new folder is then left. Replacing several files is as good as the file system
+    allows: it renames them one by one. Whatever stops the process or the machine, each file is the
+    old one or the new one.
+    """
+    handles: dict[Path, tuple[Path, int]] = {}
+    absent: set[Path] = set()
+    written: list[Path] = []
+    new_folders: list[Path] = []
+    path = Path()
+    with ExitStack() as claims:
+        try:
+            for path, data in contents.items():
+                if path.exists():
+                    if not overwrite:
+                        refuse_existing([path])
+                    if path.is_dir():
+                        raise IsADirectoryError(EISDIR, "it is a folder")
+                else:
+                    absent.add(path)
+                    new_folders += make_folder(path.parent)
+                temp = temporary_name(path)
+                handle = claims.enter_context(claimed(temp, new_file))
+                if path not in absent:
+                    # What was closed to others stays closed.
+                    temp.chmod(S_IMODE(path.stat().st_mode))
+                put(handle, data)
+                handles[path] = temp, handle
+            # Only now: what is made before the first wait goes to the disk's journal with it.
+            for path in handles:
+                os.fsync(handles[path][1])
+            for path, (temp, handle) in handles.items():
+                claimed_still(handle, temp)
+                if overwrite:
+                    temp.replace(path)
+                else:
+                    rename_new(temp, path)
+                if path in absent:
+                    written.append(path)
+            for folder in {path.parent for path in (*contents, *new_folders)}:
+                sync_folder(folder)
+        except BaseException as error:
+            for file in written:
+                with suppress(OSError):
+                    file.unlink()
+            claims.close()
+            remove_folders(new_folders)
+            if isinstance(error, FileExistsError):
+                refuse_existing([path])
+            if isinstance(error, OSError):
+                raise unwritable(path, error) from error
+            raise
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """What a user is told where `path` could not be written."""
+    return OutputError(
+        f"{path}: cannot be written ({error.strerror}): check the folder's permissions and the "
+        "free space"
+    )
+
+
+def temporary_name(path: Path) -> Path:
+    """Where `path` is written before it has its name."""
+    return path.with_name(f".{path.name}.part")
+
+
+@contextmanager
+def claimed(temporary: Path, make: Callable[[Path], int]) -> Iterator[int]:
+    """`temporary`, made and opened by `make` and locked; what is left of it goes at the end.
+
+    `make` raises FileExistsError where it is there already: what a killed process left is then
+    removed. Raises OutputError where a living one holds it.
+    """
+    while True:
+        try:
+            handle = make(temporary)
+        except FileExistsError:
+            _remove_leftover(temporary)
+            continue
+        try:
+            _lock(handle, wait=True)
+            # Before the lock another process may have taken it for a leftover.
+            if not _is_still(handle, temporary):
+                continue
+            yield handle
+            return
+        finally:
+            if _is_still(handle, temporary):
+                _remove(temporary)
+            os.close(handle)
+
+
+def claimed_still(handle: int, temporary: Path) -> None:
+    """Raises OutputError where another program has taken `temporary`, open as `handle`, for what a
+    killed one left: as it may where the file system has no locks."""
+    if not _is_still(handle, temporary):
+        raise _written_by_another(temporary)
+
+
+def _written_by_another(temporary: Path) -> OutputError:
+    return OutputError(f"{temporary}: is being written by another program: wait until it has ended")
+
+
+def new_file(path: Path) -> int:
+    """Makes `path` and opens it to be written."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CAUTIOUS, 0o666)
+
+
+def new_folder(path: Path) -> int:
+    """Makes `path` and opens it."""
+    while True:
+        path.mkdir()
+        # Between the two another process may have taken it for a leftover.
+        with suppress(FileNotFoundError):
+            return opened(path)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes `data` to a new file, and waits until the disk has it."""
+    handle = new_file(path)
+    try:
+        put(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def put(handle: int, data: bytes) -> None:
+    """Writes all of `data` to an open file."""
+    rest = memoryview(data)
+    while rest:
+        # One call takes 2 GiB at most.
+        rest = rest[os.write(handle, rest) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the disk has the names in `folder`, where the system lets one wait for it."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (EINVAL, ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Makes `folder` where it is missing; gives those that are new, the innermost first."""
+    # As for nearly every write, of which the walk below would be a fifth.
+    if folder.is_dir():
+        return []
+    new = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    return new
+
+
+def remove_folders(folders: Sequence[Path]) -> None:
+    """Removes those of `folders` that are empty, the innermost first."""
+    for folder in sorted(set(folders), key=lambda folder: len(folder.parts), reverse=True):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _remove_leftover(temporary: Path) -> None:
+    try:
+        handle = opened(temporary)
+    except FileNotFoundError:
+        return
+    try:
+        if not _lock(handle, wait=False):
+            raise _written_by_another(temporary)
+        if _is_still(handle, temporary):
+            _remove(temporary)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def opened(path: Path) -> int:
+    """`path` opened to be read, without following a link or waiting for the other end of a pipe."""
+    return os.open(path, os.O_RDONLY | _CAUTIOUS)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Whether the lock was free; file systems without locks have it free always."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_still(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,203 @@
+"""What training saw: honest scans of the same anatomy are nothing strange, everything else is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rare_trt import Scan, Segmenter, Volume, read_scan
+from rare_trt.calibration.training_distribution import seen
+from rare_trt.errors import PackageError, ScanError
+from rare_trt.evaluation.cases import Case, find_cases, load_cases
+from rare_trt.evaluation.measurements import acquisitions
+from rare_trt.package.manifest import manifest_from_json, sealed
+from rare_trt.package.reading import Package, open_package
+from rare_trt.scan.field_of_view import box_at, box_grid
+from rare_trt.scan.geometry import Canonical
+from rare_trt.scan.out_of_distribution import Seen
+from rare_trt.training.acquisition import simulated_sample
+from rare_trt.training.recipe import Recipe, load_recipe
+
+SIMULATED = 2
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe("hippocampus")
+
+
+@pytest.fixture(scope="module")
+def cases(shared_data: Path) -> list[Case]:
+    """Every sixth case: none of two crops of one exam."""
+    return load_cases(find_cases(shared_data / "hippocampus")[::6], 1, 3)
+
+
+@pytest.fixture(scope="module")
+def package(cases: list[Case], recipe: Recipe) -> Package:
+    """The shipped package, and what the first two thirds of the cases look like."""
+    shipped = open_package("hippocampus")
+    manifest = shipped.manifest
+    found = seen(cases[:24], replace(manifest.model, seen=None), manifest.routes, recipe)
+    model = replace(manifest.model, seen=found)
+    return replace(shipped, manifest=replace(manifest, model=model))
+
+
+@pytest.fixture(scope="module")
+def segmenter(package: Package) -> Iterator[Segmenter]:
+    with Segmenter(package) as opened:
+        yield opened
+
+
+def scans(case: Case, seed: int, recipe: Recipe) -> Iterator[Volume]:
+    """A case as it is, in every acquisition of the evaluation, and in random ones."""
+    rng = np.random.default_rng(seed)
+    yield Volume(np.moveaxis(case.voxels, 0, 3), case.grid)
+    for acquisition in acquisitions(recipe.base_spacing_mm):
+        yield acquisition.make(case, rng)[0]
+    for route in range(recipe.network.routes):
+        for _ in range(SIMULATED):
+            sample = simulated_sample(case, rng, route, recipe)
+            yield Volume(np.moveaxis(sample.voxels, 0, 3), sample.grid)
+
+
+def remarks(package: Package, volume: Volume) -> list[str]:
+    """What a run would say of `volume`, without the run."""
+    from rare_trt.plan.routing import choose_route
+    from rare_trt.scan.field_of_view import region_of
+    from rare_trt.scan.intensity import normalised
+    from rare_trt.scan.out_of_distribution import unlike
+
+    manifest = package.manifest
+    model = manifest.model
+    assert model.seen is not None
+    region = region_of(volume, model.field_of_view_mm, None)
+    routes = [entry.route() for entry in manifest.routes]
+    route = choose_route(region.grid.spacing_mm, routes, model.spacing_limits_mm, None).route
+    image = normalised(region.voxels, model.intensity)
+    return unlike(image, region.grid, route, model.intensity, model.seen)
+
+
+def shares(
+    package: Package, volumes: Iterator[Volume], rng: np.random.Generator
+) -> dict[str, list[bool]]:
+    """Whether scans, their negatives, and noise in their place are remarked on."""
+    found: dict[str, list[bool]] = {"honest": [], "inverted": [], "noise": []}
+    for volume in volumes:
+        voxels = volume.voxels
+        made = {
+            "honest": voxels,
+            "inverted": voxels.max() - voxels,
+            "noise": rng.rayleigh(1.0, voxels.shape),
+        }
+        for name, values in made.items():
+            try:
+                found[name].append(bool(remarks(package, Volume(values, volume.grid))))
+            except ScanError:
+                # Refused whatever it shows: its field of view is too small or too large.
+                continue
+    return found
+
+
+@pytest.mark.slow
+def test_kept_back_scans_pass_and_their_negatives_and_noise_do_not(
+    package: Package, cases: list[Case], recipe: Recipe
+) -> None:
+    rng = np.random.default_rng(0)
+    found: dict[str, list[bool]] = {"honest": [], "inverted": [], "noise": []}
+    for number, case in enumerate(cases[24:]):
+        for name, values in shares(package, scans(case, 1000 + number, recipe), rng).items():
+            found[name] += values
+    assert len(found["honest"]) > 300
+    assert np.mean(found["honest"]) <= 0.02
+    assert np.mean(found["inverted"]) >= 0.95
+    assert np.mean(found["noise"]) == 1.0
+
+
+def test_a_box_of_a_tumour_is_remarked_on(
+    segmenter: Segmenter, package: Package, shared_data: Path
+) -> None:
+    """FLAIR of another body part in a box of the right size: nothing else would notice."""
+    path = shared_data / "tcga_fg6692_sri24" / "OtherEXampleFromTCIA_fla_bet.nii.gz"
+    scan = read_scan(path)
+    canonical = Canonical(scan.volume.grid)
+    voxels = canonical.from_scan(scan.volume.voxels)
+    brightest = np.argwhere(voxels >= np.percentile(voxels, 99.9))
+    x, y, z = canonical.grid.world_mm(np.median(brightest, axis=0)).tolist()
+    result = segmenter.segment(path, at=(x, y, z))
+    assert any(flag.startswith("unlike the training data") for flag in result.flags())
+    assert result.report()["flags"] == result.flags()
+    with pytest.raises(ScanError, match="unlike the training data"):
+        segmenter.segment(path, at=(x, y, z), strict=True)
+    box = box_at(canonical.grid, (x, y, z), package.manifest.model.field_of_view_mm.typical)
+    assert remarks(package, Volume(voxels[box], box_grid(canonical.grid, box)))
+
+
+def test_an_example_is_nothing_strange(segmenter: Segmenter, examples: Path) -> None:
+    for name in ("hippocampus_1mm", "hippocampus_2mm"):
+        result = segmenter.segment(examples / f"{name}.nii.gz", strict=True)
+        assert result.remarks == ()
+        assert result.flags() == []
+
+
+def test_whole_heads_of_a_small_field_are_told_apart(
+    segmenter: Segmenter, shared_data: Path
+) -> None:
+    """The two edge cases that the network takes by their size and spacing alone."""
+    for name in ("anatomical", "reoriented_anat_moved"):
+        path = shared_data / "nifti_edge" / "nibabel" / f"{name}.nii"
+        assert segmenter.segment(path).remarks
+        with pytest.raises(ScanError, match="unlike the training data"):
+            segmenter.segment(path, strict=True)
+
+
+def test_a_negative_is_refused_before_the_network_runs(
+    segmenter: Segmenter, examples: Path
+) -> None:
+    scan = read_scan(examples / "hippocampus_2mm.nii.gz")
+    voxels = scan.volume.voxels.astype(np.float32)
+    negative = Scan(Volume(voxels.max() - voxels, scan.volume.grid), scan.header)
+    with pytest.raises(ScanError, match="correlation with the mean training scan"):
+        segmenter.segment(negative, strict=True)
+
+
+def test_a_package_that_does_not_know_cannot_be_strict(tiny_package_folder: Path) -> None:
+    with (
+        Segmenter.load(tiny_package_folder) as segmenter,
+        pytest.raises(ScanError, match="does not say what its training data look like"),
+    ):
+        segmenter.segment("never read.nii", strict=True)
+
+
+def test_the_block_survives_the_manifest(package: Package) -> None:
+    manifest = package.manifest
+    again = manifest_from_json(manifest.to_json())
+    assert isinstance(again.model.seen, Seen)
+    assert again.model.seen == manifest.model.seen
+    assert {entry.route for entry in again.model.seen.routes} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("patterns", [], "seen.patterns"),
+        ("patterns", [[0.0] * 63], "seen.patterns"),
+        ("patterns", [[0.0] * 64] * 2, "not there once per channel"),
+        ("min_view_mm", [0, 1, 1], "seen.min_view_mm"),
+        ("routes", [{"route": 0, "ranges": [{}]}], "seen.routes"),
+        ("scans", 0, "seen.scans"),
+    ],
+)
+def test_a_block_that_makes_no_sense_is_refused(
+    package: Package, place: str, value: object, words: str
+) -> None:
+    values = json.loads(package.manifest.to_json())
+    del values["sha256"]
+    manifest_from_json(sealed(values))
+    values["model"]["seen"][place] = value
+    with pytest.raises(PackageError, match=words):
+        manifest_from_json(sealed(values))
