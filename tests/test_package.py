@@ -28,8 +28,6 @@ from rare_trt.storage.renaming import exchange
 
 FOLDER = Path(rare_trt.__file__).parent
 SCHEMA = json.loads((FOLDER / "package" / "manifest.schema.json").read_text())
-    (Path(rare_trt.__file__).parent / "package" / "manifest.schema.json").read_text()
-)
 V1 = Path(__file__).parent / "data" / "tiny_v1.rare"
 
 
