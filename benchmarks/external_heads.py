@@ -56,10 +56,10 @@ def main(ixi: Path, freesurfer: Path, colin: Path) -> None:
 
 
 def rows(
-    segmenter: Segmenter, head: str, scan_file: Path, label_file: Path, values: tuple[int, int]
+    segmenter: Segmenter, head: str, read_scan_file: Path, label_file: Path, values: tuple[int, int]
 ) -> Iterator[tuple[str, float]]:
     """The table's row and Dice of the right and of the left hippocampus."""
-    scan, labels = (Scan(read(path)) for path in (scan_file, label_file))
+    scan, labels = (Scan(read(path)) for path in (read_scan_file, label_file))
     for side, value in zip(("right", "left"), values, strict=True):
         truth = labels.volume.voxels == value
         world = labels.volume.grid.world_mm(np.argwhere(truth))

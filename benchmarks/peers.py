@@ -101,30 +101,30 @@ class Prepared:
 
 def prepared(scan: Path, package: Any) -> Prepared:
     """What every road of ours does before the graph, on voxels that nibabel has read."""
-    from rare_trt.plan.resampling import answer_parts, plan
+    from rare_trt.plan.resampling import plan_resampling, subvoxel_counts
     from rare_trt.plan.routing import choose_route
-    from rare_trt.scan.field_of_view import region_of
+    from rare_trt.scan.field_of_view import select_region
     from rare_trt.scan.geometry import Grid, Volume
-    from rare_trt.scan.intensity import normalised
+    from rare_trt.scan.intensity import normalise
 
     image = nib.load(scan)
     model = package.manifest.model
     volume = Volume(np.asanyarray(image.dataobj), Grid(image.shape, image.affine))
-    region = region_of(volume, model.field_of_view_mm, None)
+    region = select_region(volume, model.field_of_view_mm, None)
     routes = [entry.route() for entry in package.manifest.routes]
     route = choose_route(region.grid.spacing_mm, routes, model.spacing_limits_mm).route
-    parts = answer_parts(region.grid, model.base_spacing_mm)
-    steps = plan(region.grid, routes[route], region.grid.subdivided(parts))
-    voxels = normalised(region.voxels, model.intensity)[None]
+    parts = subvoxel_counts(region.grid, model.base_spacing_mm)
+    steps = plan_resampling(region.grid, routes[route], region.grid.subdivided(parts))
+    voxels = normalise(region.voxels, model.intensity)[None]
     arrays = (voxels, *steps.in_matrices, *steps.out_matrices)
     return Prepared(image, region, route, arrays, parts)
 
 
 def saved(found: Prepared, answer: Any, classes: int, out: Path) -> None:
     """The answer at base spacing, as labels on the scan's own grid."""
-    from rare_trt.plan.resampling import largest_share
+    from rare_trt.plan.resampling import majority_vote
 
-    labels = found.region.placed(largest_share(answer, found.parts, classes))
+    labels = found.region.placed(majority_vote(answer, found.parts, classes))
     nib.save(nib.Nifti1Image(labels, found.image.affine), out)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rare_trt.backends import Arithmetic, graph_precision, needs_bf16
-from rare_trt.export.onnx_from_route import loaded_graph
+from rare_trt.export.onnx_from_route import load_graph
 from rare_trt.package.reading import Package, open_package
 from rare_trt.sessions.openvino import OpenVinoRun, openvino_facts
 from rare_trt.sessions.session import INPUT_NAMES
@@ -55,7 +55,7 @@ def main(name: str) -> None:
 def run_of(package: Package, route: int, way: Arithmetic) -> OpenVinoRun:
     """The graph of `route` for `way`, loaded."""
     graph = package.graph(route, graph_precision(way))
-    model = loaded_graph(package.read(graph.file), package.read(graph.weights))
+    model = load_graph(package.read(graph.file), package.read(graph.weights))
     return OpenVinoRun(model.SerializeToString(), bf16=needs_bf16(way))
 
 

@@ -24,10 +24,10 @@ from rare_trt import Grid, read_scan
 from rare_trt.backends import ARITHMETICS, Arithmetic, graph_precision, needs_bf16
 from rare_trt.package.reading import Package, open_package
 from rare_trt.plan.memory import bytes_of, tile_shape, usual_limit
-from rare_trt.plan.resampling import plan
-from rare_trt.scan.intensity import normalised
+from rare_trt.plan.resampling import plan_resampling
+from rare_trt.scan.intensity import normalise
 from rare_trt.sessions.openvino import OpenVinoSession, openvino_facts
-from rare_trt.sessions.run import answered
+from rare_trt.sessions.run import PreparedScan, run_tiles
 from rare_trt.storage.cache import Cache
 
 REPEATS = 3
@@ -41,7 +41,7 @@ def main(options: argparse.Namespace) -> None:
     package = open_package("hippocampus")
     voxels = read_scan(options.scan).volume.voxels
     images = {
-        size: normalised(mirrored(voxels, (size, size, size)), package.manifest.model.intensity)
+        size: normalise(mirrored(voxels, (size, size, size)), package.manifest.model.intensity)
         for size in sizes
     }
     costs = {}
@@ -80,12 +80,12 @@ def cost_of(
         for size, image in images.items():
             start = perf_counter()
             grid = Grid((size, size, size), np.eye(4))
-            steps = plan(grid, route, grid)
+            steps = plan_resampling(grid, route, grid)
             shape = (size, size, size)
             shapes[size] = tile_shape(
                 steps, route, session.bytes_per_voxel, shape, 2, (1, *shape), 3, limit
             )
-            answered(session, image, steps, shapes[size])
+            run_tiles(session, PreparedScan(image, steps, shapes[size]))
             runs[size].append((perf_counter() - start) / size**3 * 1e9)
     for size, (first, *later) in runs.items():
         costs.append(min(later))

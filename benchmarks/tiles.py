@@ -21,11 +21,11 @@ from rare_trt.evaluation.cases import Case, find_cases, load_cases
 from rare_trt.evaluation.dice import dice
 from rare_trt.overlay import picture_png
 from rare_trt.package.reading import Package, open_package
-from rare_trt.plan.resampling import plan
+from rare_trt.plan.resampling import plan_resampling
 from rare_trt.scan.geometry import Shape, Volume
-from rare_trt.scan.intensity import normalised
+from rare_trt.scan.intensity import normalise
 from rare_trt.sessions.openvino import OpenVinoSession
-from rare_trt.sessions.run import answered
+from rare_trt.sessions.run import PreparedScan, run_tiles
 from rare_trt.storage.cache import Cache
 
 TILES: tuple[Shape, ...] = (
@@ -69,9 +69,9 @@ def answer(
     package: Package, session: OpenVinoSession, case: Case, largest: Shape
 ) -> NDArray[np.uint8]:
     """Labels of `case` on its own grid, in tiles of at most `largest`."""
-    image = normalised(np.moveaxis(case.voxels, 0, 3), package.manifest.model.intensity)
-    steps = plan(case.grid, package.manifest.routes[0].route(), case.grid)
-    return answered(session, image, steps, largest)
+    image = normalise(np.moveaxis(case.voxels, 0, 3), package.manifest.model.intensity)
+    steps = plan_resampling(case.grid, package.manifest.routes[0].route(), case.grid)
+    return run_tiles(session, PreparedScan(image, steps, largest))
 
 
 def scored(one: NDArray[np.uint8], other: NDArray[np.uint8], classes: int) -> list[float]:

@@ -28,7 +28,7 @@ from rare_trt.calibration.trial import Score, Trials, sample_inputs
 from rare_trt.errors import RareTrtError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
 from rare_trt.evaluation.route_samples import NATIVE, route_sample
-from rare_trt.export.onnx_from_route import GraphFiles, graph_files, loaded_graph
+from rare_trt.export.onnx_from_route import GraphFiles, graph_files, load_graph
 from rare_trt.package.manifest import (
     CalibrationEntry,
     GoldenEntry,
@@ -40,7 +40,7 @@ from rare_trt.package.manifest import (
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import refuse_changed, write_package
 from rare_trt.scan.geometry import Triple
-from rare_trt.sessions.golden import golden_runs
+from rare_trt.sessions.golden import read_golden_vectors
 from rare_trt.sessions.openvino import OpenVinoRun, openvino_facts
 from rare_trt.sessions.session import Inputs
 from rare_trt.storage.cache import Cache
@@ -204,7 +204,7 @@ def _route(
 ) -> _Calibrated:
     manifest = package.manifest
     graph = package.graph(entry.index, "fp32")
-    model = loaded_graph(package.read(graph.file), package.read(graph.weights))
+    model = load_graph(package.read(graph.file), package.read(graph.weights))
     budget = Budget(dice_budget if entry.index < FINE_ROUTES else min(1.0, 2.0 * dice_budget))
     band = [
         route_sample(manifest, entry, case, relative)
@@ -344,5 +344,5 @@ def _bounds(
             computed: max(LEAST_BOUND[computed], TIMES_SEEN * vector.disagreement(run))
             for computed, run in runs.items()
         }
-        for vector in golden_runs(package, route)
+        for vector in read_golden_vectors(package, route)
     }

@@ -20,10 +20,16 @@ from rare_trt.evaluation.cases import Case
 from rare_trt.evaluation.measurements import acquisitions
 from rare_trt.package.manifest import Model, RouteEntry
 from rare_trt.plan.routing import choose_route
-from rare_trt.scan.field_of_view import region_of
+from rare_trt.scan.field_of_view import select_region
 from rare_trt.scan.geometry import Grid, Triple, Volume
-from rare_trt.scan.intensity import normalised
-from rare_trt.scan.out_of_distribution import NAMES, RouteSeen, Seen, numbers, pattern
+from rare_trt.scan.intensity import normalise
+from rare_trt.scan.out_of_distribution import (
+    NAMES,
+    RouteDistribution,
+    TrainingDistribution,
+    numbers,
+    pattern,
+)
 from rare_trt.training.acquisition import simulated_sample
 from rare_trt.training.recipe import Recipe
 
@@ -43,7 +49,9 @@ MARGIN: Final = 0.2
 DIGITS: Final = 4
 
 
-def seen(cases: Sequence[Case], model: Model, routes: Sequence[RouteEntry], recipe: Recipe) -> Seen:
+def seen(
+    cases: Sequence[Case], model: Model, routes: Sequence[RouteEntry], recipe: Recipe
+) -> TrainingDistribution:
     """What `cases` and simulated acquisitions of them look like; the same on every run.
 
     Cases that the runtime would refuse are left out; raises RareTrtError where none is left.
@@ -79,13 +87,13 @@ def seen(cases: Sequence[Case], model: Model, routes: Sequence[RouteEntry], reci
                 [numbers(v, model.intensity, p) for v, p in zip(image, patterns, strict=True)]
             )
     low, high = _widened(np.min(extents, axis=0), np.max(extents, axis=0))
-    return Seen(
+    return TrainingDistribution(
         scans=len(extents),
         min_view_mm=_triple(np.maximum(low, 1.0)),
         max_view_mm=_triple(high),
         patterns=tuple(tuple(p.ravel().round(DIGITS).tolist()) for p in patterns),
         routes=tuple(
-            RouteSeen(route, tuple(_ranges(channel) for channel in zip(*rows, strict=True)))
+            RouteDistribution(route, tuple(_ranges(channel) for channel in zip(*rows, strict=True)))
             for route, rows in found.items()
             if rows
         ),
@@ -118,8 +126,8 @@ def _scans(case: Case, rng: Generator, recipe: Recipe) -> Iterator[Volume]:
 
 def _prepared(volume: Volume, model: Model) -> tuple[NDArray[np.float32], Grid]:
     """Normalised voxels [c, i, j, k] and their grid, as the runtime has them."""
-    region = region_of(volume, model.field_of_view_mm, None)
-    return normalised(region.voxels, model.intensity), region.grid
+    region = select_region(volume, model.field_of_view_mm, None)
+    return normalise(region.voxels, model.intensity), region.grid
 
 
 def _volume(voxels: NDArray[np.float32], grid: Grid) -> Volume:

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from rare_trt.evaluation.dice import dice
-from rare_trt.evaluation.verification import Sample
-from rare_trt.plan.resampling import tiles
 from rare_trt.sessions.openvino import OpenVinoRun
-from rare_trt.sessions.run import answered, graph_inputs
+from rare_trt.sessions.run import PreparedScan, run_tiles
 from rare_trt.sessions.session import Inputs
 
 # The first scans are timed, so many runs each; the fastest counts.
@@ -48,8 +46,8 @@ class Trials:
     def __init__(
         self,
         reference: ModelProto,
-        samples: Sequence[Sample],
-        far: Sequence[Sample],
+        samples: Sequence[PreparedScan],
+        far: Sequence[PreparedScan],
         classes: int,
     ) -> None:
         self._samples, self._far, self._classes = samples, far, classes
@@ -90,10 +88,10 @@ class Trials:
         return min(times[0]) / min(times[1])
 
 
-def sample_inputs(sample: Sample) -> list[Inputs]:
+def sample_inputs(sample: PreparedScan) -> list[Inputs]:
     """What the graph takes for `sample`, tile by tile."""
-    return [graph_inputs(sample.image, tile) for tile in tiles(sample.steps, sample.max_shape)]
+    return list(sample.inputs())
 
 
-def _labels(run: OpenVinoRun, sample: Sample) -> NDArray[np.uint8]:
-    return answered(run, sample.image, sample.steps, sample.max_shape)
+def _labels(run: OpenVinoRun, sample: PreparedScan) -> NDArray[np.uint8]:
+    return run_tiles(run, sample)

@@ -9,9 +9,7 @@ from typing import Final
 from rare_trt.errors import BackendError
 from rare_trt.package.manifest import EngineEntry
 from rare_trt.package.reading import Package
-from rare_trt.plan.resampling import tiles
-from rare_trt.sessions.golden import golden_runs, prove
-from rare_trt.sessions.run import graph_inputs
+from rare_trt.sessions.golden import check_golden_vectors, read_golden_vectors
 from rare_trt.sessions.session import Session
 from rare_trt.sessions.tensorrt import EngineHost, EngineSession
 from rare_trt.storage.cache import Cache
@@ -39,7 +37,7 @@ def _fastest_of(host: EngineHost, package: Package, route: int, cache: Cache) ->
         try:
             session = EngineSession(host, package, entry, cache)
             try:
-                prove(session, package, route)
+                check_golden_vectors(session, package, route)
                 took.append((milliseconds(session, package, route), entry))
             finally:
                 session.close()
@@ -52,10 +50,11 @@ def _fastest_of(host: EngineHost, package: Package, route: int, cache: Cache) ->
 
 def milliseconds(session: Session, package: Package, route: int) -> float:
     """The median time of a run on the typical golden vector, copies included."""
-    run = next((run for run in golden_runs(package, route) if run.entry.kind == "typical"), None)
-    if run is None:
+    vectors = read_golden_vectors(package, route)
+    typical = next((one.scan for one in vectors if one.entry.kind == "typical"), None)
+    if typical is None:
         raise BackendError(f"route {route} has no typical golden vector: build the package again")
-    inputs = [graph_inputs(run.image, tile) for tile in tiles(run.steps, run.max_shape)]
+    inputs = list(typical.inputs())
     times = []
     for index in range(WARM_UP + RUNS):
         start = perf_counter()

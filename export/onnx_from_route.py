@@ -76,7 +76,7 @@ def onnx_from_route(network: RareUNet, route: int) -> ModelProto:
     return model
 
 
-def loaded_graph(graph: bytes, weights: bytes) -> ModelProto:
+def load_graph(graph: bytes, weights: bytes) -> ModelProto:
     """The model that `graph_files` made into a file, its weights inside again."""
     model = onnx.load_model_from_string(graph)
     for tensor in model.graph.initializer:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from rare_trt.errors import RareTrtError
-from rare_trt.options import as_query, asked_in
+from rare_trt.options import as_query, options_from_query
 from rare_trt.serving.request import RequestError, check_size, read_head, read_names
 
 MAX_BYTES: Final = 1 << 20
@@ -40,7 +40,7 @@ def one(data: bytes) -> None:
         asking = read_head(query, headers, MAX_BYTES, may_name_files=True)
         # A client says the same again, in an order of its own, and is understood the same; as
         # texts, since NaN is like no number.
-        again = asked_in(as_query(asking.asked))
+        again = options_from_query(as_query(asking.asked))
         assert sorted(map(repr, again.items())) == sorted(map(repr, asking.asked.items()))
         if asking.names_files:
             # The folder has another name in every run.

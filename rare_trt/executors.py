@@ -12,8 +12,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rare_trt.errors import ScanError
-from rare_trt.jobs import Job, about, save, segmented
-from rare_trt.options import Asked
+from rare_trt.jobs import Job, save, segment_job, with_scan_name
+from rare_trt.options import SegmentOptions
 from rare_trt.serving.client import Server
 from rare_trt.storage.files import write_files
 from rare_trt.storage.naming import (
@@ -23,7 +23,7 @@ from rare_trt.storage.naming import (
     REPORT,
     is_compressed,
     names_path,
-    scan_file,
+    read_scan_file,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Told:
+class ScanSummary:
     """What is printed of an answer: `computed` is backend and precision."""
 
     route: str
@@ -43,7 +43,7 @@ class Told:
     total_ms: float
 
 
-class Way(Protocol):
+class Executor(Protocol):
     """Reads, answers and writes jobs; every ScanError names the scan."""
 
     def read(self, job: Job) -> Any:
@@ -54,29 +54,29 @@ class Way(Protocol):
         """The answer to a scan that `read` gave, or to the job's files."""
         ...
 
-    def saved(self, job: Job, answer: Any) -> Told:
+    def saved(self, job: Job, answer: Any) -> ScanSummary:
         """Writes an answer."""
         ...
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalExecutor:
     """In this process."""
 
     segmenter: Segmenter
-    asked: Asked
+    asked: SegmentOptions
     overwrite: bool
 
     def read(self, job: Job) -> Scan:
         return self.segmenter.read(job.files)
 
     def answered(self, job: Job, scan: tuple[Path, ...] | Scan) -> Result:
-        return segmented(self.segmenter, job, scan, self.asked)
+        return segment_job(self.segmenter, job, scan, self.asked)
 
-    def saved(self, job: Job, answer: Result) -> Told:
+    def saved(self, job: Job, answer: Result) -> ScanSummary:
         save(answer, job, overwrite=self.overwrite)
         names = answer.package.manifest.model.labels[1:]
-        return Told(
+        return ScanSummary(
             str(answer.route),
             dict(zip(names, answer.volumes_mm3, strict=True)),
             answer.flags(),
@@ -86,16 +86,16 @@ class Here:
 
 
 @dataclass(frozen=True)
-class There:
+class RemoteExecutor:
     """By asking a server, which is sent one file. It computes; what is read and written is read and
     written here."""
 
     server: Server
-    asked: Asked
+    asked: SegmentOptions
     overwrite: bool
 
     def read(self, job: Job) -> bytes:
-        return scan_file(job.scan)
+        return read_scan_file(job.scan)
 
     def answered(self, job: Job, scan: tuple[Path, ...] | bytes) -> tuple[dict[str, bytes], float]:
         """The server's files, and the milliseconds that they took."""
@@ -104,10 +104,10 @@ class There:
         try:
             files = self.server.segment(data, self.asked, picture=job.picture is not None)
         except ScanError as error:
-            raise about(job.files, error) from error
+            raise with_scan_name(job.files, error) from error
         return files, (perf_counter() - start) * 1e3
 
-    def saved(self, job: Job, answer: tuple[dict[str, bytes], float]) -> Told:
+    def saved(self, job: Job, answer: tuple[dict[str, bytes], float]) -> ScanSummary:
         files, total_ms = answer
         try:
             # Before anything is written.
@@ -126,8 +126,8 @@ class There:
         return told
 
 
-def _told(report: dict[str, Any], total_ms: float) -> Told:
-    return Told(
+def _told(report: dict[str, Any], total_ms: float) -> ScanSummary:
+    return ScanSummary(
         report["route"]["explained"],
         report["volumes_mm3"],
         report["flags"],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rare_trt.errors import OutputError, ScanError
-from rare_trt.options import Asked
+from rare_trt.options import SegmentOptions
 from rare_trt.storage.files import refuse_existing
 from rare_trt.storage.naming import SUFFIXES, output_paths, stem
 
@@ -80,23 +80,23 @@ def check_picture(path: Path) -> None:
         raise OutputError(f"{path}: expected a name that ends in .png: rename it")
 
 
-def run_job(segmenter: Segmenter, job: Job, asked: Asked, *, overwrite: bool) -> Result:
+def run_job(segmenter: Segmenter, job: Job, asked: SegmentOptions, *, overwrite: bool) -> Result:
     """Segments and writes; every ScanError names a file of the scan."""
     if not overwrite:
         refuse_existing(job.outputs())
-    result = segmented(segmenter, job, job.files, asked)
+    result = segment_job(segmenter, job, job.files, asked)
     save(result, job, overwrite=overwrite)
     return result
 
 
-def segmented(
-    segmenter: Segmenter, job: Job, scan: tuple[Path, ...] | Scan, asked: Asked
+def segment_job(
+    segmenter: Segmenter, job: Job, scan: tuple[Path, ...] | Scan, asked: SegmentOptions
 ) -> Result:
     """The answer to `scan`, which is the job's files or what was read of them before."""
     try:
         return segmenter.segment(scan, **asked)
     except ScanError as error:
-        raise about(job.files, error) from error
+        raise with_scan_name(job.files, error) from error
 
 
 def save(result: Result, job: Job, *, overwrite: bool) -> None:
@@ -104,7 +104,7 @@ def save(result: Result, job: Job, *, overwrite: bool) -> None:
     result.save(job.labels, report=job.report, picture=job.picture, overwrite=overwrite)
 
 
-def about(files: Sequence[Path], error: ScanError) -> ScanError:
+def with_scan_name(files: Sequence[Path], error: ScanError) -> ScanError:
     """`error` with the name of the scan, its first file's, in front, unless that of one of its
     files is there."""
     text = str(error)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 # Keywords of Segmenter.segment, with values that were asked for.
-Asked: TypeAlias = dict[str, Any]
+SegmentOptions: TypeAlias = dict[str, Any]
 
 YES_OR_NO: Final = {"yes": True, "no": False}
 
@@ -84,13 +84,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, dest=option.keyword, help=option.help, **kind)
 
 
-def asked_on(namespace: argparse.Namespace) -> Asked:
+def options_from_arguments(namespace: argparse.Namespace) -> SegmentOptions:
     """What a command line asked for."""
     found = {option.keyword: getattr(namespace, option.keyword) for option in OPTIONS}
     return {keyword: value for keyword, value in found.items() if value is not None}
 
 
-def asked_in(query: Mapping[str, str]) -> Asked:
+def options_from_query(query: Mapping[str, str]) -> SegmentOptions:
     """What a query asked for; raises ArgumentTypeError for a value that is none of its option, and
     for a name that is no option."""
     known = {option.name: option for option in OPTIONS}
@@ -109,7 +109,7 @@ def asked_in(query: Mapping[str, str]) -> Asked:
     return {keyword: value for keyword, value in found.items() if value is not None}
 
 
-def as_query(asked: Asked) -> dict[str, str]:
+def as_query(asked: SegmentOptions) -> dict[str, str]:
     """`asked` as texts that are read back as the same values, to the last bit."""
     return {o.name: _as_text(asked[o.keyword]) for o in OPTIONS if o.keyword in asked}
 

@@ -19,19 +19,25 @@ from rare_trt.backends import Arithmetic, Backend
 from rare_trt.errors import BackendError, EngineWarning, ScanError, ShapeError
 from rare_trt.package.reading import Package, open_package
 from rare_trt.plan.memory import tile_shape, usual_limit
-from rare_trt.plan.resampling import TOLERANCE, Plan, answer_parts, largest_share, plan
+from rare_trt.plan.resampling import (
+    TOLERANCE,
+    ResamplingPlan,
+    majority_vote,
+    plan_resampling,
+    subvoxel_counts,
+)
 from rare_trt.plan.routing import choose_route
 from rare_trt.result import Result
 from rare_trt.scan.channels import read_channels
-from rare_trt.scan.field_of_view import region_of
+from rare_trt.scan.field_of_view import select_region
 from rare_trt.scan.geometry import Array, Grid, Shape, Triple
-from rare_trt.scan.intensity import normalised
+from rare_trt.scan.intensity import normalise
 from rare_trt.scan.nifti import Scan, read_scan
-from rare_trt.scan.out_of_distribution import unlike
+from rare_trt.scan.out_of_distribution import out_of_distribution_flags
 from rare_trt.scan.validation import check_channels, check_voxels
-from rare_trt.sessions.candidates import Candidate, Choice
-from rare_trt.sessions.golden import golden_runs, prove_once
-from rare_trt.sessions.run import answered
+from rare_trt.sessions.candidates import Candidate, SessionCandidates
+from rare_trt.sessions.golden import check_golden_vectors_once, read_golden_vectors
+from rare_trt.sessions.run import PreparedScan, run_tiles
 from rare_trt.sessions.session import Session
 from rare_trt.stopwatch import Stopwatch
 from rare_trt.storage.cache import Cache
@@ -70,7 +76,7 @@ class Segmenter:
     ) -> None:
         self.package = package
         self._cache = Cache()
-        self._choice = Choice(package, backend, self._cache, gpu_memory_limit, precision)
+        self._choice = SessionCandidates(package, backend, self._cache, gpu_memory_limit, precision)
         self._memory_limit = usual_limit() if memory_limit is None else memory_limit
         self._candidates: dict[int, list[Candidate]] = {}
         self._sessions: dict[Candidate, Session] = {}
@@ -158,35 +164,39 @@ class Segmenter:
         with clock("read"):
             if not isinstance(scan, Scan):
                 scan = self.read(scan)
-            if scan.admitted is scan.volume.voxels:
+            if scan.validated is scan.volume.voxels:
                 check_channels(scan.volume.voxels.shape, len(model.channels))
             else:
                 check_voxels(scan.volume.voxels, len(model.channels))
             remarks = list(scan.remarks)
         with clock("prepare"):
-            region = region_of(scan.volume, model.field_of_view_mm, at)
+            region = select_region(scan.volume, model.field_of_view_mm, at)
             decision = choose_route(
                 region.grid.spacing_mm, list(self._routes.values()), model.spacing_limits_mm, route
             )
-            image = normalised(region.voxels, model.intensity)
+            image = normalise(region.voxels, model.intensity)
             if model.seen is not None:
-                remarks += unlike(image, region.grid, decision.route, model.intensity, model.seen)
+                remarks += out_of_distribution_flags(
+                    image, region.grid, decision.route, model.intensity, model.seen
+                )
             if strict and remarks:
                 raise ScanError("; ".join(remarks) + ": look at the scan, or leave --strict out")
         with clock("plan"):
             target = region.grid
             if spacing_out_mm is not None:
                 target = isotropic_grid(target, spacing_out_mm, model.spacing_limits_mm)
-            parts = answer_parts(target, model.base_spacing_mm)
-            steps = plan(region.grid, self._routes[decision.route], target.subdivided(parts))
+            parts = subvoxel_counts(target, model.base_spacing_mm)
+            plan = plan_resampling(
+                region.grid, self._routes[decision.route], target.subdivided(parts)
+            )
 
         def work(session: Session) -> NDArray[np.uint8]:
-            max_shape = self._max_shape(session, decision.route, steps, scan.volume.voxels, image)
-            return answered(session, image, steps, max_shape, clock)
+            max_shape = self._max_shape(session, decision.route, plan, scan.volume.voxels, image)
+            return run_tiles(session, PreparedScan(image, plan, max_shape), clock)
 
         session, answer = self._with_session(decision.route, work, clock)
         with clock("labels"):
-            labels = largest_share(answer, parts, len(model.labels))
+            labels = majority_vote(answer, parts, len(model.labels))
             touches_edge = _touches_edge(labels)
             if spacing_out_mm is None:
                 own, labels = scan.volume.grid, region.placed(labels)
@@ -210,9 +220,9 @@ class Segmenter:
     def warm(self) -> None:
         """Loads every route and has it answer a golden vector, so that no scan is a first one."""
         for route in self._routes:
-            run = next(golden_runs(self.package, route))
+            vector = next(read_golden_vectors(self.package, route))
             with suppress(ShapeError):
-                self._with_session(route, run.disagreement)
+                self._with_session(route, vector.disagreement)
 
     @property
     def device_bytes(self) -> int:
@@ -238,7 +248,7 @@ class Segmenter:
         self.close()
 
     def _max_shape(
-        self, session: Session, route: int, steps: Plan, voxels: Array, image: Array
+        self, session: Session, route: int, plan: ResamplingPlan, voxels: Array, image: Array
     ) -> Shape:
         """The largest working shape that `session` runs in one piece, of a scan's `voxels` and the
         normalised `image` of what is segmented of them."""
@@ -246,7 +256,7 @@ class Segmenter:
         if session.bytes_per_voxel is None:
             return entry.max_shape
         return tile_shape(
-            steps,
+            plan,
             entry,
             session.bytes_per_voxel,
             voxels.shape,
@@ -291,7 +301,7 @@ class Segmenter:
             if candidate not in self._sessions:
                 session = candidate.open()
                 try:
-                    prove_once(session, self.package, route, self._cache)
+                    check_golden_vectors_once(session, self.package, route, self._cache)
                 except BaseException:
                     _give_back(session)
                     raise

@@ -25,7 +25,7 @@ from numpy.random import Generator
 from tqdm import tqdm
 
 from rare_trt.errors import ScanError
-from rare_trt.scan.validation import admitted
+from rare_trt.scan.validation import validate_nifti
 
 EXAMPLES: Final = Path(__file__).parents[1] / "examples"
 PROCESSES: Final = 2
@@ -117,7 +117,7 @@ def judged(scans: Sequence[bytes], seed: int, batch: int) -> Counts:
 
 def outcome(variant: bytes, scan: bytes, other: bytes) -> str:
     try:
-        admitted(variant, channels=1)
+        validate_nifti(variant, channels=1)
     except ScanError:
         return "refused"
     content = gzip.decompress(variant)
@@ -132,7 +132,7 @@ def scans_of(folders: Sequence[Path]) -> list[bytes]:
         if path.stat().st_size <= LARGEST_FILE:
             data = path.read_bytes()
             try:
-                admitted(data, channels=1)
+                validate_nifti(data, channels=1)
             except ScanError:
                 continue
             found.append(data)

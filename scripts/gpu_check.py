@@ -30,12 +30,10 @@ from rare_trt.engines.engines_from_package import Built, build_engines
 from rare_trt.errors import BackendError, RareTrtError
 from rare_trt.package.manifest import BuilderOptions, EngineEntry
 from rare_trt.package.reading import Package, open_package
-from rare_trt.plan.resampling import tiles
-from rare_trt.sessions.compatibility import obstacle
-from rare_trt.sessions.golden import golden_runs
+from rare_trt.sessions.compatibility import incompatibility
+from rare_trt.sessions.golden import read_golden_vectors
 from rare_trt.sessions.machine import INSTALL, Machine, library, this_machine
 from rare_trt.sessions.nvidia import RtxContexts
-from rare_trt.sessions.run import graph_inputs
 from rare_trt.sessions.tensorrt import Engine, EngineHost, EngineSession
 from rare_trt.storage.cache import Cache
 
@@ -132,7 +130,7 @@ def _rows(
         package, built = _built(package, backend, variant, machine, folder)
         host = EngineHost()
         for item in built:
-            fault = obstacle(item.entry, package.manifest, machine)
+            fault = incompatibility(item.entry, package.manifest, machine)
             if fault:
                 raise BackendError(fault)
             size = package.manifest.files[item.entry.file].bytes / 2**20
@@ -188,8 +186,8 @@ def _measured(
     host: EngineHost, package: Package, entry: EngineEntry, variant: Variant, cache: Cache
 ) -> tuple[str, ...]:
     """Milliseconds to load, of the first run, median and 99th percentile; other labels; notes."""
-    (golden,) = (g for g in golden_runs(package, entry.route) if g.entry.kind == "typical")
-    inputs = [graph_inputs(golden.image, tile) for tile in tiles(golden.steps, golden.max_shape)]
+    (golden,) = (g for g in read_golden_vectors(package, entry.route) if g.entry.kind == "typical")
+    inputs = list(golden.scan.inputs())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         start = perf_counter()

@@ -26,13 +26,11 @@ from rare_trt.errors import BackendError, EngineWarning, PackageError, ShapeErro
 from rare_trt.package.manifest import BuilderOptions
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
-from rare_trt.plan.resampling import tiles
 from rare_trt.scan.geometry import Volume
 from rare_trt.sessions import tensorrt as session_module
-from rare_trt.sessions.candidates import Choice
-from rare_trt.sessions.golden import golden_runs
+from rare_trt.sessions.candidates import SessionCandidates
+from rare_trt.sessions.golden import read_golden_vectors
 from rare_trt.sessions.machine import this_machine
-from rare_trt.sessions.run import graph_inputs
 from rare_trt.sessions.session import Inputs
 from rare_trt.sessions.tensorrt import EngineHost, EngineSession
 from rare_trt.storage.cache import Cache
@@ -192,7 +190,7 @@ def test_the_proof_goes_through_the_graphs_that_answer_later(
     gpu: FakeGpu, tiny_engines: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "fresh"))
-    vectors = sum(len(list(golden_runs(tiny_engines, route))) for route in (0, 1))
+    vectors = sum(len(list(read_golden_vectors(tiny_engines, route))) for route in (0, 1))
     with segmenter(tiny_engines, preload=True):
         # Each vector once plainly, if no other shared its shapes, and at least twice as a graph.
         assert gpu.driver.calls("cuGraphLaunch") >= 2 * vectors
@@ -220,7 +218,7 @@ def test_of_engines_that_fit_the_dynamic_and_the_newest_answers(
     ):
         built, _ = build_engines(package, "tensorrt", "fp32", options, this_machine(), out=out)
     assert len(built.manifest.engines) == 8
-    choice = Choice(built, "tensorrt", Cache())
+    choice = SessionCandidates(built, "tensorrt", Cache())
     sessions = [candidate.open() for candidate in choice.candidates(1)]
     orders = [session.entry.options for session in sessions]
     assert [(o.static_shapes, o.tf32, o.optimization_level) for o in orders] == [
@@ -412,14 +410,16 @@ def test_an_engine_in_fp16_does_not_answer_where_fp16_exceeds_the_budget(
     contents = {name: shipped_engines.read(name) for name in manifest.files}
     changed = replace(manifest, calibration=calibration)
     package = write_package(tmp_path / "x.rare", changed, contents, overwrite=False)
-    choice = Choice(package, "tensorrt", Cache())
+    choice = SessionCandidates(package, "tensorrt", Cache())
     assert choice.candidates(1)
     with pytest.raises(BackendError, match="fp16 exceeds the Dice budget: build it with"):
         choice.candidates(0)
     built, _ = build_engines(package, "tensorrt", "fp16", BuilderOptions(), this_machine())
     new = [one for one in built.manifest.engines if one not in manifest.engines]
     assert [(one.route, one.precision) for one in new] == [(0, "fp32")]
-    assert [one.arithmetic for one in Choice(built, "tensorrt", Cache()).candidates(0)] == ["fp32"]
+    assert [
+        one.arithmetic for one in SessionCandidates(built, "tensorrt", Cache()).candidates(0)
+    ] == ["fp32"]
 
 
 def test_a_full_gpu_lets_go_of_the_engine_used_longest_ago(
@@ -701,7 +701,7 @@ def test_the_proof_is_remembered_per_engine_driver_and_gpu(
             on_gpu.segment(scan, route=1)
         return gpu.trt.computed - before
 
-    vectors = len(list(golden_runs(tiny_engines, 1)))
+    vectors = len(list(read_golden_vectors(tiny_engines, 1)))
     assert vectors >= 4
     proof = 3 * vectors
     assert [runs(), runs(), runs()] == [proof + 1, 1, 1]
@@ -825,9 +825,8 @@ def session(gpu: FakeGpu, tiny_engines: Package) -> Iterator[EngineSession]:
 
 
 def inputs_of(package: Package) -> Inputs:
-    run = next(iter(golden_runs(package, 1)))
-    (tile,) = tiles(run.steps, run.max_shape)
-    return graph_inputs(run.image, tile)
+    (inputs,) = next(read_golden_vectors(package, 1)).scan.inputs()
+    return inputs
 
 
 @pytest.mark.parametrize("name", ["image", "in_j", "out_k"])

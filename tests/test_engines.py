@@ -20,7 +20,7 @@ from fake_tensorrt import FOREIGN_TIMINGS
 from rare_trt import Segmenter
 from rare_trt.building.package_from_checkpoint import field_of_view
 from rare_trt.cli import main
-from rare_trt.engines import best
+from rare_trt.engines import fastest as best
 from rare_trt.engines.builder import RTX_CAPABILITIES, EngineBuilder
 from rare_trt.engines.engines_from_package import build_engines, typed_graph
 from rare_trt.engines.profiles import profile_shapes
@@ -30,7 +30,7 @@ from rare_trt.package.manifest import BuilderOptions, EngineEntry, sealed
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
 from rare_trt.plan.resampling import BUCKET
-from rare_trt.sessions.compatibility import obstacle
+from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.device import Gpu
 from rare_trt.sessions.machine import Machine, this_machine, this_platform
 from rare_trt.sessions.session import INPUT_NAMES, Inputs, Session
@@ -170,7 +170,9 @@ def test_an_engine_of_another_graph_is_replaced(rtx_engines: Package, tmp_path: 
     values["engines"][2]["graph_sha256"] = "0" * 64
     seal_anew(folder, values)
     stale = open_package(folder)
-    assert "another graph" in str(obstacle(stale.manifest.engines[2], stale.manifest, machine()))
+    assert "another graph" in str(
+        incompatibility(stale.manifest.engines[2], stale.manifest, machine())
+    )
     renewed, built = build_engines(stale, "tensorrt-rtx", "fp16", BuilderOptions(), this_machine())
     assert [bool(item.seconds) for item in built] == [False, False, True, False]
     assert len(renewed.manifest.engines) == 4
@@ -397,14 +399,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def told(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
     """Which (precision, route) fail their golden vectors; fp16 takes half the time of fp32."""
     failing: set[tuple[str, int]] = set()
-    prove = best.prove
+    prove = best.check_golden_vectors
 
     def judged(session: Session, package: Package, route: int) -> None:
         if (session.precision, route) in failing:
             raise BackendError(f"{session.precision} gives other labels than the golden vector")
         prove(session, package, route)
 
-    monkeypatch.setattr(best, "prove", judged)
+    monkeypatch.setattr(best, "check_golden_vectors", judged)
     took = {"fp16": 1.0, "fp32": 2.0, "int8": 3.0}
     monkeypatch.setattr(best, "milliseconds", lambda session, *_: took[session.precision])
     return failing
@@ -687,7 +689,7 @@ HOPPER = replace(L4, name="NVIDIA H100", compute_capability="9.0")
 def test_what_keeps_an_engine_from_running_is_named(
     changes: dict[str, object], where: Machine, words: str | None
 ) -> None:
-    found = obstacle(entry_of(**changes), open_package("hippocampus").manifest, where)
+    found = incompatibility(entry_of(**changes), open_package("hippocampus").manifest, where)
     if words is None:
         assert found is None
     else:

@@ -15,7 +15,7 @@ from rare_trt.evaluation.cases import CaseFiles, load_cases
 from rare_trt.export.agreement import Agreement
 from rare_trt.export.lint import lint
 from rare_trt.package.reading import Package, open_package
-from rare_trt.plan.resampling import plan, tiles
+from rare_trt.plan.resampling import plan_resampling, tiles
 from rare_trt.sessions.openvino import OpenVinoSession
 from rare_trt.sessions.run import graph_inputs
 from rare_trt.sessions.session import INPUT_NAMES
@@ -183,12 +183,12 @@ def test_padding_to_buckets_changes_no_label(
 ) -> None:
     """Zero columns and cropped rows: the padded run equals the exact one."""
     from rare_trt import read_scan
-    from rare_trt.scan.intensity import normalised
+    from rare_trt.scan.intensity import normalise
 
     volume = read_scan(examples / "hippocampus_2mm.nii.gz").volume
     route = package.manifest.routes[1].route()
-    image = normalised(volume.voxels, package.manifest.model.intensity)
-    steps = plan(volume.grid, route, volume.grid)
+    image = normalise(volume.voxels, package.manifest.model.intensity)
+    steps = plan_resampling(volume.grid, route, volume.grid)
     (tile,) = tiles(steps, route.max_shape)
     session = OpenVinoSession(package, package.graph(1, "fp32"), Cache(tmp_path))
     padded = graph_inputs(image, tile)

@@ -17,7 +17,7 @@ from rare_trt.scan.field_of_view import (
     box_at,
     box_grid,
     check_field_of_view,
-    region_of,
+    select_region,
     without_padding,
 )
 from rare_trt.scan.geometry import Canonical, Grid, Volume
@@ -240,7 +240,7 @@ def test_one_channel_that_varies_keeps_a_slice() -> None:
 def test_padding_does_not_count_as_field_of_view() -> None:
     inner = np.random.default_rng(0).normal(size=(36, 50, 36))
     padded = Volume(np.pad(inner, 40), grid_of((116, 130, 116), (1.0, 1.0, 1.0)))
-    region = region_of(padded, ACCEPTED, None)
+    region = select_region(padded, ACCEPTED, None)
     assert region.grid.shape == (36, 50, 36)
     assert (region.voxels == inner).all()
     back = region.placed(np.ones((36, 50, 36), np.uint8))
@@ -248,4 +248,4 @@ def test_padding_does_not_count_as_field_of_view() -> None:
     assert back.sum() == inner.size
     with pytest.raises(ScanError, match="76 x 90 x 76"):
         noisy = np.random.default_rng(1).normal(size=(76, 90, 76))
-        region_of(Volume(noisy, grid_of((76, 90, 76), (1.0, 1.0, 1.0))), ACCEPTED, None)
+        select_region(Volume(noisy, grid_of((76, 90, 76), (1.0, 1.0, 1.0))), ACCEPTED, None)

@@ -10,15 +10,15 @@ import pytest
 from onnx import numpy_helper
 
 from rare_trt.calibration.fp16 import fp16_model, typing_faults
-from rare_trt.commands.verify import MAX_CASES, samples_by_route
+from rare_trt.commands.verify import MAX_CASES, scans_by_route
 from rare_trt.engines.builder import EngineBuilder
 from rare_trt.engines.engines_from_package import typed_graph
 from rare_trt.errors import RareTrtError
-from rare_trt.evaluation.verification import findings
+from rare_trt.evaluation.verification import compare_with_float32
 from rare_trt.export.lint import lint
 from rare_trt.package.manifest import BuilderOptions
 from rare_trt.package.reading import Package, open_package
-from rare_trt.sessions.candidates import Choice
+from rare_trt.sessions.candidates import SessionCandidates
 from rare_trt.sessions.machine import Machine, this_platform
 from rare_trt.storage.cache import Cache
 
@@ -86,12 +86,12 @@ def test_every_precision_answers_as_float32_does_on_real_scans(
     package = open_package("hippocampus")
     budgets = {entry.route: entry.dice_budget for entry in package.manifest.calibration}
     assert budgets == {0: 0.003, 1: 0.003, 2: 0.006, 3: 0.006}
-    cases = samples_by_route(package, shared_data / "hippocampus")
-    choice = Choice(package, "openvino", Cache(tmp_path))
+    cases = scans_by_route(package, shared_data / "hippocampus")
+    choice = SessionCandidates(package, "openvino", Cache(tmp_path))
     for route in ROUTES:
         samples = cases(route)
         assert len(samples) == MAX_CASES
-        found = {f.name: f for f in findings(package, route, samples, choice)}
+        found = {f.name: f for f in compare_with_float32(package, route, samples, choice)}
         assert {"openvino fp32", "openvino fp16"} <= set(found)
         for one in found.values():
             assert one.broken == [], one.name

@@ -39,9 +39,8 @@ from rare_trt.errors import BackendError, OutputError
 from rare_trt.evaluation.cases import CaseFiles, load_cases
 from rare_trt.evaluation.route_samples import route_sample
 from rare_trt.evaluation.simulation import acquired, whole_voxels
-from rare_trt.evaluation.verification import Sample
 from rare_trt.export.lint import lint
-from rare_trt.export.onnx_from_route import graph_files, loaded_graph, onnx_from_route
+from rare_trt.export.onnx_from_route import graph_files, load_graph, onnx_from_route
 from rare_trt.package.manifest import (
     BuilderOptions,
     CalibrationEntry,
@@ -51,11 +50,11 @@ from rare_trt.package.manifest import (
 )
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
-from rare_trt.plan.resampling import Plan
-from rare_trt.sessions.candidates import Choice
+from rare_trt.plan.resampling import ResamplingPlan
+from rare_trt.sessions.candidates import SessionCandidates
 from rare_trt.sessions.machine import Machine, this_platform
 from rare_trt.sessions.openvino import OpenVinoFacts, OpenVinoRun
-from rare_trt.sessions.run import answered
+from rare_trt.sessions.run import PreparedScan, run_tiles
 from rare_trt.sessions.session import INPUT_NAMES, LOGITS, Inputs
 from rare_trt.storage.cache import Cache
 from rare_trt.training.network import NetworkConfig, RareUNet
@@ -186,7 +185,7 @@ def test_files_give_back_the_model_they_were_made_of(
         copied = ModelProto()
         copied.CopyFrom(one)
         files = graph_files([copied], "weights.bin")
-        again = loaded_graph(files.graphs[0], files.weights)
+        again = load_graph(files.graphs[0], files.weights)
         for tensor, kept in zip(one.graph.initializer, again.graph.initializer, strict=True):
             assert (numpy_helper.to_array(tensor) == numpy_helper.to_array(kept)).all()
         onnx.checker.check_model(again, full_check=True)
@@ -204,7 +203,7 @@ def test_int8_graphs_share_the_weights_of_the_fp16_graphs(
     files = graph_files([int8], "weights.bin", beside)
     assert files.weights.startswith(beside.weights)
     assert 0 < len(files.weights) - len(beside.weights) < 0.6 * alone
-    found = loaded_graph(files.graphs[0], files.weights).graph.initializer
+    found = load_graph(files.graphs[0], files.weights).graph.initializer
     for tensor, kept in zip(found, expected, strict=True):
         assert (numpy_helper.to_array(tensor) == kept).all()
 
@@ -235,7 +234,7 @@ def test_tensorrt_takes_the_shipped_int8_graphs(tmp_path: Path) -> None:
     for route, names in meant.items():
         graph = package.graph(route, "int8")
         data, weights = package.read(graph.file), package.read(graph.weights)
-        model = loaded_graph(data, weights)
+        model = load_graph(data, weights)
         onnx.checker.check_model(model, full_check=True)
         assert lint(model) == []
         assert quantisation_faults(model, names) == []
@@ -306,12 +305,12 @@ def test_a_score_counts_the_labels_that_move(model: ModelProto) -> None:
     """Of the same scans far from zero: those that the graph labels otherwise, and no others."""
     rng = np.random.default_rng(3)
     same = tuple(np.eye(n, dtype=np.float32) for n in SHAPE)
-    steps = Plan(SHAPE, (same[0], same[1], same[2]), (same[0], same[1], same[2]))
+    steps = ResamplingPlan(SHAPE, (same[0], same[1], same[2]), (same[0], same[1], same[2]))
     images = rng.normal(size=(2, 1, *SHAPE)).astype(np.float32)
-    samples = [Sample(image, steps, SHAPE) for image in images]
-    far = [samples[0], Sample(images[1][:, ::-1].copy(), steps, SHAPE)]
+    samples = [PreparedScan(image, steps, SHAPE) for image in images]
+    far = [samples[0], PreparedScan(images[1][:, ::-1].copy(), steps, SHAPE)]
     run = OpenVinoRun(model.SerializeToString())
-    before, after = (answered(run, one.image, steps, SHAPE) for one in (samples[1], far[1]))
+    before, after = (run_tiles(run, one) for one in (samples[1], far[1]))
     share = np.count_nonzero(before != after) / (2 * before.size)
     assert share > 0.05
     assert Trials(model, samples, far, 3).score(model).moved == pytest.approx(share)
@@ -435,7 +434,7 @@ def half(tiny_package_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     old = open_package(tiny_package_folder)
     manifest = old.manifest
     files = graph_files(
-        [fp16_model(loaded_graph(old.read(g.file), old.read(g.weights))) for g in manifest.graphs],
+        [fp16_model(load_graph(old.read(g.file), old.read(g.weights))) for g in manifest.graphs],
         "weights.bin",
     )
     graphs = [
@@ -589,7 +588,7 @@ def arithmetics(package: Package, capabilities: Sequence[str]) -> list[str]:
     facts = OpenVinoFacts("0", "a CPU", tuple(capabilities))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rare_trt.sessions.openvino.openvino_facts", lambda: facts)
-        choice = Choice(package, "openvino", Cache())
+        choice = SessionCandidates(package, "openvino", Cache())
         return [candidate.arithmetic for candidate in choice.candidates(0)]
 
 

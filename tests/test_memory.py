@@ -14,7 +14,7 @@ from rare_trt import Grid, Segmenter
 from rare_trt.cli import main
 from rare_trt.errors import ScanError
 from rare_trt.plan.memory import GIB, MIB, bytes_of, bytes_per_voxel, tile_shape, usual_limit
-from rare_trt.plan.resampling import MAX_OVERLAP, Plan, plan, tile_count, tiles
+from rare_trt.plan.resampling import MAX_OVERLAP, ResamplingPlan, plan_resampling, tile_count, tiles
 from rare_trt.plan.routing import Route
 from rare_trt.scan.geometry import Shape
 
@@ -22,9 +22,9 @@ ROUTE = Route(0, 1.0, (0.95, 1.05), 16, (96, 128, 112))
 PER_VOXEL = 200.0
 
 
-def steps_of(shape: Shape) -> Plan:
+def steps_of(shape: Shape) -> ResamplingPlan:
     grid = Grid(shape, np.eye(4))
-    return plan(grid, ROUTE, grid)
+    return plan_resampling(grid, ROUTE, grid)
 
 
 def chosen(shape: Shape, limit: int) -> Shape:
@@ -98,7 +98,7 @@ def test_an_answer_finer_than_the_run_counts() -> None:
     """At 8 mm an answer at 1 mm has 512 voxels per voxel of the run."""
     grid = Grid((40, 40, 40), np.diag([8.0, 8.0, 8.0, 1.0]))
     route = Route(3, 8.0, (0.95, 1.05), 2, (12, 16, 14))
-    steps = plan(grid, route, grid.subdivided((8, 8, 8)))
+    steps = plan_resampling(grid, route, grid.subdivided((8, 8, 8)))
     logits = prod(steps.output_shape) * 3 * 4
     for limit, whole in ((2 * GIB, True), (600 * MIB, False)):
         found = tile_shape(steps, route, 2816.0, grid.shape, 2, (1, *grid.shape), 3, limit)

@@ -19,7 +19,7 @@ from rare_trt.package.manifest import manifest_from_json, sealed
 from rare_trt.package.reading import Package, open_package
 from rare_trt.scan.field_of_view import box_at, box_grid
 from rare_trt.scan.geometry import Canonical
-from rare_trt.scan.out_of_distribution import Seen
+from rare_trt.scan.out_of_distribution import TrainingDistribution
 from rare_trt.training.acquisition import simulated_sample
 from rare_trt.training.recipe import Recipe, load_recipe
 
@@ -68,18 +68,18 @@ def scans(case: Case, seed: int, recipe: Recipe) -> Iterator[Volume]:
 def remarks(package: Package, volume: Volume) -> list[str]:
     """What a run would say of `volume`, without the run."""
     from rare_trt.plan.routing import choose_route
-    from rare_trt.scan.field_of_view import region_of
-    from rare_trt.scan.intensity import normalised
-    from rare_trt.scan.out_of_distribution import unlike
+    from rare_trt.scan.field_of_view import select_region
+    from rare_trt.scan.intensity import normalise
+    from rare_trt.scan.out_of_distribution import out_of_distribution_flags
 
     manifest = package.manifest
     model = manifest.model
     assert model.seen is not None
-    region = region_of(volume, model.field_of_view_mm, None)
+    region = select_region(volume, model.field_of_view_mm, None)
     routes = [entry.route() for entry in manifest.routes]
     route = choose_route(region.grid.spacing_mm, routes, model.spacing_limits_mm, None).route
-    image = normalised(region.voxels, model.intensity)
-    return unlike(image, region.grid, route, model.intensity, model.seen)
+    image = normalise(region.voxels, model.intensity)
+    return out_of_distribution_flags(image, region.grid, route, model.intensity, model.seen)
 
 
 def shares(
@@ -176,7 +176,7 @@ def test_a_package_that_does_not_know_cannot_be_strict(tiny_package_folder: Path
 def test_the_block_survives_the_manifest(package: Package) -> None:
     manifest = package.manifest
     again = manifest_from_json(manifest.to_json())
-    assert isinstance(again.model.seen, Seen)
+    assert isinstance(again.model.seen, TrainingDistribution)
     assert again.model.seen == manifest.model.seen
     assert {entry.route for entry in again.model.seen.routes} == {0, 1, 2, 3}
 

@@ -484,7 +484,7 @@ def test_a_proof_counts_for_the_openvino_and_the_cpu_it_was_made_with(
 
     monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "fresh"))
     monkeypatch.setattr(openvino, "_core", Other)
-    monkeypatch.setattr("rare_trt.sessions.golden.prove", proved)
+    monkeypatch.setattr("rare_trt.sessions.golden.check_golden_vectors", proved)
     assert [count(), count()] == [1, 0]
     Other.build = "another build"
     assert [count(), count()] == [1, 0]

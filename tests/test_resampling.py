@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rare_trt.plan.resampling import (
-    Plan,
-    answer_parts,
+    ResamplingPlan,
     axis_matrices,
-    largest_share,
-    plan,
+    majority_vote,
+    plan_resampling,
+    subvoxel_counts,
     tiles,
 )
 from rare_trt.plan.routing import Route
@@ -80,7 +80,7 @@ def applied(matrices: Sequence[NDArray[Any]], image: NDArray[Any]) -> NDArray[np
     return result
 
 
-def through(steps: Plan, image: NDArray[Any]) -> NDArray[np.float64]:
+def through(steps: ResamplingPlan, image: NDArray[Any]) -> NDArray[np.float64]:
     """What a network that changes nothing would answer."""
     return applied(steps.out_matrices, applied(steps.in_matrices, image))
 
@@ -188,7 +188,7 @@ def test_grids_that_are_turned_against_each_other_are_refused() -> None:
     turned[:3, :3] = rotation(np.array([0.0, 0.0, 1.0]), 5.0)
     route = Route(0, 1.0, BAND, 8, UNLIMITED)
     with pytest.raises(ValueError, match="parallel"):
-        plan(Grid((20, 20, 20), np.eye(4)), route, Grid((20, 20, 20), turned))
+        plan_resampling(Grid((20, 20, 20), np.eye(4)), route, Grid((20, 20, 20), turned))
 
 
 # A whole plan
@@ -199,7 +199,7 @@ def test_grids_that_are_turned_against_each_other_are_refused() -> None:
 def test_native_scan_is_taken_and_answered_as_it_is(grid: Grid, route: Route) -> None:
     """Inside the native band the working voxels are the scan's own."""
     own = grid.regridded((route.spacing_mm * 0.96, route.spacing_mm, route.spacing_mm), grid.shape)
-    steps = plan(own, route, own)
+    steps = plan_resampling(own, route, own)
     assert steps.core == own.shape
     for n, into, out in zip(own.shape, steps.in_matrices, steps.out_matrices, strict=True):
         assert into.dtype == out.dtype == np.float32
@@ -212,7 +212,7 @@ def test_native_scan_is_taken_and_answered_as_it_is(grid: Grid, route: Route) ->
 def test_native_axis_is_exact_beside_a_resampled_one(grid: Grid, route: Route) -> None:
     s = route.spacing_mm
     mixed = grid.regridded((s, s * 1.7, s * 0.3), grid.shape)
-    steps = plan(mixed, route, mixed)
+    steps = plan_resampling(mixed, route, mixed)
     into, out = steps.in_matrices[0], steps.out_matrices[0]
     assert np.array_equal(into, np.eye(len(into), mixed.shape[0]))
     assert np.array_equal(out, into.T)
@@ -223,7 +223,7 @@ def test_native_axis_is_exact_beside_a_resampled_one(grid: Grid, route: Route) -
 def test_working_grid_covers_the_scan_with_less_than_a_voxel_to_spare(
     grid: Grid, route: Route
 ) -> None:
-    steps = plan(grid, route, grid)
+    steps = plan_resampling(grid, route, grid)
     for n, extent, own in zip(steps.core, grid.extent_mm, grid.spacing_mm, strict=True):
         native = BAND[0] <= own / route.spacing_mm <= BAND[1]
         spacing = own if native else route.spacing_mm
@@ -235,7 +235,7 @@ def test_working_grid_covers_the_scan_with_less_than_a_voxel_to_spare(
 def test_padding_is_zero_at_the_end_and_the_least_that_the_network_takes(
     grid: Grid, route: Route
 ) -> None:
-    steps = plan(grid, route, grid)
+    steps = plan_resampling(grid, route, grid)
     for n, padded, into, out in zip(
         steps.core, steps.working_shape, steps.in_matrices, steps.out_matrices, strict=True
     ):
@@ -251,8 +251,8 @@ def test_padding_is_zero_at_the_end_and_the_least_that_the_network_takes(
 @given(grids(), routes(), st.floats(-1e3, 1e3))
 def test_constant_stays_constant_up_to_the_border(grid: Grid, route: Route, value: float) -> None:
     """The way back must not mix in the padding."""
-    fine = grid.subdivided(answer_parts(grid, 1.0))
-    found = through(plan(grid, route, fine), np.full(grid.shape, value))
+    fine = grid.subdivided(subvoxel_counts(grid, 1.0))
+    found = through(plan_resampling(grid, route, fine), np.full(grid.shape, value))
     np.testing.assert_allclose(found, value, atol=1e-6 * abs(value) + 1e-12)
 
 
@@ -264,7 +264,7 @@ def test_there_and_back_is_the_identity_on_smooth_volumes(
     """Waves of 16 mm on a 1 mm working grid lose at most 8 %, away from the border."""
     place = np.moveaxis(np.indices(grid.shape), 0, -1) * grid.spacing_mm
     smooth = np.sin(2 * np.pi * place / 16.0 + phase).sum(axis=-1) / 3
-    steps = plan(grid, Route(0, 1.0, BAND, 8, UNLIMITED), grid)
+    steps = plan_resampling(grid, Route(0, 1.0, BAND, 8, UNLIMITED), grid)
     inner = (slice(2, -2),) * 3
     error = np.abs(through(steps, smooth) - smooth)[inner]
     assert error.max() < 0.08
@@ -289,7 +289,7 @@ def test_world_positions_land_where_they_belong(
     to_face = np.minimum(index + 0.5, np.array(grid.shape) - 0.5 - index) * grid.spacing_mm
     inner = (to_face > 2.0 * working + np.array(grid.spacing_mm)).all(axis=-1)
     assume(inner.any())
-    found = through(plan(grid, route, target), world_field(grid))
+    found = through(plan_resampling(grid, route, target), world_field(grid))
     error = np.abs(found - world_field(target))[inner]
     lopsided = 0.09 * max(grid.spacing_mm) * np.sqrt(3) if (coarser > 1.0).any() else 0.0
     back = 0.09 * max(working) * np.sqrt(3) if (np.array(target.spacing_mm) > working).any() else 0
@@ -308,12 +308,14 @@ def test_world_positions_are_exact_where_nothing_is_made_coarser(
 ) -> None:
     """0.5 mm to 1 mm is a whole ratio; all others go to a finer grid and a yet finer answer."""
     grid = reordered(np.empty(grid.shape), grid.regridded(spacing, grid.shape), order, flipped)[1]
-    target = grid.subdivided(answer_parts(grid, 1.0))
+    target = grid.subdivided(subvoxel_counts(grid, 1.0))
     index = grid.index(world_field(target))
     to_face = np.minimum(index + 0.5, np.array(grid.shape) - 0.5 - index) * grid.spacing_mm
     inner = (to_face > 2.0 + np.array(grid.spacing_mm)).all(axis=-1)
     assert inner.any()
-    found = through(plan(grid, Route(0, 1.0, BAND, 8, UNLIMITED), target), world_field(grid))
+    found = through(
+        plan_resampling(grid, Route(0, 1.0, BAND, 8, UNLIMITED), target), world_field(grid)
+    )
     # 1e-3 mm is float32's resolution of matrices that meet coordinates of some hundred mm.
     assert np.abs(found - world_field(target))[inner].max() < 1e-3
 
@@ -325,10 +327,10 @@ def test_axis_order_of_the_file_does_not_change_the_answer(
 ) -> None:
     """Not by one bit: labels must not hang on how a file was stored."""
     voxels = np.random.default_rng(seed).normal(size=grid.shape)
-    expected = through(plan(grid, route, grid), voxels)
+    expected = through(plan_resampling(grid, route, grid), voxels)
     stored, stored_grid = reordered(voxels, grid, order, flipped)
     canonical = Canonical(stored_grid)
-    steps = plan(canonical.grid, route, canonical.grid)
+    steps = plan_resampling(canonical.grid, route, canonical.grid)
     found = canonical.to_scan(through(steps, canonical.from_scan(stored)))
     assert np.array_equal(found, reordered(expected, grid, order, flipped)[0])
 
@@ -338,9 +340,9 @@ def test_axis_order_of_the_file_does_not_change_the_answer(
 def test_flipped_output_grid_gives_the_flipped_answer(grid: Grid, route: Route, seed: int) -> None:
     voxels = np.random.default_rng(seed).normal(size=grid.shape)
     flipped = reordered(voxels, grid, (0, 1, 2), (True, False, True))[1]
-    found = through(plan(grid, route, flipped), voxels)
+    found = through(plan_resampling(grid, route, flipped), voxels)
     np.testing.assert_allclose(
-        found, np.flip(through(plan(grid, route, grid), voxels), (0, 2)), atol=1e-5
+        found, np.flip(through(plan_resampling(grid, route, grid), voxels), (0, 2)), atol=1e-5
     )
 
 
@@ -348,14 +350,14 @@ def test_flipped_output_grid_gives_the_flipped_answer(grid: Grid, route: Route, 
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> tuple[Grid, Plan]:
+def plans(draw: st.DrawFn) -> tuple[Grid, ResamplingPlan]:
     """Plans whose answer is finer than their scan, offset, larger or smaller than it."""
     grid = draw(grids(spacing_mm=(0.6, 3.0), size=(1, 40)))
     route = Route(0, 1.0, BAND, 8, UNLIMITED)
-    fine = grid.subdivided(answer_parts(grid, 1.0))
+    fine = grid.subdivided(subvoxel_counts(grid, 1.0))
     start = draw(st.tuples(*[st.integers(-6, 6)] * 3))
     target = draw(st.sampled_from((fine, fine.box(start, fine.shape), fine.box(start, (9, 9, 9)))))
-    return grid, plan(grid, route, target)
+    return grid, plan_resampling(grid, route, target)
 
 
 # Below 16 the overlap, a quarter of a tile on either side, is too short for the kernels.
@@ -365,7 +367,7 @@ tile_sizes = st.sampled_from((16, 24, 32))
 @settings(quick, max_examples=40)
 @given(plans(), st.tuples(tile_sizes, tile_sizes, tile_sizes), seeds)
 def test_tiled_answer_is_the_untiled_one(
-    grid_and_plan: tuple[Grid, Plan], max_shape: tuple[int, int, int], seed: int
+    grid_and_plan: tuple[Grid, ResamplingPlan], max_shape: tuple[int, int, int], seed: int
 ) -> None:
     """With a network that changes nothing; every output voxel is answered exactly once."""
     grid, steps = grid_and_plan
@@ -383,7 +385,7 @@ def test_tiled_answer_is_the_untiled_one(
 
 def test_a_scan_that_fits_is_one_tile_of_the_plans_own_matrices() -> None:
     grid = Grid((30, 40, 20), np.diag([1.0, 1.0, 2.0, 1.0]))
-    steps = plan(grid, Route(0, 1.0, BAND, 8, UNLIMITED), grid)
+    steps = plan_resampling(grid, Route(0, 1.0, BAND, 8, UNLIMITED), grid)
     (tile,) = tiles(steps, steps.working_shape)
     assert tile.image == tile.output == tuple(slice(0, n) for n in grid.shape)
     for of_tile, of_plan in zip(
@@ -396,7 +398,7 @@ def test_a_scan_that_fits_is_one_tile_of_the_plans_own_matrices() -> None:
 
 def test_a_tile_reads_no_more_of_the_scan_than_it_needs() -> None:
     grid = Grid((100, 8, 8), np.eye(4))
-    steps = plan(grid, Route(0, 1.0, BAND, 8, UNLIMITED), grid)
+    steps = plan_resampling(grid, Route(0, 1.0, BAND, 8, UNLIMITED), grid)
     for tile in tiles(steps, (32, 8, 8)):
         assert tile.image[0].stop - tile.image[0].start <= 32
         # Answers keep their distance from a cut face, where the network lacks its surroundings.
@@ -408,7 +410,7 @@ def test_tiles_of_a_flipped_output_grid_give_the_untiled_answer() -> None:
     grid = Grid((64, 8, 8), np.eye(4))
     voxels = np.random.default_rng(0).uniform(-1, 1, grid.shape)
     flipped = reordered(voxels, grid, (0, 1, 2), (True, False, False))[1]
-    steps = plan(grid, Route(0, 1.0, BAND, 8, UNLIMITED), flipped)
+    steps = plan_resampling(grid, Route(0, 1.0, BAND, 8, UNLIMITED), flipped)
     answer = np.zeros(steps.output_shape)
     for tile in tiles(steps, (32, 8, 8)):
         working = applied(tile.in_matrices, voxels[tile.image])
@@ -424,19 +426,19 @@ def test_tiles_of_a_flipped_output_grid_give_the_untiled_answer() -> None:
 )
 def test_answer_is_at_least_as_fine_as_the_base_spacing(spacing: float, parts: int) -> None:
     """Five percent coarser is as fine: spacings are rarely exact."""
-    assert answer_parts(Grid((2, 2, 2), np.diag([spacing, 1.0, 2.0, 1.0])), 1.0) == (parts, 1, 2)
-    assert answer_parts(Grid((2, 2, 2), np.diag([2 * spacing] * 3 + [1.0])), 2.0) == (parts,) * 3
+    assert subvoxel_counts(Grid((2, 2, 2), np.diag([spacing, 1.0, 2.0, 1.0])), 1.0) == (parts, 1, 2)
+    assert subvoxel_counts(Grid((2, 2, 2), np.diag([2 * spacing] * 3 + [1.0])), 2.0) == (parts,) * 3
 
 
 def test_label_of_most_sub_voxels_wins_and_ties_go_to_the_lower() -> None:
     answer = np.array([[[2, 2, 1], [2, 0, 0]], [[2, 0, 0], [2, 1, 1]]], np.uint8)
-    assert largest_share(answer, (2, 1, 3), 3).tolist() == [[[2], [0]]]
-    assert largest_share(np.array([[[2, 1, 1, 2]]], np.uint8), (1, 1, 4), 3).tolist() == [[[1]]]
+    assert majority_vote(answer, (2, 1, 3), 3).tolist() == [[[2], [0]]]
+    assert majority_vote(np.array([[[2, 1, 1, 2]]], np.uint8), (1, 1, 4), 3).tolist() == [[[1]]]
 
 
 def test_undivided_answer_is_the_labels() -> None:
     answer = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-    assert np.array_equal(largest_share(answer, (1, 1, 1), 24), answer)
+    assert np.array_equal(majority_vote(answer, (1, 1, 1), 24), answer)
 
 
 @quick
@@ -451,7 +453,7 @@ def test_largest_share_counts_each_voxels_own_parts(
 ) -> None:
     fine = tuple(n * p for n, p in zip(shape, parts, strict=True))
     answer = np.random.default_rng(seed).integers(0, classes, fine).astype(np.uint8)
-    found = largest_share(answer, parts, classes)
+    found = majority_vote(answer, parts, classes)
     assert found.shape == shape
     assert found.dtype == np.uint8
     for voxel in product(*map(range, shape)):

@@ -562,12 +562,12 @@ def test_two_clients_get_their_own_answers(server: Running, examples: Path, tmp_
 def test_a_body_whose_client_left_is_let_go_of_before_its_turn() -> None:
     from threading import Event
 
-    from rare_trt.serving.job_queue import Desk
+    from rare_trt.serving.job_queue import JobQueue
 
     class Body:
         """What a request holds."""
 
-    desk, turn, body = Desk(queue=2), Event(), Body()
+    desk, turn, body = JobQueue(queue=2), Event(), Body()
     gone = weakref.ref(body)
     busy = desk._worker.submit(turn.wait)
 

@@ -17,11 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from rare_trt import Segmenter, read_scan
+from rare_trt.building import package_from_checkpoint as building
 from rare_trt.building.model_card import model_card
 from rare_trt.building.package_from_checkpoint import build_package
 from rare_trt.cli import main
 from rare_trt.commands.info import described
-from rare_trt.engines import build as building
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
 from rare_trt.evaluation.cases import CaseFiles, find_cases, load_case, split_by_subject
 from rare_trt.export.agreement import Agreement

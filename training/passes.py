@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rare_trt.plan.resampling import Plan, plan
+from rare_trt.plan.resampling import ResamplingPlan, plan_resampling
 from rare_trt.scan.geometry import Grid
-from rare_trt.scan.intensity import normalised
+from rare_trt.scan.intensity import normalise
 from rare_trt.training.recipe import Recipe
 
 
@@ -59,7 +59,7 @@ def route_inputs(
     device: torch.device,
 ) -> RouteInputs:
     """Stored voxels [c, i, j, k] on `grid` -> what the graph of `route` takes."""
-    image = normalised(np.moveaxis(voxels, 0, 3), recipe.intensity)
-    steps: Plan = plan(grid, recipe.route(route), output_grid)
+    image = normalise(np.moveaxis(voxels, 0, 3), recipe.intensity)
+    steps: ResamplingPlan = plan_resampling(grid, recipe.route(route), output_grid)
     arrays = (image[None], *steps.in_matrices, *steps.out_matrices)
     return RouteInputs(*(torch.from_numpy(array).to(device) for array in arrays))

@@ -28,13 +28,19 @@ from rare_trt.package.manifest import (
     sealed,
 )
 from rare_trt.plan.memory import MIB, bytes_per_voxel, tile_shape
-from rare_trt.plan.resampling import Plan, answer_parts, largest_share, plan, tiles
+from rare_trt.plan.resampling import (
+    ResamplingPlan,
+    majority_vote,
+    plan_resampling,
+    subvoxel_counts,
+    tiles,
+)
 from rare_trt.plan.routing import Route, choose_route
-from rare_trt.scan.field_of_view import FieldOfView, box_at, region_of, without_padding
+from rare_trt.scan.field_of_view import FieldOfView, box_at, select_region, without_padding
 from rare_trt.scan.geometry import Canonical, Grid, Shape, Triple, Volume
-from rare_trt.scan.intensity import IntensityRule, normalised
+from rare_trt.scan.intensity import IntensityRule, normalise
 from rare_trt.scan.out_of_distribution import NAMES
-from rare_trt.sessions.compatibility import obstacle
+from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.device import Gpu
 from rare_trt.sessions.machine import Machine
 from rare_trt.storage.files import sha256
@@ -231,7 +237,7 @@ def tile_shape_vector(
     found |= {"arithmetic": computed, "stored": stored, "limit": limit_mib * MIB}
     found |= {"per_voxel": per_voxel, "classes": CLASSES}
     try:
-        steps, image = plan(grid, route, grid), (channels, *shape)
+        steps, image = plan_resampling(grid, route, grid), (channels, *shape)
         stack = (*scan, channels)
         tile = tile_shape(steps, route, per_voxel, stack, stored, image, CLASSES, limit_mib * MIB)
     except ScanError:
@@ -243,8 +249,8 @@ def plan_vector(
     shape: Shape, matrix: NDArray[np.float64], index: int, max_shape: Shape | None
 ) -> dict[str, Any]:
     grid, route = Grid(shape, matrix), ROUTES[index]
-    parts = answer_parts(grid, 1.0)
-    steps = plan(grid, route, grid.subdivided(parts))
+    parts = subvoxel_counts(grid, 1.0)
+    steps = plan_resampling(grid, route, grid.subdivided(parts))
     found: dict[str, Any] = {"shape": shape, "affine": numbers(matrix), "route": index}
     found |= {"max_shape": max_shape, "parts": parts, "core": steps.core}
     if max_shape is None:
@@ -253,7 +259,7 @@ def plan_vector(
     return found | {"tiles": tile_vectors(steps, max_shape)}
 
 
-def tile_vectors(steps: Plan, max_shape: Shape) -> list[dict[str, Any]]:
+def tile_vectors(steps: ResamplingPlan, max_shape: Shape) -> list[dict[str, Any]]:
     return [
         {
             "image": [[part.start, part.stop] for part in tile.image],
@@ -304,7 +310,7 @@ def intensity_cases() -> list[tuple[NDArray[Any], IntensityRule]]:
 def intensity_vector(voxels: NDArray[Any], rule: IntensityRule) -> dict[str, Any]:
     asked = stored(voxels) | asdict(rule)
     try:
-        return asked | {"normalised": numbers(normalised(voxels, rule).ravel())}
+        return asked | {"normalised": numbers(normalise(voxels, rule).ravel())}
     except ScanError:
         return asked | REFUSED
 
@@ -370,7 +376,7 @@ def region_vector(
     asked: dict[str, Any] = {"shape": shape, "affine": numbers(matrix), "at_mm": at_mm}
     asked["field_of_view_mm"] = asdict(FIELD_OF_VIEW)
     try:
-        region = region_of(Volume(voxels, Grid(shape, matrix)), FIELD_OF_VIEW, at_mm)
+        region = select_region(Volume(voxels, Grid(shape, matrix)), FIELD_OF_VIEW, at_mm)
     except ScanError:
         return asked | REFUSED
     return asked | {
@@ -391,7 +397,7 @@ def share_cases() -> list[tuple[NDArray[np.uint8], Shape]]:
 
 
 def share_vector(answer: NDArray[np.uint8], parts: Shape) -> dict[str, Any]:
-    labels = largest_share(answer, parts, 4)
+    labels = majority_vote(answer, parts, 4)
     asked = {"shape": answer.shape, "answer": answer.ravel().tolist(), "parts": parts}
     return asked | {"labels": labels.ravel().tolist()}
 
@@ -661,7 +667,7 @@ def obstacle_vector(engine: dict[str, Any], machine: dict[str, Any]) -> dict[str
         {"tensorrt": "10.13.3"},
     )
     here = replace(here, **{k: v for k, v in machine.items() if k != "compute_capability"})
-    fits = obstacle(entry, manifest, here) is None
+    fits = incompatibility(entry, manifest, here) is None
     return {"engine": engine_values() | engine, "machine": machine, "fits": fits}
 
 

@@ -22,11 +22,11 @@ from rare_trt.backends import Arithmetic, Backend
 from rare_trt.bench.machine_load import require_quiet
 from rare_trt.bench.scans import package_scans
 from rare_trt.errors import BackendError, ScanError
-from rare_trt.jobs import about
+from rare_trt.jobs import with_scan_name
 from rare_trt.package.reading import Package
 from rare_trt.scan.geometry import Shape, Triple
 from rare_trt.segmenter import Segmenter
-from rare_trt.sessions.candidates import Choice
+from rare_trt.sessions.candidates import SessionCandidates
 from rare_trt.sessions.machine import this_machine
 from rare_trt.storage.cache import Cache
 
@@ -267,7 +267,7 @@ def _offered(package: Package, backend: Backend, precisions: Sequence[Arithmetic
     routes = [entry.index for entry in package.manifest.routes]
     if not precisions:
         return {route: [None] for route in routes}
-    choice = Choice(package, backend, Cache())
+    choice = SessionCandidates(package, backend, Cache())
     try:
         known = {route: {one.arithmetic for one in choice.offered(route)} for route in routes}
     finally:
@@ -296,7 +296,7 @@ def _shown(segmenter: Segmenter, path: Path) -> BenchScan:
     try:
         result = segmenter.segment(path)
     except ScanError as error:
-        raise about((path,), error) from error
+        raise with_scan_name((path,), error) from error
     grid = result.scan.volume.grid
     i, j, k = (round(size, 3) for size in grid.spacing_mm)
     return BenchScan(path.name, result.route.route, grid.shape, (i, j, k))

@@ -19,7 +19,7 @@ from rare_trt.errors import PackageError, RareTrtError
 from rare_trt.package.manifest import EngineEntry, GraphEntry
 from rare_trt.package.reading import Package, open_package
 from rare_trt.sessions.advisories import LOOKED_AT, Advisory, State, advisories
-from rare_trt.sessions.compatibility import obstacle
+from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.device import driver_release
 from rare_trt.sessions.machine import (
     INSTALL,
@@ -200,7 +200,7 @@ def _states(
 
 
 def _obstacle(package: Package, entry: EngineEntry, machine: Machine) -> str | None:
-    return _tried(partial(obstacle, entry, package.manifest, machine))
+    return _tried(partial(incompatibility, entry, package.manifest, machine))
 
 
 def _damage(package: Package, entry: GraphEntry | EngineEntry) -> str | None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from rare_trt.backends import BACKENDS, Backend
 from rare_trt.commands import add_signature_option, byte_count
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
-from rare_trt.executors import Here, There, Told, Way
+from rare_trt.executors import Executor, LocalExecutor, RemoteExecutor, ScanSummary
 from rare_trt.jobs import Job, check_outputs, labels_beside, scan_stem
-from rare_trt.options import add_options, asked_on
+from rare_trt.options import add_options, options_from_arguments
 from rare_trt.storage.files import refuse_existing
 from rare_trt.storage.naming import is_scan_name, names_path
 
@@ -69,9 +69,9 @@ def add_parser(commands: Parsers) -> None:
 
 def run(options: argparse.Namespace) -> int:
     jobs = plan_jobs(options)
-    asked = asked_on(options)
+    asked = options_from_arguments(options)
     if options.server is not None:
-        return _run_all(There(_server(options), asked, options.overwrite), jobs, options)
+        return _run_all(RemoteExecutor(_server(options), asked, options.overwrite), jobs, options)
     # Heavy, and a client of a server needs none of it.
     from rare_trt.segmenter import Segmenter
 
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         memory_limit=options.memory_limit,
         require_signature=options.require_signature,
     ) as segmenter:
-        return _run_all(Here(segmenter, asked, options.overwrite), jobs, options)
+        return _run_all(LocalExecutor(segmenter, asked, options.overwrite), jobs, options)
 
 
 def plan_jobs(options: argparse.Namespace) -> list[Job]:
@@ -117,7 +117,7 @@ def _folder_jobs(scans: list[Path], options: argparse.Namespace) -> list[Job]:
     ]
 
 
-def _run_all(way: Way, jobs: list[Job], options: argparse.Namespace) -> int:
+def _run_all(way: Executor, jobs: list[Job], options: argparse.Namespace) -> int:
     """One job; or several, going on after a bad scan, with the failures listed at the end.
 
     While a scan is computed the next one is read and the last one written, and no more than that.
@@ -137,7 +137,7 @@ def _run_all(way: Way, jobs: list[Job], options: argparse.Namespace) -> int:
         _refuse_outputs(job, options)
         return way.read(job)
 
-    def done(job: Job, future: Future[Told]) -> None:
+    def done(job: Job, future: Future[ScanSummary]) -> None:
         try:
             future.result()
         except FAULTS as error:
@@ -150,7 +150,7 @@ def _run_all(way: Way, jobs: list[Job], options: argparse.Namespace) -> int:
     ):
         ahead = (reader.submit(read, job) for job in jobs)
         reading = next(ahead)
-        writing: tuple[Job, Future[Told]] | None = None
+        writing: tuple[Job, Future[ScanSummary]] | None = None
         for job in bar:
             current, reading = reading, next(ahead, reading)
             try:
@@ -199,7 +199,7 @@ def _server(options: argparse.Namespace) -> Server:
     return Server(options.server)
 
 
-def _print(job: Job, told: Told) -> None:
+def _print(job: Job, told: ScanSummary) -> None:
     print(told.route)
     for name, volume in told.volumes_mm3.items():
         print(f"  {name}: {volume:.0f} mm3")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rare_trt.commands import add_signature_option
 from rare_trt.package.manifest import BuilderOptions, EngineEntry, Manifest, TrainingRecord
 from rare_trt.package.reading import open_package
-from rare_trt.sessions.compatibility import obstacle
+from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.machine import Machine, this_machine
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _engine_row(entry: EngineEntry, manifest: Manifest, machine: Machine) -> tup
         entry.platform,
         f"{entry.gpu} ({capabilities})" if entry.gpu else capabilities,
         _options(entry.options),
-        obstacle(entry, manifest, machine) or "runs here",
+        incompatibility(entry, manifest, machine) or "runs here",
     )
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from rare_trt.commands import add_signature_option
-from rare_trt.evaluation.verification import Finding, Sample, findings, golden_samples
+from rare_trt.evaluation.verification import Finding, compare_with_float32, golden_scans
 from rare_trt.package.reading import Package, open_package
-from rare_trt.sessions.candidates import Choice
+from rare_trt.sessions.candidates import SessionCandidates
+from rare_trt.sessions.run import PreparedScan
 from rare_trt.storage.cache import Cache
 
 if TYPE_CHECKING:
@@ -43,12 +44,12 @@ def run(options: argparse.Namespace) -> int:
     package = open_package(options.package, require_signature=options.require_signature)
     package.check()
     print(f"{len(package.manifest.files)} files are what the manifest says")
-    samples_of = samples_by_route(package, options.data)
-    choice = Choice(package, "auto", Cache())
+    scans_of = scans_by_route(package, options.data)
+    choice = SessionCandidates(package, "auto", Cache())
     found: list[Finding] = []
     try:
         for entry in tqdm(package.manifest.routes, "verifying", unit="route", leave=False):
-            found += findings(package, entry.index, samples_of(entry.index), choice)
+            found += compare_with_float32(package, entry.index, scans_of(entry.index), choice)
         skipped = [
             item for entry in package.manifest.routes for item in choice.skipped(entry.index)
         ]
@@ -63,10 +64,10 @@ def run(options: argparse.Namespace) -> int:
     return 1 if broken else 0
 
 
-def samples_by_route(package: Package, data: Path | None) -> Callable[[int], list[Sample]]:
+def scans_by_route(package: Package, data: Path | None) -> Callable[[int], list[PreparedScan]]:
     """The scans to compare on, per route: those of `data`, or the package's golden vectors."""
     if data is None:
-        return lambda route: golden_samples(package, route)
+        return lambda route: golden_scans(package, route)
     from rare_trt.evaluation.route_samples import route_sample
 
     cases = _cases(package, data)

@@ -31,7 +31,7 @@ from rare_trt.evaluation.simulation import (
     with_rician_noise,
 )
 from rare_trt.evaluation.surfaces import mean_surface_distance_mm
-from rare_trt.plan.resampling import largest_share
+from rare_trt.plan.resampling import majority_vote
 from rare_trt.scan.geometry import Grid, Triple, Volume
 from rare_trt.scan.nifti import Scan
 from rare_trt.segmenter import Segmenter
@@ -184,7 +184,7 @@ def labels_on(
     """`labels` on `grid` as each voxel of `target` sees them: the label with the largest share of
     it, over 3 x 3 x 3 points."""
     parts = (POINTS, POINTS, POINTS)
-    return largest_share(labels_at(labels, grid, target.subdivided(parts)), parts, classes)
+    return majority_vote(labels_at(labels, grid, target.subdivided(parts)), parts, classes)
 
 
 def labels_at(labels: NDArray[np.uint8], grid: Grid, target: Grid) -> NDArray[np.uint8]:
@@ -204,7 +204,7 @@ def _own_dice(segmenter: Segmenter, volume: Volume, case: Case, classes: int) ->
         return [float("nan")] * (classes - 1)
     i, j, k = np.diag(whole).astype(int).tolist()
     fine = labels_at(case.labels, case.grid, volume.grid.subdivided((i, j, k)))
-    truth = largest_share(fine, (i, j, k), classes)
+    truth = majority_vote(fine, (i, j, k), classes)
     return dice(segmenter.segment(Scan(volume)).labels, truth, classes)
 
 

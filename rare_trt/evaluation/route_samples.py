@@ -6,11 +6,11 @@ import numpy as np
 
 from rare_trt.evaluation.cases import Case
 from rare_trt.evaluation.simulation import acquired, whole_voxels
-from rare_trt.evaluation.verification import Sample
 from rare_trt.package.manifest import Manifest, RouteEntry
-from rare_trt.plan.resampling import plan
+from rare_trt.plan.resampling import plan_resampling
 from rare_trt.scan.geometry import Triple
-from rare_trt.scan.intensity import normalised
+from rare_trt.scan.intensity import normalise
+from rare_trt.sessions.run import PreparedScan
 
 NATIVE: Triple = (1.0, 1.0, 1.0)
 
@@ -21,7 +21,7 @@ def route_sample(
     case: Case,
     relative: Triple = NATIVE,
     far: float = 0.0,
-) -> Sample:
+) -> PreparedScan:
     """`case` scanned with voxels of `relative` times the spacing of the route `entry`, answered on
     the part of the labels' grid that the scan shows. Each channel's intensities lie `far` times
     their contrast away from zero, where float32 rounds them."""
@@ -34,6 +34,6 @@ def route_sample(
     lower, upper = np.percentile(voxels, manifest.model.intensity.clip_percentiles, axis=(0, 1, 2))
     voxels = voxels + (far * (upper - lower)).astype(np.float32)
     route = entry.route()
-    steps = plan(low, route, case.grid.box((0, 0, 0), (ni, nj, nk)))
-    image = normalised(voxels, manifest.model.intensity)
-    return Sample(image, steps, route.max_shape, case.labels[:ni, :nj, :nk])
+    steps = plan_resampling(low, route, case.grid.box((0, 0, 0), (ni, nj, nk)))
+    image = normalise(voxels, manifest.model.intensity)
+    return PreparedScan(image, steps, route.max_shape, case.labels[:ni, :nj, :nk])

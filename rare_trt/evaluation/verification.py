@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -13,12 +13,10 @@ from rare_trt.errors import BackendError, ShapeError
 from rare_trt.evaluation.dice import dice
 from rare_trt.package.manifest import GraphEntry
 from rare_trt.package.reading import Package
-from rare_trt.plan.resampling import Plan, tiles
-from rare_trt.scan.geometry import Shape
-from rare_trt.sessions.candidates import Candidate, Choice
-from rare_trt.sessions.golden import golden_runs, prove
+from rare_trt.sessions.candidates import Candidate, SessionCandidates
+from rare_trt.sessions.golden import check_golden_vectors, read_golden_vectors
 from rare_trt.sessions.openvino import OpenVinoProbe
-from rare_trt.sessions.run import answered, graph_inputs
+from rare_trt.sessions.run import PreparedScan, run_tiles
 from rare_trt.sessions.session import Session
 
 # Labels of fp16 against those of float32, mean over scans and labels, and how much lower its Dice
@@ -28,19 +26,6 @@ MAX_LOSS: Final = 0.001
 
 # The first for INT8 and bf16; their loss has the budget that the package was calibrated with.
 MIN_AGREEMENT: Final = 0.975
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """A scan ready for one route: image [c, i, j, k] normalised, and its plan.
-
-    `truth` holds manual labels on the plan's output grid, where there are any.
-    """
-
-    image: NDArray[np.float32]
-    steps: Plan
-    max_shape: Shape
-    truth: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,45 +66,46 @@ class Finding:
         return found
 
 
-def golden_samples(package: Package, route: int) -> list[Sample]:
-    """The scans of the package's own golden vectors."""
-    return [Sample(r.image, r.steps, r.max_shape) for r in golden_runs(package, route)]
+def golden_scans(package: Package, route: int) -> list[PreparedScan]:
+    """The scans of the package's own golden vectors, which no manual labels belong to."""
+    vectors = read_golden_vectors(package, route)
+    return [replace(vector.scan, truth=None) for vector in vectors]
 
 
-def findings(
-    package: Package, route: int, samples: Sequence[Sample], choice: Choice
+def compare_with_float32(
+    package: Package, route: int, scans: Sequence[PreparedScan], choice: SessionCandidates
 ) -> Iterator[Finding]:
     """Each graph and each engine of `route` that this machine can run, compared one by one."""
-    reference = Reference(package, route, samples)
+    reference = Reference(package, route, scans)
     for graph in package.manifest.graphs:
         if graph.route == route:
-            yield reference.compared(choice.graph(graph), graph)
+            yield reference.compare(choice.graph(graph), graph)
     for candidate in choice.variants(route):
         if candidate.arithmetic.endswith("bf16"):
-            yield reference.compared(candidate, None)
+            yield reference.compare(candidate, None)
     for candidate in choice.engines(route):
-        yield reference.compared(candidate, None)
+        yield reference.compare(candidate, None)
 
 
 class Reference:
-    """What the float32 graph of a route answers to `samples`."""
+    """What the float32 graph of a route labels `scans` with."""
 
-    def __init__(self, package: Package, route: int, samples: Sequence[Sample]) -> None:
-        self._package, self._route, self._samples = package, route, samples
+    def __init__(self, package: Package, route: int, scans: Sequence[PreparedScan]) -> None:
+        self._package, self._route, self._scans = package, route, scans
         self._classes = len(package.manifest.model.labels)
         self._probe = OpenVinoProbe(package, package.graph(route, "fp32"))
-        self._labels = [answered(self._probe, *_run(sample)) for sample in samples]
+        self._labels = [run_tiles(self._probe, scan) for scan in scans]
 
-    def compared(self, candidate: Candidate, graph: GraphEntry | None) -> Finding:
+    def compare(self, candidate: Candidate, graph: GraphEntry | None) -> Finding:
         """`candidate` against the reference; `graph` is what it runs, where logits can be had."""
-        name, route, samples = candidate.name, self._route, self._samples
+        name, route = candidate.name, self._route
         try:
             session = candidate.open()
         except BackendError as error:
             return Finding(name, route, 0, fault=str(error))
         try:
-            prove(session, self._package, route)
-            answers = [_answer(session, sample) for sample in samples]
+            check_golden_vectors(session, self._package, route)
+            answers = [_answer(session, scan) for scan in self._scans]
         except BackendError as error:
             return Finding(name, route, 0, fault=str(error))
         finally:
@@ -159,9 +145,9 @@ class Reference:
 
     def _loss(self, answers: Sequence[NDArray[np.uint8] | None]) -> float | None:
         scores = [
-            (dice(known, sample.truth, self._classes), dice(found, sample.truth, self._classes))
-            for found, known, sample in zip(answers, self._labels, self._samples, strict=True)
-            if sample.truth is not None and found is not None
+            (dice(known, scan.truth, self._classes), dice(found, scan.truth, self._classes))
+            for found, known, scan in zip(answers, self._labels, self._scans, strict=True)
+            if scan.truth is not None and found is not None
         ]
         if not scores:
             return None
@@ -174,22 +160,17 @@ class Reference:
         if not (probe.has_logits and self._probe.has_logits):
             return None, None
         worst, non_finite = 0.0, 0
-        for sample in self._samples:
-            for tile in tiles(sample.steps, sample.max_shape):
-                inputs = graph_inputs(sample.image, tile)
+        for scan in self._scans:
+            for inputs in scan.inputs():
                 found, known = probe.logits(inputs), self._probe.logits(inputs)
                 non_finite += int((~np.isfinite(found)).sum())
                 worst = max(worst, float(np.abs(found - known).max()))
         return worst, non_finite
 
 
-def _answer(session: Session, sample: Sample) -> NDArray[np.uint8] | None:
-    """None where the session was not built for the sample's shapes."""
+def _answer(session: Session, scan: PreparedScan) -> NDArray[np.uint8] | None:
+    """None where the session was not built for the scan's shapes."""
     try:
-        return answered(session, *_run(sample))
+        return run_tiles(session, scan)
     except ShapeError:
         return None
-
-
-def _run(sample: Sample) -> tuple[NDArray[np.float32], Plan, Shape]:
-    return sample.image, sample.steps, sample.max_shape

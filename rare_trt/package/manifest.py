@@ -20,7 +20,7 @@ from rare_trt.plan.routing import Route
 from rare_trt.scan.field_of_view import FieldOfView
 from rare_trt.scan.geometry import Shape, Triple
 from rare_trt.scan.intensity import IntensityRule
-from rare_trt.scan.out_of_distribution import RouteSeen, Seen
+from rare_trt.scan.out_of_distribution import RouteDistribution, TrainingDistribution
 from rare_trt.storage.files import sha256
 
 FORMAT: Final = "rare-trt package"
@@ -67,7 +67,7 @@ class Model:
     volume_range_mm3: tuple[tuple[float, float], ...]
     network: Mapping[str, Any]
     training: TrainingRecord
-    seen: Seen | None = None
+    seen: TrainingDistribution | None = None
 
 
 @dataclass(frozen=True)
@@ -383,13 +383,13 @@ def _whole(kind: type[Any], entry: dict[str, Any]) -> dict[str, Any]:
     return {n: int(v) if n in names and v is not None else v for n, v in entry.items()}
 
 
-def _seen(entry: dict[str, Any]) -> Seen:
-    return Seen(
+def _seen(entry: dict[str, Any]) -> TrainingDistribution:
+    return TrainingDistribution(
         scans=int(entry["scans"]),
         **_triples({name: entry[name] for name in ("min_view_mm", "max_view_mm")}),
         patterns=tuple(tuple(pattern) for pattern in entry["patterns"]),
         routes=tuple(
-            RouteSeen(
+            RouteDistribution(
                 int(route["route"]),
                 tuple(
                     {name: _pair(limits) for name, limits in channel.items()}

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from rare_trt.backends import Arithmetic
 from rare_trt.errors import ScanError
-from rare_trt.plan.resampling import Plan, tile_count
+from rare_trt.plan.resampling import ResamplingPlan, tile_count
 from rare_trt.plan.routing import Route
 from rare_trt.scan.geometry import Shape
 
@@ -70,7 +70,7 @@ def bytes_per_voxel(network: Mapping[str, Any], route: int, computed: Arithmetic
 
 
 def tile_shape(
-    steps: Plan,
+    steps: ResamplingPlan,
     route: Route,
     per_voxel: float,
     scan: tuple[int, ...],
@@ -108,7 +108,7 @@ def tile_shape(
     return i, j, k
 
 
-def _axis_choices(steps: Plan, route: Route, axis: int) -> list[int]:
+def _axis_choices(steps: ResamplingPlan, route: Route, axis: int) -> list[int]:
     """Sizes of a tile along `axis`, ascending: for each number of tiles the least that will do."""
     whole = steps.working_shape[axis]
     sizes = range(route.max_shape[axis], whole, route.multiple)
@@ -118,7 +118,7 @@ def _axis_choices(steps: Plan, route: Route, axis: int) -> list[int]:
     return sorted({min(whole, route.max_shape[axis]), *least.values(), whole})
 
 
-def _work(steps: Plan, shape: tuple[int, ...]) -> int:
+def _work(steps: ResamplingPlan, shape: tuple[int, ...]) -> int:
     """Working voxels that are run in tiles of `shape`, overlap included."""
     return prod(
         size if size >= whole else size * tile_count(core, size)

@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ResamplingPlan:
     """How a scan goes through a route: `working` = in . image, output = out . `working`.
 
     in_matrices [I, i] [J, j] [K, k] and out_matrices [oi, I] [oj, J] [ok, K], float32.
@@ -69,7 +69,7 @@ class Tile:
     output: Slices
 
 
-def plan(grid: Grid, route: Route, output_grid: Grid) -> Plan:
+def plan_resampling(grid: Grid, route: Route, output_grid: Grid) -> ResamplingPlan:
     """The six matrices from `grid` through `route`'s working grid to `output_grid`.
 
     The working grid lies along the scan's own axes. Along an axis inside the route's native band
@@ -91,7 +91,7 @@ def plan(grid: Grid, route: Route, output_grid: Grid) -> Plan:
         matrix = np.zeros((output_grid.shape[axis], padded), np.float32)
         matrix[:, : core[axis]] = to_output[axis]
         out.append(matrix)
-    return Plan(core, (into[0], into[1], into[2]), (out[0], out[1], out[2]))
+    return ResamplingPlan(core, (into[0], into[1], into[2]), (out[0], out[1], out[2]))
 
 
 def axis_matrices(source: Grid, target: Grid) -> list[NDArray[np.float64]]:
@@ -134,7 +134,7 @@ def _weights(size: int, first: float, step: float, samples: int) -> NDArray[np.f
     return weights
 
 
-def tiles(plan: Plan, max_shape: Shape) -> Iterator[Tile]:
+def tiles(plan: ResamplingPlan, max_shape: Shape) -> Iterator[Tile]:
     """Cuts `plan` into runs whose working shape is at most `max_shape`; one run where it fits.
 
     Neighbouring tiles overlap; each answers the output voxels nearest to its own centre. A tile is
@@ -158,7 +158,7 @@ class _AxisTile:
     output: slice
 
 
-def _axis_tiles(plan: Plan, axis: int, max_size: int) -> list[_AxisTile]:
+def _axis_tiles(plan: ResamplingPlan, axis: int, max_size: int) -> list[_AxisTile]:
     into, out = plan.in_matrices[axis], plan.out_matrices[axis]
     if len(into) <= max_size:
         everything = slice(0, into.shape[1])
@@ -192,7 +192,7 @@ def tile_count(size: int, tile: int) -> int:
     return 1 + max(0, ceil((size - tile) / (tile - min(tile / 2, MAX_OVERLAP))))
 
 
-def answer_parts(grid: Grid, base_spacing_mm: float) -> Shape:
+def subvoxel_counts(grid: Grid, base_spacing_mm: float) -> Shape:
     """Into how many parts per axis the answer subdivides a voxel of `grid`.
 
     The network's answer lives at its base spacing: a voxel of a coarse scan is several voxels of
@@ -202,7 +202,7 @@ def answer_parts(grid: Grid, base_spacing_mm: float) -> Shape:
     return i, j, k
 
 
-def largest_share(answer: NDArray[np.uint8], parts: Shape, classes: int) -> NDArray[np.uint8]:
+def majority_vote(answer: NDArray[np.uint8], parts: Shape, classes: int) -> NDArray[np.uint8]:
     """Labels of voxels from the labels of their `parts` sub-voxels; ties go to the lower label."""
     if parts == (1, 1, 1):
         return answer

@@ -21,7 +21,7 @@ def read_channels(paths: Sequence[Path]) -> Scan:
 
     Voxels are [i, j, k, channel], of a type that holds those of every file. Grid and header are
     the first file's; remarks are those of all, each with its channel's number from 1 up. Raises
-    ScanError where a file is not admitted as one channel, where two hold the same voxels, or where
+    ScanError where a file is not valid as one channel, where two hold the same voxels, or where
     they do not lie on one grid.
     """
     found: list[tuple[Path, Scan]] = []
@@ -83,7 +83,7 @@ def _stacked(scans: Sequence[Scan]) -> Scan:
         first,
         volume=Volume(voxels, first.volume.grid),
         sha256=None,
-        admitted=voxels,
+        validated=voxels,
         remarks=tuple(
             f"channel {number}: {remark}"
             for number, scan in enumerate(scans, start=1)

@@ -43,7 +43,7 @@ class Region:
         return self.canonical.to_scan(whole)
 
 
-def region_of(volume: Volume, accepted: FieldOfView, at_mm: Triple | None) -> Region:
+def select_region(volume: Volume, accepted: FieldOfView, at_mm: Triple | None) -> Region:
     """A scan without its padding, or the box of the typical size around the world point `at_mm`.
 
     Raises ScanError where its field of view is not one that `accepted` allows.

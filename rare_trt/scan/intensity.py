@@ -54,7 +54,7 @@ def percentiles(values: NDArray[Any], wanted: Sequence[float]) -> list[Percentil
     return found
 
 
-def normalised(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np.float32]:
+def normalise(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np.float32]:
     """Voxels [i, j, k] or [i, j, k, channel] -> float32 [channel, i, j, k], each channel apart.
 
     Applied to the scan's own voxels before any resampling, so that padding with zero is padding

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Array, Grid, Volume
 from rare_trt.scan.gz import compress
-from rare_trt.scan.validation import admitted, affine_mm
+from rare_trt.scan.validation import affine_mm, validate_nifti
 from rare_trt.storage.files import sha256
-from rare_trt.storage.naming import scan_file
+from rare_trt.storage.naming import read_scan_file
 
 # NIfTI's code for coordinates aligned to some other scan, for scans without a code.
 ALIGNED: Final = 2
@@ -33,14 +33,14 @@ class Scan:
 
     `sha256` is that of its file; a scan in several files has `channel_sha256` instead, one per
     channel. A scan made in memory has neither, and for it the header can be left out:
-    `Scan(Volume(voxels, grid))`. `admitted` are the voxels that passed the gate, read-only: they
+    `Scan(Volume(voxels, grid))`. `validated` are the voxels that passed validation, read-only: they
     need no second look. `remarks` say what the gate found odd about it.
     """
 
     volume: Volume
     header: nib.Nifti1Header = field(default_factory=nib.Nifti1Header)
     sha256: str | None = None
-    admitted: Array | None = field(default=None, repr=False)
+    validated: Array | None = field(default=None, repr=False)
     remarks: tuple[str, ...] = ()
     channel_sha256: tuple[str, ...] = ()
 
@@ -51,13 +51,13 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
     Spacing comes from the affine (sform before qform), not from pixdim. Raises ScanError with one
     sentence for whatever cannot be segmented: no such file, or bytes that the gate does not admit.
     """
-    return scan_from_bytes(scan_file(path), str(path), channels)
+    return scan_from_bytes(read_scan_file(path), str(path), channels)
 
 
 def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
     """As `read_scan`, from a file's bytes; `path` is what errors call it."""
     try:
-        found, volume = admitted(data, channels)
+        found, volume = validate_nifti(data, channels)
     except ScanError as error:
         raise ScanError(f"{path}: {error}") from error
     except MemoryError as error:

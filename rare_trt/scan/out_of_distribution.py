@@ -39,7 +39,7 @@ NAMES: Final = {
 
 
 @dataclass(frozen=True)
-class RouteSeen:
+class RouteDistribution:
     """What the training scans of `route` look like: per channel the range of each number."""
 
     route: int
@@ -47,7 +47,7 @@ class RouteSeen:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TrainingDistribution:
     """What the training scans look like (rare_trt/seen.py), so that others can be told apart.
 
     Taken over `scans` scans, real and simulated. Views are their extents per canonical axis;
@@ -58,7 +58,7 @@ class Seen:
     min_view_mm: Triple
     max_view_mm: Triple
     patterns: tuple[tuple[float, ...], ...]
-    routes: tuple[RouteSeen, ...]
+    routes: tuple[RouteDistribution, ...]
 
 
 def pattern(voxels: Image, rule: IntensityRule) -> NDArray[np.float64]:
@@ -86,7 +86,9 @@ def numbers(voxels: Image, rule: IntensityRule, mean: NDArray[np.float64]) -> di
     return dict(zip(NAMES, values, strict=True))
 
 
-def unlike(image: Image, grid: Grid, route: int, rule: IntensityRule, seen: Seen) -> list[str]:
+def out_of_distribution_flags(
+    image: Image, grid: Grid, route: int, rule: IntensityRule, seen: TrainingDistribution
+) -> list[str]:
     """One sentence for each way in which normalised voxels [c, i, j, k] on a canonical `grid` lie
     outside what the network was trained on along `route`."""
     found = []

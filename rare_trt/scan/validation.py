@@ -67,7 +67,7 @@ SAME_GRID_VOXELS: Final = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Declared:
+class ParsedHeader:
     """What a header says, once it is found sound: voxels of `dtype` from byte `offset` on, in
     `shape` [i, j, k] or [i, j, k, channel], placed by `grid`; `total` bytes in all.
 
@@ -88,7 +88,7 @@ class Declared:
         return f"{_x(self.shape)} of {self.dtype.newbyteorder('=')} from byte {self.offset} on"
 
 
-def admitted(data: bytes, channels: int) -> tuple[Declared, Volume]:
+def validate_nifti(data: bytes, channels: int) -> tuple[ParsedHeader, Volume]:
     """A file's bytes (.nii or .nii.gz) -> what its header says and its voxels on a grid in mm.
 
     Raises ScanError with one sentence, without the file's name, for anything that is not one whole
@@ -96,10 +96,10 @@ def admitted(data: bytes, channels: int) -> tuple[Declared, Volume]:
     """
     if data[:2] == inflate.MAGIC:
         stream = inflate.Stream(data)
-        found = declared(stream.start(START), channels)
+        found = parse_header(stream.start(START), channels)
         content = stream.whole(found.total)
     else:
-        found = declared(data[:START], channels)
+        found = parse_header(data[:START], channels)
         content = memoryview(data)
     if len(content) != found.total:
         raise ScanError(
@@ -116,7 +116,7 @@ def admitted(data: bytes, channels: int) -> tuple[Declared, Volume]:
     return found, Volume(voxels, found.grid)
 
 
-def declared(start: bytes, channels: int) -> Declared:
+def parse_header(start: bytes, channels: int) -> ParsedHeader:
     """What the header in the first START bytes of a file declares; raises ScanError."""
     header = _header(start)
     magic = header["magic"].item()
@@ -138,7 +138,7 @@ def declared(start: bytes, channels: int) -> Declared:
             f"{MAX_BYTES}: cut or average the scan first"
         )
     grid, remarks = _placed(header, shape)
-    return Declared(header, grid, shape, dtype, int(offset), total, scaling, remarks)
+    return ParsedHeader(header, grid, shape, dtype, int(offset), total, scaling, remarks)
 
 
 def check_voxels(voxels: NDArray[Any], channels: int) -> None:
@@ -340,7 +340,7 @@ def _in_mm(header: nib.Nifti1Header, affine: NDArray[Any]) -> NDArray[np.float64
     return scaled
 
 
-def _check_extensions(content: memoryview, found: Declared) -> None:
+def _check_extensions(content: memoryview, found: ParsedHeader) -> None:
     """Extensions are never read, but must end before the voxels begin."""
     place = found.header.sizeof_hdr + 4
     if content[place - 4] == 0:

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 from rare_trt.errors import OutputError, RareTrtError, ScanError
-from rare_trt.serving.job_queue import Answer, Desk, named, posted
+from rare_trt.serving.job_queue import Answer, JobQueue, named, posted
 from rare_trt.serving.log import log
 from rare_trt.serving.metrics import CONTENT_TYPE, GONE, Metrics
 from rare_trt.serving.request import Asking, RequestError, read_head, read_names
@@ -113,7 +113,7 @@ class Incoming:
 class App:
     """Answers requests; one per connection, so that no connection lingers."""
 
-    def __init__(self, desk: Desk, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, desk: JobQueue, metrics: Metrics, limits: Limits) -> None:
         self._desk, self._metrics, self._limits = desk, metrics, limits
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

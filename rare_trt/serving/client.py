@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlencode, urlsplit
 
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
-from rare_trt.options import Asked, as_query
+from rare_trt.options import SegmentOptions, as_query
 from rare_trt.storage.naming import LABEL_NAMES, LABELS, PICTURE, REPORT
 
 LOOPBACK: Final = ("127.0.0.1", "localhost")
@@ -62,7 +62,9 @@ class Server:
                 f"{address}: this system's Python has no Unix sockets: name http://127.0.0.1:PORT"
             )
 
-    def segment(self, scan: bytes, asked: Asked, *, picture: bool = False) -> dict[str, bytes]:
+    def segment(
+        self, scan: bytes, asked: SegmentOptions, *, picture: bool = False
+    ) -> dict[str, bytes]:
         """What the server makes of a scan's file: labels.nii.gz, labels_dseg.tsv, report.json and
         on request picture.png.
 

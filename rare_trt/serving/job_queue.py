@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 from rare_trt.errors import ScanError
 from rare_trt.jobs import run_job
-from rare_trt.options import Asked
+from rare_trt.options import SegmentOptions
 from rare_trt.scan.nifti import scan_from_bytes
 from rare_trt.segmenter import Segmenter
 from rare_trt.serving.request import Asking, Names, RequestError, check_size
@@ -41,7 +41,7 @@ class Answer:
     compute_seconds: float
 
 
-class Desk:
+class JobQueue:
     """Holds the segmenter. One worker, because a graph takes every core by itself."""
 
     def __init__(self, queue: int) -> None:
@@ -137,7 +137,7 @@ def named(names: Names, asking: Asking, folders: tuple[Path, ...], max_bytes: in
 
 
 def _posted(
-    body: bytes, asked: Asked, segmenter: Segmenter, *, picture: bool
+    body: bytes, asked: SegmentOptions, segmenter: Segmenter, *, picture: bool
 ) -> tuple[str, bytes, int]:
     channels = len(segmenter.package.manifest.model.channels)
     try:
@@ -158,7 +158,11 @@ def _posted(
 
 
 def _named(
-    names: Names, asked: Asked, folders: tuple[Path, ...], max_bytes: int, segmenter: Segmenter
+    names: Names,
+    asked: SegmentOptions,
+    folders: tuple[Path, ...],
+    max_bytes: int,
+    segmenter: Segmenter,
 ) -> tuple[str, bytes, int]:
     job = names.job(folders)
     check_size(job, max_bytes)

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from rare_trt.errors import RareTrtError
 from rare_trt.jobs import Job, check_outputs, labels_beside
-from rare_trt.options import YES_OR_NO, Asked, asked_in
+from rare_trt.options import YES_OR_NO, SegmentOptions, options_from_query
 from rare_trt.storage.naming import file_size
 
 MAX_JSON_BYTES: Final = 1 << 16
@@ -37,7 +37,7 @@ class Asking:
     `names_files`: its body is JSON that names files on this machine; otherwise it is a scan.
     """
 
-    asked: Asked
+    asked: SegmentOptions
     picture: bool
     names_files: bool
     max_bytes: int
@@ -121,7 +121,7 @@ def read_head(
             f"picture is {picture!r}; expected yes or no, or its path beside that of the scan",
         )
     try:
-        asked = asked_in(fields)
+        asked = options_from_query(fields)
     except argparse.ArgumentTypeError as error:
         raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from error
     asking = Asking(asked, YES_OR_NO[picture], names_files, max_bytes)

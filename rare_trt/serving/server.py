@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rare_trt.segmenter import Segmenter
 from rare_trt.serving.app import App, Limits
-from rare_trt.serving.job_queue import Desk
+from rare_trt.serving.job_queue import JobQueue
 from rare_trt.serving.log import log
 from rare_trt.serving.metrics import Metrics
 
@@ -63,7 +63,7 @@ def serve(
 ) -> None:
     """Answers on `listener` until SIGTERM or SIGINT: then what was taken is answered, nothing new
     is taken, and this returns. Raises what `load` raises."""
-    desk = Desk(queue)
+    desk = JobQueue(queue)
     server = Server(
         Config(
             App(desk, Metrics(desk), limits),

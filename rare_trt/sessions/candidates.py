@@ -22,7 +22,7 @@ from rare_trt.backends import (
 from rare_trt.errors import BackendError, EngineWarning
 from rare_trt.package.manifest import EngineEntry, GraphEntry
 from rare_trt.package.reading import Package
-from rare_trt.sessions.compatibility import obstacle
+from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.machine import Machine, this_machine
 from rare_trt.sessions.session import Session
 from rare_trt.storage.cache import Cache
@@ -40,7 +40,7 @@ class Candidate:
     open: Callable[[], Session]
 
 
-class Choice:
+class SessionCandidates:
     """Opens sessions of one package; closes what they share.
 
     Engines come before OpenVINO, TensorRT before TensorRT for RTX, dynamic shapes before static
@@ -174,7 +174,7 @@ class Choice:
         """Every engine of `route`, and what keeps it from running here."""
         manifest = self._package.manifest
         entries = [entry for entry in manifest.engines if entry.route == route]
-        return [(entry, obstacle(entry, manifest, self._machine)) for entry in entries]
+        return [(entry, incompatibility(entry, manifest, self._machine)) for entry in entries]
 
     def _why_not(self, route: int) -> str:
         reasons = [

@@ -6,7 +6,7 @@ from rare_trt.package.manifest import EngineEntry, Manifest
 from rare_trt.sessions.machine import INSTALL, MODULES, Machine, numbers
 
 
-def obstacle(entry: EngineEntry, manifest: Manifest, machine: Machine) -> str | None:
+def incompatibility(entry: EngineEntry, manifest: Manifest, machine: Machine) -> str | None:
     """What keeps the engine `entry` from running on `machine`, None where nothing does."""
     graphs = [
         g for g in manifest.graphs if (g.route, g.precision) == (entry.route, entry.precision)

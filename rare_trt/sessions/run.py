@@ -1,39 +1,51 @@
-"""A planned run through a session: tile by tile, inputs padded to buckets."""
+"""Tiled inference: a prepared scan through a session, inputs padded to buckets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt.plan.resampling import BUCKET, Plan, Tile, tiles
+from rare_trt.plan.resampling import BUCKET, ResamplingPlan, Tile, tiles
 from rare_trt.scan.geometry import Shape
 from rare_trt.sessions.session import Inputs, Runs
 from rare_trt.stopwatch import Stopwatch
 
 
-def answered(
-    session: Runs,
-    image: NDArray[np.float32],
-    steps: Plan,
-    max_shape: Shape,
-    clock: Stopwatch | None = None,
-) -> NDArray[np.uint8]:
-    """Labels of `image` [c, i, j, k], normalised, on the plan's output grid.
+@dataclass(frozen=True, eq=False)
+class PreparedScan:
+    """A scan ready for one route: `image` [c, i, j, k], normalised, and its resampling plan.
 
-    Working shapes beyond `max_shape` are run in tiles.
+    Working shapes beyond `max_shape` are run in tiles. `truth` holds the labels [oi, oj, ok] to
+    compare with, uint8 on the plan's output grid, where there are any.
     """
+
+    image: NDArray[np.float32]
+    plan: ResamplingPlan
+    max_shape: Shape
+    truth: NDArray[np.uint8] | None = None
+
+    def inputs(self) -> Iterator[Inputs]:
+        """What the graph takes, tile by tile."""
+        return (graph_inputs(self.image, tile) for tile in tiles(self.plan, self.max_shape))
+
+
+def run_tiles(
+    session: Runs, scan: PreparedScan, clock: Stopwatch | None = None
+) -> NDArray[np.uint8]:
+    """Labels [oi, oj, ok] of `scan` on its plan's output grid."""
     clock = clock or Stopwatch()
-    answer = np.zeros(steps.output_shape, np.uint8)
-    for tile in tiles(steps, max_shape):
+    whole = np.zeros(scan.plan.output_shape, np.uint8)
+    for tile in tiles(scan.plan, scan.max_shape):
         with clock("inputs"):
-            inputs = graph_inputs(image, tile)
+            inputs = graph_inputs(scan.image, tile)
         labels = session.run(inputs, clock)
         i, j, k = (len(matrix) for matrix in tile.out_matrices)
         with clock("labels"):
-            answer[tile.output] = labels[:i, :j, :k]
-    return answer
+            whole[tile.output] = labels[:i, :j, :k]
+    return whole
 
 
 def graph_inputs(image: NDArray[np.float32], tile: Tile) -> Inputs:
@@ -41,16 +53,12 @@ def graph_inputs(image: NDArray[np.float32], tile: Tile) -> Inputs:
     slab = image[(slice(None), *tile.image)]
     i, j, k = tile.in_matrices
     oi, oj, ok = tile.out_matrices
-    inputs: Inputs = {"image": _padded(slab, (1, 2, 3))[None]}
-    inputs |= {"in_i": _padded(i, (1,)), "in_j": _padded(j, (1,)), "in_k": _padded(k, (1,))}
-    return inputs | {
-        "out_i": _padded(oi, (0,)),
-        "out_j": _padded(oj, (0,)),
-        "out_k": _padded(ok, (0,)),
-    }
+    inputs: Inputs = {"image": _pad(slab, (1, 2, 3))[None]}
+    inputs |= {"in_i": _pad(i, (1,)), "in_j": _pad(j, (1,)), "in_k": _pad(k, (1,))}
+    return inputs | {"out_i": _pad(oi, (0,)), "out_j": _pad(oj, (0,)), "out_k": _pad(ok, (0,))}
 
 
-def _padded(array: NDArray[np.float32], axes: Sequence[int]) -> NDArray[np.float32]:
+def _pad(array: NDArray[np.float32], axes: Sequence[int]) -> NDArray[np.float32]:
     shape = list(array.shape)
     for axis in axes:
         shape[axis] += -shape[axis] % BUCKET

@@ -53,7 +53,7 @@ def output_paths(
     return [labels, names_path(labels), *more]
 
 
-def scan_file(path: Path) -> bytes:
+def read_scan_file(path: Path) -> bytes:
     """The bytes of the scan's file; raises ScanError where it cannot be read."""
     size = file_size(path)
     if size > MAX_BYTES:
