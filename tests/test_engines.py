@@ -26,7 +26,8 @@ from rare_trt.engines.engines_from_package import build_engines, typed_graph
 from rare_trt.engines.profiles import profile_shapes
 from rare_trt.engines.targets import TARGETS, Target, outlooks
 from rare_trt.errors import BackendError, OutputError, PackageError
-from rare_trt.package.manifest import BuilderOptions, EngineEntry, sealed
+from rare_trt.package.manifest import BuilderOptions, EngineEntry
+from rare_trt.package.manifest_json import json_with_seal
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
 from rare_trt.plan.resampling import BUCKET
@@ -160,7 +161,7 @@ def test_other_options_and_precisions_stand_beside_the_first(
 def seal_anew(folder: Path, values: dict[str, Any]) -> None:
     """Makes `values`, whatever was changed in them, the manifest of the package in `folder`."""
     del values["sha256"]
-    (folder / "manifest.json").write_bytes(sealed(values))
+    (folder / "manifest.json").write_bytes(json_with_seal(values))
 
 
 def test_an_engine_of_another_graph_is_replaced(rtx_engines: Package, tmp_path: Path) -> None:

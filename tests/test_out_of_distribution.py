@@ -15,7 +15,7 @@ from rare_trt.calibration.training_distribution import seen
 from rare_trt.errors import PackageError, ScanError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
 from rare_trt.evaluation.measurements import acquisitions
-from rare_trt.package.manifest import manifest_from_json, sealed
+from rare_trt.package.manifest_json import json_from_manifest, json_with_seal, manifest_from_json
 from rare_trt.package.reading import Package, open_package
 from rare_trt.scan.field_of_view import box_at, box_grid
 from rare_trt.scan.geometry import Canonical
@@ -175,7 +175,7 @@ def test_a_package_that_does_not_know_cannot_be_strict(tiny_package_folder: Path
 
 def test_the_block_survives_the_manifest(package: Package) -> None:
     manifest = package.manifest
-    again = manifest_from_json(manifest.to_json())
+    again = manifest_from_json(json_from_manifest(manifest))
     assert isinstance(again.model.seen, TrainingDistribution)
     assert again.model.seen == manifest.model.seen
     assert {entry.route for entry in again.model.seen.routes} == {0, 1, 2, 3}
@@ -195,9 +195,9 @@ def test_the_block_survives_the_manifest(package: Package) -> None:
 def test_a_block_that_makes_no_sense_is_refused(
     package: Package, place: str, value: object, words: str
 ) -> None:
-    values = json.loads(package.manifest.to_json())
+    values = json.loads(json_from_manifest(package.manifest))
     del values["sha256"]
-    manifest_from_json(sealed(values))
+    manifest_from_json(json_with_seal(values))
     values["model"]["seen"][place] = value
     with pytest.raises(PackageError, match=words):
-        manifest_from_json(sealed(values))
+        manifest_from_json(json_with_seal(values))

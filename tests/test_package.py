@@ -20,7 +20,7 @@ from rare_trt import Segmenter
 from rare_trt.cli import main
 from rare_trt.errors import BackendError, OutputError, PackageError
 from rare_trt.evaluation.verification import Finding
-from rare_trt.package.manifest import manifest_from_json, sealed
+from rare_trt.package.manifest_json import json_from_manifest, json_with_seal, manifest_from_json
 from rare_trt.package.reading import open_package
 from rare_trt.package.writing import refuse_folder, write_package
 from rare_trt.sessions import openvino
@@ -41,15 +41,15 @@ def copy(tmp_path: Path) -> Path:
 
 def shipped_values() -> dict[str, Any]:
     """The shipped manifest in today's format, without its seal."""
-    values: dict[str, Any] = json.loads(open_package("hippocampus").manifest.to_json())
+    values: dict[str, Any] = json.loads(json_from_manifest(open_package("hippocampus").manifest))
     del values["sha256"]
     return values
 
 
 def test_the_shipped_manifest_fits_the_published_schema_and_survives_a_round_trip() -> None:
     package = open_package("hippocampus")
-    jsonschema.validate(json.loads(package.manifest.to_json()), SCHEMA)
-    assert manifest_from_json(package.manifest.to_json()) == package.manifest
+    jsonschema.validate(json.loads(json_from_manifest(package.manifest)), SCHEMA)
+    assert manifest_from_json(json_from_manifest(package.manifest)) == package.manifest
 
 
 def test_every_file_of_the_shipped_package_is_named_and_whole() -> None:
@@ -152,7 +152,7 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
         for entry in values[part]:
             whole = {name: float(v) for name, v in entry.items() if isinstance(v, int)}
             entry.update(whole)
-    pointed = manifest_from_json(sealed(values))
+    pointed = manifest_from_json(json_with_seal(values))
     assert pointed == package.manifest
     routes = [entry.route for part in (pointed.graphs, pointed.golden) for entry in part]
     routes += [entry.route for entry in pointed.calibration]
@@ -219,7 +219,7 @@ def test_a_manifest_does_not_list_itself_or_its_signature(own: str) -> None:
     values = shipped_values()
     values["files"][own] = {"sha256": "0" * 64, "bytes": 1}
     with pytest.raises(PackageError, match="among the files"):
-        manifest_from_json(sealed(values))
+        manifest_from_json(json_with_seal(values))
 
 
 def test_a_newer_format_is_refused_kindly(copy: Path) -> None:
@@ -267,7 +267,7 @@ def damaged(values: dict[str, Any], path: str, value: Any) -> bytes:
         del place[key]
     else:
         place[key] = value
-    return sealed(values)
+    return json_with_seal(values)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_entries_that_contradict_each_other_are_refused(path: str, value: Any, w
     values = shipped_values()
     if "~" in path:
         del values["files"][path.split("/", 1)[1].replace("~", "/")]
-        data = sealed(values)
+        data = json_with_seal(values)
     else:
         data = damaged(values, path, value)
     with pytest.raises(PackageError, match=words):

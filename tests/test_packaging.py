@@ -86,6 +86,7 @@ def test_the_base_install_needs_neither_torch_nor_onnx(wheel: Path) -> None:
         "platformdirs",
         "pillow",
         "isal",
+        "msgspec",
         "tqdm",
     }
 

@@ -14,6 +14,7 @@ import pytest
 from rare_trt import Segmenter
 from rare_trt.cli import main
 from rare_trt.errors import OutputError, PackageError, SignatureError, SignatureWarning
+from rare_trt.package.manifest_json import json_from_manifest
 from rare_trt.package.reading import open_package
 from rare_trt.package.writing import sign_package, store_engines, write_package
 
@@ -88,7 +89,7 @@ def test_every_byte_of_manifest_and_signature_counts(signed: Path, keys: Path, n
 def test_a_manifest_sealed_anew_after_a_change_is_still_refused(signed: Path, keys: Path) -> None:
     """The seal holds against accidents; against a forger it is the signature that does."""
     package = open_package(signed)
-    forged = replace(package.manifest, created_with="a forger").to_json()
+    forged = json_from_manifest(replace(package.manifest, created_with="a forger"))
     (signed / "manifest.json").write_bytes(forged)
     assert open_package(signed).manifest.created_with == "a forger"
     with pytest.raises(SignatureError, match="was changed"):

@@ -19,14 +19,8 @@ from numpy.typing import NDArray
 
 from rare_trt.backends import Arithmetic
 from rare_trt.errors import PackageError, ScanError
-from rare_trt.package.manifest import (
-    SEAL_BYTES,
-    EngineEntry,
-    Manifest,
-    _engine,
-    manifest_from_json,
-    sealed,
-)
+from rare_trt.package.manifest import EngineEntry, Manifest, _engine
+from rare_trt.package.manifest_json import SEAL_BYTES, json_with_seal, manifest_from_json
 from rare_trt.plan.memory import MIB, bytes_per_voxel, tile_shape
 from rare_trt.plan.resampling import (
     ResamplingPlan,
@@ -514,7 +508,7 @@ def manifest_cases() -> list[dict[str, Any]]:
 def sealed_cases(patch: list[dict[str, Any]]) -> list[str]:
     """A manifest of format 4 whose seal holds, and what it becomes by one small change."""
     values = patched(json.loads(TINY.read_text()), patch)
-    whole = sealed(values).decode()
+    whole = json_with_seal(values).decode()
     seal = whole[-SEAL_BYTES:]
     ordered = {**values, "sha256": sha256(json.dumps(values).encode())}
     return [
@@ -531,8 +525,8 @@ def sealed_cases(patch: list[dict[str, Any]]) -> list[str]:
         whole.replace(seal, seal.replace("sha256", "sha255")),
         whole.replace(seal, seal + seal),
         json.dumps(ordered),
-        sealed({**values, "files": {**values["files"], "manifest.sig": EXTRA}}).decode(),
-        sealed({**values, "files": {**values["files"], "extra.bin": EXTRA}}).decode(),
+        json_with_seal({**values, "files": {**values["files"], "manifest.sig": EXTRA}}).decode(),
+        json_with_seal({**values, "files": {**values["files"], "extra.bin": EXTRA}}).decode(),
     ]
 
 

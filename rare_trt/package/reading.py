@@ -13,14 +13,8 @@ from pathlib import Path
 
 from rare_trt.backends import Precision
 from rare_trt.errors import PackageError
-from rare_trt.package.manifest import (
-    MANIFEST,
-    SIGNATURE,
-    GraphEntry,
-    Manifest,
-    manifest_from_json,
-    schema_json,
-)
+from rare_trt.package.manifest import MANIFEST, SIGNATURE, GraphEntry, Manifest
+from rare_trt.package.manifest_json import manifest_from_json, schema_json
 from rare_trt.storage.cache import Cache
 from rare_trt.storage.files import (
     opened,

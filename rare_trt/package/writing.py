@@ -12,14 +12,8 @@ from os.path import realpath
 from pathlib import Path
 
 from rare_trt.errors import OutputError, SignatureWarning
-from rare_trt.package.manifest import (
-    MANIFEST,
-    SIGNATURE,
-    EngineEntry,
-    FileEntry,
-    Manifest,
-    manifest_from_json,
-)
+from rare_trt.package.manifest import MANIFEST, SIGNATURE, EngineEntry, FileEntry, Manifest
+from rare_trt.package.manifest_json import json_from_manifest, manifest_from_json
 from rare_trt.package.reading import SUFFIX, Package, open_package, read_manifest, set_aside
 from rare_trt.package.signing import sign
 from rare_trt.storage.files import (
@@ -55,7 +49,7 @@ def write_package(
     refuse_folder(folder, overwrite=overwrite)
     folder = Path(realpath(folder))
     files = {name: FileEntry(sha256(data), len(data)) for name, data in contents.items()}
-    data = replace(manifest, files=files).to_json()
+    data = json_from_manifest(replace(manifest, files=files))
     manifest_from_json(data)
     new = temporary_name(folder)
     signed = (folder / SIGNATURE).exists()
@@ -91,7 +85,7 @@ def store_engines(
     Raises OutputError, with the package as it was.
     """
     manifest = with_engines(package.manifest, engines, contents)
-    data = manifest.to_json()
+    data = json_from_manifest(manifest)
     manifest_from_json(data)
     new = {package.inside(name): content for name, content in contents.items()}
     gone = [package.inside(name) for name in set(package.manifest.files) - set(manifest.files)]
