@@ -334,7 +334,7 @@ def test_spacing_out_and_forced_route(scan: Path, capsys: pytest.CaptureFixture[
     assert labels.shape == tuple(2 * n for n in nib.load(scan).shape)
     assert nib.affines.voxel_sizes(labels.affine) == pytest.approx((1, 1, 1))
     printed = capsys.readouterr().out
-    assert "route 0 (as asked)" in printed
+    assert "route 0 (as requested)" in printed
     assert "the route was forced" in printed
 
 

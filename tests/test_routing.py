@@ -115,7 +115,7 @@ def test_decision_explains_itself() -> None:
         "scan at 1.5 x 1.5 x 1.5 mm -> route 0 (effective spacing 1.5 mm), "
         "resampled by 0.667 x 0.667 x 0.667"
     )
-    assert "(as asked)" in str(choose((1.5, 1.5, 1.5), forced=1))
+    assert "(as requested)" in str(choose((1.5, 1.5, 1.5), forced=1))
 
 
 @pytest.mark.parametrize("spacing", [(0.4, 1.0, 1.0), (1.0, 1.0, 12.5)])

@@ -1,4 +1,4 @@
-"""Which route answers a scan: decided from its voxel spacing alone, and explained."""
+"""Which route a scan takes: decided from its voxel spacing alone, and explained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rare_trt.scan.geometry import Shape, Triple
 TOLERANCE = 1e-3
 
 # A scan goes to a coarser route once its effective spacing reaches this share of the route's.
-# Of the rules that were measured this loses least to the best route (docs/RESULTS.md).
+# Of the rules that were measured this one loses least to the best route (docs/measurements).
 COARSER_FROM = 0.9
 
 
@@ -60,11 +60,16 @@ class RouteDecision:
 
     @property
     def resampled(self) -> bool:
+        """Whether the working grid has another spacing than the scan along some axis."""
         return self.factors != (1.0, 1.0, 1.0)
 
     def __str__(self) -> str:
         spacing = " x ".join(f"{s:.3g}" for s in self.spacing_mm)
-        why = "as asked" if self.forced else f"effective spacing {self.effective_spacing_mm:.3g} mm"
+        why = (
+            "as requested"
+            if self.forced
+            else f"effective spacing {self.effective_spacing_mm:.3g} mm"
+        )
         if self.resampled:
             how = "resampled by " + " x ".join(f"{f:.3g}" for f in self.factors)
         else:
@@ -81,29 +86,19 @@ def choose_route(
     """The coarsest route that the scan's effective spacing reaches, else the finest one.
 
     The effective spacing is the root mean square over the axes; a route is reached at COARSER_FROM
-    of its own spacing. The rule was chosen by measurement (docs/RESULTS.md).
+    of its own spacing. The rule was chosen by measurement (docs/measurements).
 
     Raises ScanError where an axis is finer or coarser than `limits_mm`, or where `forced` names a
     route that `routes` lacks.
     """
-    low, high = limits_mm
-    if not all(low * (1 - TOLERANCE) <= s <= high * (1 + TOLERANCE) for s in spacing_mm):
-        spacing = " x ".join(f"{s:.4g}" for s in spacing_mm)
-        raise ScanError(
-            f"the voxel spacing is {spacing} mm; this package takes {low:g} to {high:g} mm "
-            "along each axis: resample the scan, or use a package trained for it"
-        )
+    _check_spacing(spacing_mm, limits_mm)
     effective = sqrt(fsum(s * s for s in spacing_mm) / 3)
     by_spacing = sorted(routes, key=lambda route: route.spacing_mm)
     if forced is None:
         reached = [r for r in by_spacing if COARSER_FROM * r.spacing_mm <= effective]
         chosen = reached[-1] if reached else by_spacing[0]
     else:
-        asked = [route for route in routes if route.index == forced]
-        if not asked:
-            known = ", ".join(str(route.index) for route in routes)
-            raise ScanError(f"route {forced} was asked for; this package has {known}: choose one")
-        chosen = asked[0]
+        chosen = _route_of(forced, routes)
     others = [route for route in by_spacing if route is not chosen]
     nearest = min(others, key=lambda r: abs(log(effective / r.spacing_mm)), default=None)
     working = chosen.working_spacing_mm(spacing_mm)
@@ -119,3 +114,21 @@ def choose_route(
         next_distance=None if nearest is None else effective / nearest.spacing_mm,
         forced=forced is not None,
     )
+
+
+def _check_spacing(spacing_mm: Triple, limits_mm: tuple[float, float]) -> None:
+    low, high = limits_mm
+    if not all(low * (1 - TOLERANCE) <= s <= high * (1 + TOLERANCE) for s in spacing_mm):
+        spacing = " x ".join(f"{s:.4g}" for s in spacing_mm)
+        raise ScanError(
+            f"the voxel spacing is {spacing} mm; this package takes {low:g} to {high:g} mm "
+            "along each axis: resample the scan, or use a package trained for it"
+        )
+
+
+def _route_of(index: int, routes: Sequence[Route]) -> Route:
+    for route in routes:
+        if route.index == index:
+            return route
+    known = ", ".join(str(route.index) for route in routes)
+    raise ScanError(f"route {index} was requested; this package has {known}: choose one")
