@@ -11,27 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FakeGpu
-from PIL import Image
 
 from rare_trt import Segmenter, read_scan
-from rare_trt.bench.benchmark import (
-    STAGES,
-    Bench,
-    BenchScan,
-    Repeats,
-    _folder,
-    bench,
-    peak_host_bytes,
-    warm_runs,
-)
+from rare_trt.bench.benchmark import STAGES, bench, peak_host_bytes, warm_runs
+from rare_trt.bench.figures import Bench, BenchScan, Repeats
 from rare_trt.bench.machine_load import MAX_LOAD, load_of_others, require_quiet
 from rare_trt.bench.scans import package_scans
 from rare_trt.cli import main, parser
 from rare_trt.errors import BackendError, RareTrtError, ScanError
 from rare_trt.package.reading import Package, open_package
-from rare_trt.storage.naming import is_scan_name
 
-FEW = Repeats(cold=1, rounds=2, turns=2, folders=1)
+FEW = Repeats(cold=1, rounds=2, turns=2)
 
 
 @pytest.fixture(scope="module")
@@ -82,29 +72,6 @@ def test_memory_is_that_of_a_process_of_its_own(found: Bench) -> None:
         assert warm.device_bytes == 0
 
 
-def test_a_folder_is_counted_whole(found: Bench) -> None:
-    assert found.folder.scans == 4 * len(found.scans)
-    seconds = found.folder.process.p50 / 1e3
-    assert found.folder.scans_per_second == pytest.approx(found.folder.scans / seconds, rel=1e-3)
-
-
-def test_a_folder_holds_scans_of_any_name(
-    package: Package, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A scan is told by its content, but a folder's by their names."""
-    taken = []
-
-    def counted(package: Package, backend: str, key: None, source: Path, output: Path) -> float:
-        taken.append(sum(is_scan_name(path) for path in source.iterdir()))
-        return 1.0
-
-    monkeypatch.setattr("rare_trt.bench.benchmark._infer", counted)
-    plain = tmp_path / "scan2"
-    plain.write_bytes(tiny_scan.read_bytes())
-    found = _folder(package, "openvino", None, [tiny_scan, plain], 1, tmp_path)
-    assert taken == [found.scans]
-
-
 def test_memory_is_unknown_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda self: "Name: python")
     assert peak_host_bytes() is None
@@ -121,15 +88,15 @@ def test_scans_are_real_and_lie_in_the_field_of_view(package: Package, tmp_path:
         assert len(np.unique(volume.voxels)) > 50
 
 
-def test_the_command_writes_tables_json_and_a_picture(
+def test_the_command_writes_tables_and_json(
     tiny_package_folder: Path,
     tiny_scan: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    out = tmp_path / "bench.json"
     asked = ["bench", str(tiny_package_folder), str(tiny_scan), "--backend", "openvino"]
-    asked += ["--precision", "fp32", "--anyway", "--json", str(out), "--picture", str(picture)]
+    asked += ["--precision", "fp32", "--anyway", "--json", str(out)]
     options = parser().parse_args(asked)
     options.repeats = FEW
     assert options.run(options) == 0
@@ -143,8 +110,6 @@ def test_the_command_writes_tables_json_and_a_picture(
     printed = capsys.readouterr().out
     assert "| 0 | openvino fp32 |" in printed
     assert values["machine"]["cpu"] in printed
-    with Image.open(picture) as image:
-        assert image.format == "PNG"
     assert main(asked) == 1
     assert "bench.json: exists already" in capsys.readouterr().err
 
@@ -168,19 +133,11 @@ def test_a_precision_asked_for_is_what_answers(examples: Path) -> None:
             assert segmenter.segment(scan).precision == precision
 
 
-def test_scans_of_one_name_and_pictures_of_other_kinds_are_refused(
-    package: Package, tiny_scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scans_of_one_name_are_refused(package: Package, tiny_scan: Path, tmp_path: Path) -> None:
     other = tmp_path / tiny_scan.name
     other.write_bytes(tiny_scan.read_bytes())
     with pytest.raises(ScanError, match="two scans have this name"):
         bench(package, "openvino", (), (tiny_scan, other), FEW, anyway=True)
-    both = ["--json", str(tmp_path / "b.png"), "--picture", str(tmp_path / "." / "b.png")]
-    assert main(["bench", str(package.folder), "--anyway", *both]) == 1
-    assert "is to be written twice: name another output" in capsys.readouterr().err
-    picture = tmp_path / "bench.json"
-    assert main(["bench", str(package.folder), "--anyway", "--picture", str(picture)]) == 1
-    assert "expected a name that ends in .png" in capsys.readouterr().err
 
 
 def test_an_unknown_precision_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,24 +7,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from shutil import copyfile
 from time import perf_counter
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from rare_trt.backends import Arithmetic, Backend
+from rare_trt.bench.figures import Bench, BenchScan, Cold, Kind, Repeats, Run, Spread, Warm, spread
 from rare_trt.bench.machine_load import require_quiet
 from rare_trt.bench.scans import package_scans
 from rare_trt.errors import BackendError, ScanError
 from rare_trt.jobs import with_scan_name
 from rare_trt.package.reading import Package
-from rare_trt.scan.geometry import Shape, Triple
 from rare_trt.segmenter import Segmenter
 from rare_trt.sessions.candidates import SessionCandidates
 from rare_trt.sessions.machine import this_machine
@@ -32,14 +30,8 @@ from rare_trt.storage.cache import Cache
 
 Item = TypeVar("Item")
 
-# As a new shape costs more than a known one, they are told apart.
-Kind: TypeAlias = Literal["first call", "new shape", "repeated"]
-
 # The stages that a run is made of, in order: as the runtime's own stopwatch names them.
 STAGES: Final = ("read", "prepare", "plan", "inputs", "graph", "labels", "encode", "write")
-
-# A folder holds every scan this many times.
-COPIES: Final = 4
 
 # What a process of its own runs to show how much memory a route takes.
 ALONE: Final = """
@@ -53,108 +45,6 @@ with Segmenter.load(
     segmenter.segment(scan).save(labels)
     print(peak_host_bytes(), segmenter.device_bytes)
 """
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """How often everything is measured: `rounds` are fresh starts of `turns` over all scans."""
-
-    cold: int = 7
-    rounds: int = 3
-    turns: int = 20
-    folders: int = 3
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Milliseconds of `runs` runs."""
-
-    runs: int
-    p50: float
-    p90: float
-    p99: float
-
-
-@dataclass(frozen=True)
-class BenchScan:
-    """A scan that was measured, and the route that it takes."""
-
-    name: str
-    route: int
-    shape: Shape
-    spacing_mm: Triple
-
-
-@dataclass(frozen=True)
-class Warm:
-    """One route in one precision in a process that has loaded it; times are from file to file.
-
-    `first_call` includes loading the route from the cache, `new_shape` are the first runs of a
-    shape on a loaded route, `repeated` all others. `round_p50` is the median of `repeated` in each
-    round, `stages` are the stages of `repeated` with `other` for what lies between them, `scans`
-    its medians by scan. Memory is the peak of a process that segments the largest scan of the
-    route; None where that cannot be told.
-    """
-
-    route: int
-    backend: str
-    precision: Arithmetic
-    first_call: Spread
-    new_shape: Spread | None
-    repeated: Spread
-    round_p50: tuple[float, ...]
-    stages: Mapping[str, Spread]
-    scans: Mapping[str, float]
-    host_bytes: int | None
-    device_bytes: int
-
-
-@dataclass(frozen=True)
-class Cold:
-    """`rare-trt infer` of one scan, from the process's start to its end, compiled model cached."""
-
-    route: int
-    scan: str
-    process: Spread
-
-
-@dataclass(frozen=True)
-class Folder:
-    """`rare-trt infer` of a folder of `scans` scans, from the process's start to its end."""
-
-    scans: int
-    process: Spread
-    scans_per_second: float
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Everything that was measured, and where."""
-
-    versions: Mapping[str, str]
-    machine: Mapping[str, str]
-    load: str
-    package: str
-    manifest_sha256: str
-    backend: Backend
-    scans: tuple[BenchScan, ...]
-    cold: tuple[Cold, ...]
-    warm: tuple[Warm, ...]
-    folder: Folder
-
-
-@dataclass(frozen=True)
-class Run:
-    """One scan from file to file; `asked` is the precision asked for, None the package's choice."""
-
-    asked: Arithmetic | None
-    scan: BenchScan
-    round: int
-    kind: Kind
-    backend: str
-    precision: Arithmetic
-    milliseconds: float
-    stages: Mapping[str, float]
 
 
 Pairs: TypeAlias = Sequence[tuple[Path, BenchScan]]
@@ -173,9 +63,11 @@ def bench(
     anyway: bool,
     key: Path | None = None,
 ) -> Bench:
-    """Measures `package`, which processes of their own open again and hold to the signature of
-    `key`, if one is named; without `precisions` in what it chooses itself, without `scans` on scans
-    cut out of its golden vectors.
+    """Measures `package`, in the precisions that it chooses itself where `precisions` is empty, on
+    scans cut out of its golden vectors where `scans` is empty.
+
+    Some figures come from processes of their own, which open the package again; with `key` they
+    verify its signature.
 
     All precisions and routes take turns, so that whatever else the machine does slows all of them.
     Raises RareTrtError where a precision is not on offer, where a scan cannot be segmented, and,
@@ -187,17 +79,17 @@ def bench(
         folder = Path(name)
         measured = list(scans) or package_scans(package, folder / "scans")
         with Segmenter(package, backend) as segmenter:
-            shown = [_shown(segmenter, path) for path in measured]
-        _check_names(shown)
-        if not any(offered[scan.route] for scan in shown):
+            described = [_describe(segmenter, path) for path in measured]
+        _check_names(described)
+        if not any(offered[scan.route] for scan in described):
             raise BackendError(
                 f"no route of these scans runs in {', '.join(precisions)}: name other scans or "
                 "another precision"
             )
-        pairs = list(zip(measured, shown, strict=True))
+        pairs = list(zip(measured, described, strict=True))
         cold = _cold(package, backend, key, pairs, repeats.cold, folder)
         memory = _memory(package, backend, key, offered, pairs, folder)
-        # Compiles and proves what is not in the cache yet.
+        # Compiles and checks what is not in the cache yet.
         warm_runs(package, backend, offered, pairs, 1, 0, folder / "out")
         runs: list[Run] = []
         for number in tqdm(range(repeats.rounds), "warm", unit="round", leave=False):
@@ -205,7 +97,6 @@ def bench(
             turns = repeats.turns + 1
             runs += warm_runs(package, backend, offered, pairs, turns, number, folder / "out")
             require_quiet(anyway)
-        through = _folder(package, backend, key, measured, repeats.folders, folder)
     load = require_quiet(anyway)
     return Bench(
         versions={name: version(name) for name in ("rare-trt", "openvino", "numpy")},
@@ -214,17 +105,16 @@ def bench(
         package=package.manifest.name,
         manifest_sha256=package.manifest_sha256,
         backend=backend,
-        scans=tuple(shown),
+        scans=tuple(described),
         cold=cold,
         warm=tuple(
             _summary(runs, route, precision, peak) for (route, precision), peak in memory.items()
         ),
-        folder=through,
     )
 
 
 def machine() -> dict[str, str]:
-    """What the figures hang on, in words."""
+    """What the figures depend on, in words."""
     from rare_trt.sessions.openvino import openvino_facts
 
     here = this_machine()
@@ -256,12 +146,6 @@ def peak_host_bytes() -> int | None:
     return found[0] if found else None
 
 
-def spread(milliseconds: Sequence[float]) -> Spread:
-    """Percentiles of `milliseconds`."""
-    p50, p90, p99 = np.percentile(milliseconds, (50, 90, 99)).round(3).tolist()
-    return Spread(len(milliseconds), p50, p90, p99)
-
-
 def _offered(package: Package, backend: Backend, precisions: Sequence[Arithmetic]) -> Offered:
     """The precisions to measure per route; None is the package's own choice."""
     routes = [entry.index for entry in package.manifest.routes]
@@ -288,11 +172,11 @@ def _check_names(scans: Sequence[BenchScan]) -> None:
     if twice:
         raise ScanError(
             f"{twice[0]}: two scans have this name; expected different ones, since results are "
-            "told by name: rename one"
+            "listed by name: rename one"
         )
 
 
-def _shown(segmenter: Segmenter, path: Path) -> BenchScan:
+def _describe(segmenter: Segmenter, path: Path) -> BenchScan:
     try:
         result = segmenter.segment(path)
     except ScanError as error:
@@ -325,7 +209,7 @@ def warm_runs(
                 kind: Kind = "repeated" if shape in seen else "new shape"
                 kind = kind if route in seen else "first call"
                 seen |= {route, shape}
-                run = _timed(opened[precision], path, out)
+                run = _time_scan(opened[precision], path, out)
                 runs.append(Run(precision, scan, number, kind, *run))
     finally:
         for segmenter in opened.values():
@@ -338,12 +222,12 @@ def _rotated(items: Sequence[Item], by: int) -> Sequence[Item]:
     return [*items[start:], *items[:start]]
 
 
-def _timed(
+def _time_scan(
     segmenter: Segmenter, path: Path, out: Path
 ) -> tuple[str, Arithmetic, float, Mapping[str, float]]:
     """Backend, precision, milliseconds from file to file, and those of the stages.
 
-    Nothing is replaced: what that costs is the file system's affair.
+    No file is replaced: that cost is the file system's.
     """
     start = perf_counter()
     result = segmenter.segment(path)
@@ -428,29 +312,6 @@ def _cold(
         Cold(route, scan.name, spread(took[route][1:]))
         for route, (_, scan) in sorted(first.items())
     )
-
-
-def _folder(
-    package: Package,
-    backend: Backend,
-    key: Path | None,
-    scans: Sequence[Path],
-    times: int,
-    folder: Path,
-) -> Folder:
-    """A folder of every scan COPIES times."""
-    source = folder / "folder"
-    source.mkdir()
-    for copy, (number, path) in product(range(COPIES), enumerate(scans)):
-        # By a name that `infer` takes in a folder; what the file is it tells by its content.
-        copyfile(path, source / f"{copy}_{number}.nii.gz")
-    took = [
-        _infer(package, backend, key, source, folder / f"answers{turn}")
-        for turn in tqdm(range(times), "folder", unit="turn", leave=False)
-    ]
-    count = COPIES * len(scans)
-    process = spread(took)
-    return Folder(count, process, round(count / process.p50 * 1e3, 3))
 
 
 def _infer(

@@ -6,15 +6,13 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rare_trt.backends import ARITHMETICS, BACKENDS, Arithmetic
-from rare_trt.bench.benchmark import Bench, Repeats, Warm, bench
+from rare_trt.bench.benchmark import bench
+from rare_trt.bench.figures import Bench, Repeats, Warm
 from rare_trt.commands import add_signature_option
-from rare_trt.errors import OutputError
-from rare_trt.jobs import check_picture
 from rare_trt.package.reading import open_package
 from rare_trt.storage.files import refuse_existing, write_files
 
@@ -27,7 +25,7 @@ def add_parser(commands: Parsers) -> None:
         "bench",
         help="measure latency: cold, warm, per route and stage",
         description="Measures scans from file to file: processes from start to end, first calls, "
-        "first runs of a shape and repeated ones, their stages, memory, and a folder. Without "
+        "first runs of a shape and repeated ones, their stages, and memory. Without "
         "SCAN on scans of several sizes at every route's spacing, cut out of the package's golden "
         "vectors. Refuses to report while other processes load the machine. taskset -c 0 "
         "rare-trt bench measures one thread.",
@@ -43,9 +41,6 @@ def add_parser(commands: Parsers) -> None:
         help=f"some of {', '.join(ARITHMETICS)}, in turn; default: what the package chooses",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")
-    parser.add_argument(
-        "--picture", type=Path, metavar="FILE.png", help="latency by route and stage"
-    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument(
         "--anyway", action="store_true", help="report on a loaded machine too, and say so"
@@ -55,13 +50,8 @@ def add_parser(commands: Parsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    outputs = [path for path in (options.json, options.picture) if path is not None]
-    if options.picture is not None:
-        check_picture(options.picture)
-    if len(set(map(realpath, outputs))) < len(outputs):
-        raise OutputError(f"{outputs[0]}: is to be written twice: name another output")
-    if not options.overwrite:
-        refuse_existing(outputs)
+    if options.json is not None and not options.overwrite:
+        refuse_existing([options.json])
     found = bench(
         open_package(options.package, require_signature=options.require_signature),
         options.backend,
@@ -72,19 +62,14 @@ def run(options: argparse.Namespace) -> int:
         key=options.require_signature,
     )
     print("\n".join(_lines(found)))
-    contents: dict[Path, bytes] = {}
     if options.json is not None:
-        contents[options.json] = (json.dumps(asdict(found), indent=2) + "\n").encode()
-    if options.picture is not None:
-        from rare_trt.bench.latency_picture import latency_png
-
-        contents[options.picture] = latency_png(found)
-    write_files(contents, overwrite=options.overwrite)
+        text = json.dumps(asdict(found), indent=2) + "\n"
+        write_files({options.json: text.encode()}, overwrite=options.overwrite)
     return 0
 
 
 def _lines(found: Bench) -> Iterator[str]:
-    """Markdown tables, and before them what they hang on."""
+    """Markdown tables, and before them what they depend on."""
     where = {**found.versions, **found.machine}
     yield "; ".join(f"{name} {value}" for name, value in where.items())
     yield f"package {found.package} ({found.manifest_sha256[:12]}); {found.load}"
@@ -124,12 +109,6 @@ def _lines(found: Bench) -> Iterator[str]:
     for cold in found.cold:
         took = cold.process
         yield f"| {cold.route} | {cold.scan} | {took.runs} | {took.p50:.0f} | {took.p90:.0f} |"
-    yield ""
-    folder = found.folder
-    yield (
-        f"A folder of {folder.scans} scans: {folder.process.p50 / 1e3:.2f} s, "
-        f"{folder.scans_per_second:.1f} scans per second, start included"
-    )
 
 
 def _memory(warm: Warm) -> str:
