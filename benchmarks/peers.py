@@ -114,7 +114,7 @@ def prepared(scan: Path, package: Any) -> Prepared:
     routes = [entry.route() for entry in package.manifest.routes]
     route = choose_route(region.grid.spacing_mm, routes, model.spacing_limits_mm).route
     parts = subvoxel_counts(region.grid, model.base_spacing_mm)
-    steps = plan_resampling(region.grid, routes[route], region.grid.subdivided(parts))
+    steps = plan_resampling(region.grid, routes[route], region.grid.subdivide(parts))
     voxels = normalise(region.voxels, model.intensity)[None]
     arrays = (voxels, *steps.in_matrices, *steps.out_matrices)
     return Prepared(image, region, route, arrays, parts)
@@ -124,7 +124,7 @@ def saved(found: Prepared, answer: Any, classes: int, out: Path) -> None:
     """The answer at base spacing, as labels on the scan's own grid."""
     from rare_trt.plan.resampling import majority_vote
 
-    labels = found.region.placed(majority_vote(answer, found.parts, classes))
+    labels = found.region.place(majority_vote(answer, found.parts, classes))
     nib.save(nib.Nifti1Image(labels, found.image.affine), out)
 
 

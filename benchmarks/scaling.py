@@ -23,7 +23,7 @@ from wide import mirrored
 from rare_trt import Grid, read_scan
 from rare_trt.backends import ARITHMETICS, Arithmetic, graph_precision, needs_bf16
 from rare_trt.package.reading import Package, open_package
-from rare_trt.plan.memory import bytes_of, tile_shape, usual_limit
+from rare_trt.plan.memory import MemoryNeeds, bytes_of, tile_shape, usual_limit
 from rare_trt.plan.resampling import plan_resampling
 from rare_trt.scan.intensity import normalise
 from rare_trt.sessions.openvino import OpenVinoSession, openvino_facts
@@ -82,9 +82,8 @@ def cost_of(
             grid = Grid((size, size, size), np.eye(4))
             steps = plan_resampling(grid, route, grid)
             shape = (size, size, size)
-            shapes[size] = tile_shape(
-                steps, route, session.bytes_per_voxel, shape, 2, (1, *shape), 3, limit
-            )
+            needs = MemoryNeeds(shape, 2, (1, *shape), 3, session.bytes_per_voxel)
+            shapes[size] = tile_shape(steps, route, needs, limit)
             run_tiles(session, PreparedScan(image, steps, shapes[size]))
             runs[size].append((perf_counter() - start) / size**3 * 1e9)
     for size, (first, *later) in runs.items():

@@ -80,7 +80,7 @@ def reference_labels(
 ) -> tuple[NDArray[np.uint8], Grid]:
     """Labels of stored voxels [c, i, j, k] by the torch network, and their grid at base spacing."""
     factor = 2**route
-    full = grid.subdivided((factor, factor, factor))
+    full = grid.subdivide((factor, factor, factor))
     device = torch.device("cpu")
     inputs = route_inputs(voxels.astype(np.float32), grid, route, full, checkpoint.recipe, device)
     logits = inputs.answered(checkpoint.network(inputs.working(), route))

@@ -27,8 +27,8 @@ from rare_trt.scan.out_of_distribution import (
     NAMES,
     RouteDistribution,
     TrainingDistribution,
-    numbers,
-    pattern,
+    block_means,
+    statistics,
 )
 from rare_trt.training.acquisition import simulated_sample
 from rare_trt.training.recipe import Recipe
@@ -84,7 +84,7 @@ def seen(
                 continue
             extents.append(grid.extent_mm)
             found[route].append(
-                [numbers(v, model.intensity, p) for v, p in zip(image, patterns, strict=True)]
+                [statistics(v, model.intensity, p) for v, p in zip(image, patterns, strict=True)]
             )
     low, high = _widened(np.min(extents, axis=0), np.max(extents, axis=0))
     return TrainingDistribution(
@@ -104,7 +104,7 @@ def mean_patterns(images: Sequence[NDArray[np.float32]], model: Model) -> list[N
     """The mean pattern of each channel over normalised `images` [c, i, j, k]."""
     found = []
     for channel in range(len(model.channels)):
-        stack = np.stack([pattern(image[channel], model.intensity) for image in images])
+        stack = np.stack([block_means(image[channel], model.intensity) for image in images])
         known = np.isfinite(stack)
         total = np.where(known, stack, 0.0).sum(axis=0)
         # A block that is air in every case is as good as the mean of all.

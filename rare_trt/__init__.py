@@ -23,7 +23,7 @@ __all__ = [
     "read_scan",
 ]
 
-# Loaded when first asked for: a client of `rare-trt serve` needs neither numpy nor nibabel, and
+# Loaded when first used: a client of `rare-trt serve` needs neither numpy nor nibabel, and
 # starts in a third of the time.
 _HOMES = {
     "Grid": "scan.geometry",
@@ -40,6 +40,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(import_module(f"rare_trt.{_HOMES[name]}"), name)
-    # The next look finds it at once.
+    # The next access finds it at once.
     globals()[name] = found
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class RareTrtError(Exception):
-    """Base of every error that is the input's or the environment's, not a bug."""
+    """Base of every error that the input or the environment causes; anything else is a bug."""
 
 
 class ScanError(RareTrtError):
@@ -16,11 +16,11 @@ class PackageError(RareTrtError):
 
 
 class SignatureError(PackageError):
-    """The package is not signed as was asked for, or the key is none."""
+    """The package is not signed as required, or the key is invalid."""
 
 
 class BackendError(RareTrtError):
-    """The backend asked for cannot run here, or gave answers that cannot be trusted."""
+    """The requested backend cannot run here, or gave labels that cannot be trusted."""
 
 
 class ShapeError(BackendError):
@@ -32,7 +32,7 @@ class OutputError(RareTrtError):
 
 
 class EngineWarning(UserWarning):
-    """An engine failed or does not fit; another backend gave the answer."""
+    """An engine failed or does not fit; another backend was used."""
 
 
 class SignatureWarning(UserWarning):

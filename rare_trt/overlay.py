@@ -16,7 +16,7 @@ GAP_PIXELS: Final = 8
 LEGEND_PIXELS: Final = 44
 OPACITY: Final = 0.55
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 COLOURS: Final = (
     (230, 159, 0),
     (86, 180, 233),
@@ -32,7 +32,7 @@ def picture_png(scan: Volume, labels: Volume, title: str, legend: Sequence[str])
     """Sagittal, coronal and axial planes of `scan` through the centre of `labels`, as PNG.
 
     Up is superior (anterior in the axial plane) and the patient's right is on the left, as
-    radiologists read. Each plane is shown in millimetres, whatever the voxels' proportions.
+    radiologists read. Each plane is shown in millimetres, independent of the voxels' proportions.
     `legend` has one text per label from 1 up.
     """
     from PIL import Image, ImageDraw

@@ -1,4 +1,4 @@
-"""What a segmentation gives back: labels, how they came about, and the files they are saved as."""
+"""The result of a segmentation: labels, how they were made, and the files they are saved as."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ REPORTED: Final = ("rare-trt", "openvino", "numpy", "nibabel")
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Labels uint8 [i, j, k] on `grid`, which is the scan's own unless another was asked for.
+    """Labels uint8 [i, j, k] on `grid`, which is the scan's own unless another was requested.
 
-    `volumes_mm3` holds one volume per label from 1 up, counted where the answer is finest.
+    `volumes_mm3` holds one volume per label from 1 up, counted at the finest spacing.
     `timings_ms` gives the milliseconds of each stage. `at_mm` is the point whose box was segmented,
     or None for the whole scan. `remarks` say what is odd about the scan itself.
     """
@@ -61,8 +61,8 @@ class Result:
                 found.append(f"empty label: {name}")
             elif not is_there:
                 found.append(
-                    f"label lost on this grid: {name} has {volume:.0f} mm3, but the largest share "
-                    "of no voxel; ask for a finer one with --spacing-out"
+                    f"label lost on this grid: {name} has {volume:.0f} mm3, but the majority of "
+                    "no voxel; choose a finer one with --spacing-out"
                 )
             elif not low <= volume <= high:
                 found.append(
@@ -117,7 +117,7 @@ class Result:
         return {"sha256": self.scan.sha256}
 
     def report_json(self) -> bytes:
-        """The report as a file holds it."""
+        """The report as the bytes of a JSON file."""
         return (json.dumps(self.report(), indent=2) + "\n").encode()
 
     def save(

@@ -30,7 +30,7 @@ def main(data: Path) -> None:
         blocks = scan.voxels[kept].reshape(ni, factor, nj, factor, nk, factor)
         full = scan.grid.box((0, 0, 0), (ni * factor, nj * factor, nk * factor))
         si, sj, sk = (s * factor for s in scan.grid.spacing_mm)
-        grid = full.regridded((si, sj, sk), (ni, nj, nk))
+        grid = full.regrid((si, sj, sk), (ni, nj, nk))
         mean = blocks.mean(axis=(1, 3, 5), dtype=np.float64).astype(np.float32)
         save(mean, grid, EXAMPLES / f"hippocampus_{name}.nii.gz")
         save(truth.voxels[kept].astype(np.uint8), full, EXAMPLES / "truth" / f"{name}.nii.gz")

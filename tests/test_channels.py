@@ -307,7 +307,7 @@ def test_every_voxel_of_every_file_is_read(
     for number, channel in enumerate(stored):
         np.testing.assert_array_equal(scan.volume.voxels[..., number], channel)
     np.testing.assert_array_equal(scan.volume.grid.affine, AFFINE)
-    assert scan.admitted is scan.volume.voxels
+    assert scan.validated is scan.volume.voxels
     assert not scan.volume.voxels.flags.writeable
     narrow = all(np.dtype(kind).itemsize <= 2 for kind in kinds) and slope is None
     assert scan.volume.voxels.itemsize <= (4 if narrow else 8)
@@ -463,15 +463,15 @@ def test_channels_that_are_too_large_together_are_refused(
     files: list[Path], voxels: Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = voxels[..., 0].nbytes
-    monkeypatch.setattr("rare_trt.scan.nifti.MAX_BYTES", 3 * one)
+    monkeypatch.setattr("rare_trt.scan.channels.MAX_BYTES", 3 * one)
     read_channels(files)
-    monkeypatch.setattr("rare_trt.scan.nifti.MAX_BYTES", 3 * one - 1)
+    monkeypatch.setattr("rare_trt.scan.channels.MAX_BYTES", 3 * one - 1)
     with pytest.raises(ScanError, match=f"T2w.nii.gz: brings the scan to {3 * one} bytes"):
         read_channels(files)
     # Counted as they are held: a float64 makes every channel one.
     image = nib.load(files[1])
     nib.save(nib.Nifti1Image(image.get_fdata(), image.affine), files[1])
-    monkeypatch.setattr("rare_trt.scan.nifti.MAX_BYTES", 6 * one)
+    monkeypatch.setattr("rare_trt.scan.channels.MAX_BYTES", 6 * one)
     with pytest.raises(ScanError, match=f"FLAIR.nii.gz: brings the scan to {8 * one} bytes"):
         read_channels(files)
 

@@ -453,7 +453,7 @@ def test_a_whole_head_is_refused_and_the_way_out_works(
         (["--route", "7"], "route 7"),
         (["--at=900,0,0"], "outside the scan"),
         (["--spacing-out", "-1"], "output spacing is -1 mm"),
-        (["--spacing-out", "0.01"], "answers at 0.5 to 10 mm"),
+        (["--spacing-out", "0.01"], "gives labels at 0.5 to 10 mm"),
         (["--spacing-out", "inf"], "output spacing is inf mm"),
         (["--spacing-out", "nan"], "output spacing is nan mm"),
         (["-o", "labels.txt"], "ends in .nii"),

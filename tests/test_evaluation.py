@@ -67,7 +67,7 @@ def test_distance_between_surfaces_is_in_millimetres() -> None:
 def test_labels_are_looked_up_in_the_world() -> None:
     grid = Grid((4, 4, 4), np.diag([2.0, 2.0, 2.0, 1.0]))
     labels = np.arange(64, dtype=np.uint8).reshape(4, 4, 4)
-    fine = grid.subdivided((2, 2, 2))
+    fine = grid.subdivide((2, 2, 2))
     assert (labels_at(labels, grid, fine) == np.kron(labels, np.ones((2, 2, 2)))).all()
     beyond = grid.box((-1, 0, 0), (6, 4, 4))
     found = labels_at(labels, grid, beyond)

@@ -243,7 +243,7 @@ def test_padding_does_not_count_as_field_of_view() -> None:
     region = select_region(padded, ACCEPTED, None)
     assert region.grid.shape == (36, 50, 36)
     assert (region.voxels == inner).all()
-    back = region.placed(np.ones((36, 50, 36), np.uint8))
+    back = region.place(np.ones((36, 50, 36), np.uint8))
     assert back.shape == (116, 130, 116)
     assert back.sum() == inner.size
     with pytest.raises(ScanError, match="76 x 90 x 76"):

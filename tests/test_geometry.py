@@ -115,7 +115,7 @@ def test_box_begins_at_its_first_voxel(grid: Grid, start: tuple[int, int, int]) 
 def test_regridded_keeps_the_centre_and_the_axes(
     grid: Grid, spacing: tuple[float, float, float], shape: tuple[int, int, int]
 ) -> None:
-    other = grid.regridded(spacing, shape)
+    other = grid.regrid(spacing, shape)
     assert other.shape == shape
     assert other.spacing_mm == pytest.approx(spacing)
     np.testing.assert_allclose(
@@ -131,7 +131,7 @@ def test_regridded_keeps_the_centre_and_the_axes(
 @quick
 @given(grids(), st.tuples(*[st.integers(1, 4)] * 3))
 def test_subdivided_covers_the_same_extent(grid: Grid, parts: tuple[int, int, int]) -> None:
-    fine = grid.subdivided(parts)
+    fine = grid.subdivide(parts)
     assert fine.shape == tuple(n * p for n, p in zip(grid.shape, parts, strict=True))
     for corner in product((0, 1), repeat=3):
         np.testing.assert_allclose(
@@ -144,7 +144,7 @@ def test_subdivided_covers_the_same_extent(grid: Grid, parts: tuple[int, int, in
 def test_undivided_is_the_very_same_affine() -> None:
     """Native axes must be exact identities, so not even the last bit may move."""
     grid = Grid((5, 6, 7), affine_of(rotation(np.ones(3), 20.0) * 0.7, (3.3, 4.4, 5.5)))
-    assert np.array_equal(grid.subdivided((1, 1, 1)).affine, grid.affine)
+    assert np.array_equal(grid.subdivide((1, 1, 1)).affine, grid.affine)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from rare_trt import Grid, Segmenter
 from rare_trt.cli import main
 from rare_trt.errors import ScanError
-from rare_trt.plan.memory import GIB, MIB, bytes_of, bytes_per_voxel, tile_shape, usual_limit
+from rare_trt.plan.memory import (
+    GIB,
+    MIB,
+    MemoryNeeds,
+    bytes_of,
+    bytes_per_voxel,
+    tile_shape,
+    usual_limit,
+)
 from rare_trt.plan.resampling import MAX_OVERLAP, ResamplingPlan, plan_resampling, tile_count, tiles
 from rare_trt.plan.routing import Route
 from rare_trt.scan.geometry import Shape
@@ -27,8 +35,13 @@ def steps_of(shape: Shape) -> ResamplingPlan:
     return plan_resampling(grid, ROUTE, grid)
 
 
+def needs(scan: Shape, part: Shape | None = None, per_voxel: float = PER_VOXEL) -> MemoryNeeds:
+    """Of a scan of 16 bits, all of it or a part of it segmented."""
+    return MemoryNeeds(scan, 2, (1, *(part or scan)), 3, per_voxel)
+
+
 def chosen(shape: Shape, limit: int) -> Shape:
-    return tile_shape(steps_of(shape), ROUTE, PER_VOXEL, shape, 2, (1, *shape), 3, limit)
+    return tile_shape(steps_of(shape), ROUTE, needs(shape), limit)
 
 
 def test_what_fits_is_run_in_one_piece_whatever_the_largest_trained_shape() -> None:
@@ -64,7 +77,7 @@ def test_more_memory_never_costs_more_work() -> None:
     steps = steps_of(shape)
     work = []
     for limit in (4 * GIB, 6 * GIB, 8 * GIB, 32 * GIB):
-        found = tile_shape(steps, ROUTE, PER_VOXEL, shape, 2, (1, *shape), 3, limit)
+        found = tile_shape(steps, ROUTE, needs(shape), limit)
         work.append(sum(prod(len(m) for m in t.in_matrices) for t in tiles(steps, found)))
     assert work == sorted(work, reverse=True)
     assert work[2] <= 1.4 * prod(shape)
@@ -88,20 +101,20 @@ def test_a_part_of_a_scan_that_does_not_fit_is_run() -> None:
     with pytest.raises(ScanError, match="segment a part of the scan with --at"):
         chosen(scan, limit)
     steps = steps_of(part)
-    found = tile_shape(steps, ROUTE, PER_VOXEL, scan, 2, (1, *part), 3, limit)
+    found = tile_shape(steps, ROUTE, needs(scan, part), limit)
     assert found == steps.working_shape
     with pytest.raises(ScanError, match="is 700 MiB"):
-        tile_shape(steps, ROUTE, PER_VOXEL, scan, 2, (1, *part), 3, 700 * MIB)
+        tile_shape(steps, ROUTE, needs(scan, part), 700 * MIB)
 
 
 def test_an_answer_finer_than_the_run_counts() -> None:
     """At 8 mm an answer at 1 mm has 512 voxels per voxel of the run."""
     grid = Grid((40, 40, 40), np.diag([8.0, 8.0, 8.0, 1.0]))
     route = Route(3, 8.0, (0.95, 1.05), 2, (12, 16, 14))
-    steps = plan_resampling(grid, route, grid.subdivided((8, 8, 8)))
+    steps = plan_resampling(grid, route, grid.subdivide((8, 8, 8)))
     logits = prod(steps.output_shape) * 3 * 4
     for limit, whole in ((2 * GIB, True), (600 * MIB, False)):
-        found = tile_shape(steps, route, 2816.0, grid.shape, 2, (1, *grid.shape), 3, limit)
+        found = tile_shape(steps, route, needs(grid.shape, per_voxel=2816.0), limit)
         assert (found == steps.working_shape) == whole
         assert logits * prod(found) / prod(steps.working_shape) < limit - 320 * MIB
 
@@ -125,7 +138,7 @@ def test_amounts_of_memory_are_read(text: str, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "4GB", "-1", "0", "GiB", "1e9", "9" * 400, "9" * 308 + "GiB"])
 def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no amount of memory"):
+    with pytest.raises(ValueError, match="not an amount of memory"):
         bytes_of(text)
 
 
@@ -151,7 +164,7 @@ def test_a_limit_that_is_no_amount_is_wrong_usage(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as ended:
         main(["infer", "scan.nii", "--memory-limit", "much"])
     assert ended.value.code == 2
-    assert "no amount of memory" in capsys.readouterr().err
+    assert "not an amount of memory" in capsys.readouterr().err
 
 
 def test_labels_do_not_hang_on_a_limit_that_is_not_reached(

@@ -461,7 +461,7 @@ def test_labels_on_a_finer_grid_lie_there_in_mm(
 ) -> None:
     affine = np.diag([per_mm] * 3 + [1.0]) @ OBLIQUE
     scan = scan_of(nifti(affine=affine, codes=codes, unit=unit))
-    fine = scan.volume.grid.subdivided((2, 1, 3))
+    fine = scan.volume.grid.subdivide((2, 1, 3))
     labels = LABELS.repeat(2, axis=0).repeat(3, axis=2)
     data = label_bytes(labels, scan, fine, False)
     found = scan_of(data)

@@ -168,7 +168,7 @@ def test_a_negative_is_refused_before_the_network_runs(
 def test_a_package_that_does_not_know_cannot_be_strict(tiny_package_folder: Path) -> None:
     with (
         Segmenter.load(tiny_package_folder) as segmenter,
-        pytest.raises(ScanError, match="does not say what its training data look like"),
+        pytest.raises(ScanError, match="does not describe its training distribution"),
     ):
         segmenter.segment("never read.nii", strict=True)
 

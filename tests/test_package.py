@@ -169,7 +169,7 @@ def test_a_package_may_itself_be_behind_a_link(copy: Path, tmp_path: Path) -> No
 def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(copy: Path, name: str) -> None:
     (copy / name).unlink()
     os.mkfifo(copy / name)
-    with pytest.raises(PackageError, match="it is no file"):
+    with pytest.raises(PackageError, match="it is not a file"):
         open_package(copy).read(name)
 
 

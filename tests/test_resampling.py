@@ -198,7 +198,7 @@ def test_grids_that_are_turned_against_each_other_are_refused() -> None:
 @given(grids(), routes())
 def test_native_scan_is_taken_and_answered_as_it_is(grid: Grid, route: Route) -> None:
     """Inside the native band the working voxels are the scan's own."""
-    own = grid.regridded((route.spacing_mm * 0.96, route.spacing_mm, route.spacing_mm), grid.shape)
+    own = grid.regrid((route.spacing_mm * 0.96, route.spacing_mm, route.spacing_mm), grid.shape)
     steps = plan_resampling(own, route, own)
     assert steps.core == own.shape
     for n, into, out in zip(own.shape, steps.in_matrices, steps.out_matrices, strict=True):
@@ -211,7 +211,7 @@ def test_native_scan_is_taken_and_answered_as_it_is(grid: Grid, route: Route) ->
 @given(grids(), routes())
 def test_native_axis_is_exact_beside_a_resampled_one(grid: Grid, route: Route) -> None:
     s = route.spacing_mm
-    mixed = grid.regridded((s, s * 1.7, s * 0.3), grid.shape)
+    mixed = grid.regrid((s, s * 1.7, s * 0.3), grid.shape)
     steps = plan_resampling(mixed, route, mixed)
     into, out = steps.in_matrices[0], steps.out_matrices[0]
     assert np.array_equal(into, np.eye(len(into), mixed.shape[0]))
@@ -251,7 +251,7 @@ def test_padding_is_zero_at_the_end_and_the_least_that_the_network_takes(
 @given(grids(), routes(), st.floats(-1e3, 1e3))
 def test_constant_stays_constant_up_to_the_border(grid: Grid, route: Route, value: float) -> None:
     """The way back must not mix in the padding."""
-    fine = grid.subdivided(subvoxel_counts(grid, 1.0))
+    fine = grid.subdivide(subvoxel_counts(grid, 1.0))
     found = through(plan_resampling(grid, route, fine), np.full(grid.shape, value))
     np.testing.assert_allclose(found, value, atol=1e-6 * abs(value) + 1e-12)
 
@@ -281,7 +281,7 @@ def test_world_positions_land_where_they_belong(
     off by the widened triangle's lopsidedness.
     """
     grid = reordered(np.empty(grid.shape), grid, order, flipped)[1]
-    target = grid.subdivided(parts)
+    target = grid.subdivide(parts)
     working = np.array(route.working_spacing_mm(grid.spacing_mm))
     coarser = np.maximum(working / grid.spacing_mm, 1.0)
     # Beyond this distance from a face no kernel, there or back, is cut off by the border.
@@ -307,8 +307,8 @@ def test_world_positions_are_exact_where_nothing_is_made_coarser(
     grid: Grid, spacing: tuple[float, float, float], order: Any, flipped: Any
 ) -> None:
     """0.5 mm to 1 mm is a whole ratio; all others go to a finer grid and a yet finer answer."""
-    grid = reordered(np.empty(grid.shape), grid.regridded(spacing, grid.shape), order, flipped)[1]
-    target = grid.subdivided(subvoxel_counts(grid, 1.0))
+    grid = reordered(np.empty(grid.shape), grid.regrid(spacing, grid.shape), order, flipped)[1]
+    target = grid.subdivide(subvoxel_counts(grid, 1.0))
     index = grid.index(world_field(target))
     to_face = np.minimum(index + 0.5, np.array(grid.shape) - 0.5 - index) * grid.spacing_mm
     inner = (to_face > 2.0 + np.array(grid.spacing_mm)).all(axis=-1)
@@ -354,7 +354,7 @@ def plans(draw: st.DrawFn) -> tuple[Grid, ResamplingPlan]:
     """Plans whose answer is finer than their scan, offset, larger or smaller than it."""
     grid = draw(grids(spacing_mm=(0.6, 3.0), size=(1, 40)))
     route = Route(0, 1.0, BAND, 8, UNLIMITED)
-    fine = grid.subdivided(subvoxel_counts(grid, 1.0))
+    fine = grid.subdivide(subvoxel_counts(grid, 1.0))
     start = draw(st.tuples(*[st.integers(-6, 6)] * 3))
     target = draw(st.sampled_from((fine, fine.box(start, fine.shape), fine.box(start, (9, 9, 9)))))
     return grid, plan_resampling(grid, route, target)

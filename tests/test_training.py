@@ -103,7 +103,7 @@ def test_the_same_labels_from_torch_and_from_the_runtime(
         canonical = Canonical(volume.grid)
         voxels = canonical.from_scan(volume.voxels)[None]
         factor = 2**route
-        full = canonical.grid.subdivided((factor, factor, factor))
+        full = canonical.grid.subdivide((factor, factor, factor))
         inputs = route_inputs(
             voxels, canonical.grid, route, full, checkpoint.recipe, torch.device("cpu")
         )

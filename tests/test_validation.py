@@ -302,7 +302,7 @@ def test_sizes_of_64_bits_do_not_overflow() -> None:
 
 def test_compressed_bytes_that_cannot_hold_what_is_declared_take_no_memory() -> None:
     data = gzip.compress(nifti(dim=[3, 1000, 1000, 1000, 1, 1, 1, 1]))
-    assert "cannot hold" in refused(data)
+    assert "cannot contain" in refused(data)
     assert peak_bytes(data) < 64 << 20
 
 
@@ -503,12 +503,12 @@ def test_voxels_of_one_value_are_refused(examples: Path, tmp_path: Path) -> None
         segmenter.segment(tmp_path / "flat.nii")
 
 
-def test_admitted_voxels_cannot_be_changed_unnoticed() -> None:
+def test_validated_voxels_cannot_be_changed_unnoticed() -> None:
     """They are looked at once: so nothing may write to them afterwards."""
     for slope in (1.0, 2.0):
         for data in (nifti(scl_slope=slope), gzip.compress(nifti(scl_slope=slope))):
             scan = scan_from_bytes(data, "scan")
-            assert scan.admitted is scan.volume.voxels
+            assert scan.validated is scan.volume.voxels
             with pytest.raises(ValueError, match="read-only"):
                 scan.volume.voxels[0, 0, 0] = 1
 

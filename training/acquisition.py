@@ -147,4 +147,4 @@ def _corrupted(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.float3
 def _averaged_grid(full: Grid, factor: int) -> Grid:
     i, j, k = (n // factor for n in full.shape)
     si, sj, sk = (s * factor for s in full.spacing_mm)
-    return full.regridded((si, sj, sk), (i, j, k))
+    return full.regrid((si, sj, sk), (i, j, k))

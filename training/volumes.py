@@ -101,7 +101,7 @@ def _answered(
     labels = case.labels[kept]
     full = Grid((labels.shape[0], labels.shape[1], labels.shape[2]), case.grid.affine)
     si, sj, sk = (spacing * factor for spacing in full.spacing_mm)
-    low = full.regridded((si, sj, sk), (shape[0], shape[1], shape[2]))
+    low = full.regrid((si, sj, sk), (shape[0], shape[1], shape[2]))
     along = axis_matrices(full, low)
     voxels = case.voxels[(slice(None), *kept)]
     scan = np.einsum("ai,bj,ck,nijk->nabc", *along, voxels, optimize=True).astype(np.float32)

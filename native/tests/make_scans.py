@@ -178,7 +178,7 @@ def elsewhere(one: Volume) -> Iterator[Question]:
     i, j, k = padded.shape
     yield Question("1 mm, padded", "hippocampus", Volume(padded, Grid((i, j, k), grid.affine)))
     for spacing in ((1.0, 1.0, 0.8), (1.3, 1.1, 1.2), (0.9, 1.25, 1.5)):
-        stretched = one.grid.regridded(spacing, one.grid.shape)
+        stretched = one.grid.regrid(spacing, one.grid.shape)
         yield Question(f"spacing {spacing}", "hippocampus", Volume(one.voxels, stretched))
     thick = np.ascontiguousarray(one.voxels[:, :, ::4])
     affine = one.grid.affine.copy()

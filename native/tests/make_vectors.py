@@ -14,14 +14,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.backends import Arithmetic
 from rare_trt.errors import PackageError, ScanError
-from rare_trt.package.manifest import EngineEntry, Manifest, _engine
+from rare_trt.package.manifest import EngineEntry, Manifest
 from rare_trt.package.manifest_json import SEAL_BYTES, json_with_seal, manifest_from_json
-from rare_trt.plan.memory import MIB, bytes_per_voxel, tile_shape
+from rare_trt.plan.memory import MIB, MemoryNeeds, bytes_per_voxel, tile_shape
 from rare_trt.plan.resampling import (
     ResamplingPlan,
     majority_vote,
@@ -233,7 +234,9 @@ def tile_shape_vector(
     try:
         steps, image = plan_resampling(grid, route, grid), (channels, *shape)
         stack = (*scan, channels)
-        tile = tile_shape(steps, route, per_voxel, stack, stored, image, CLASSES, limit_mib * MIB)
+        tile = tile_shape(
+            steps, route, MemoryNeeds(stack, stored, image, CLASSES, per_voxel), limit_mib * MIB
+        )
     except ScanError:
         return found | REFUSED
     return found | {"tile": tile}
@@ -244,7 +247,7 @@ def plan_vector(
 ) -> dict[str, Any]:
     grid, route = Grid(shape, matrix), ROUTES[index]
     parts = subvoxel_counts(grid, 1.0)
-    steps = plan_resampling(grid, route, grid.subdivided(parts))
+    steps = plan_resampling(grid, route, grid.subdivide(parts))
     found: dict[str, Any] = {"shape": shape, "affine": numbers(matrix), "route": index}
     found |= {"max_shape": max_shape, "parts": parts, "core": steps.core}
     if max_shape is None:
@@ -652,7 +655,7 @@ def obstacle_cases() -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 def obstacle_vector(engine: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
     manifest = manifest_from_json(TINY.read_bytes())
-    entry: EngineEntry = _engine(engine_values() | engine)
+    entry: EngineEntry = msgspec.convert(engine_values() | engine, EngineEntry)
     capability = machine.get("compute_capability", "8.9")
     here = Machine(
         "linux-x86_64",

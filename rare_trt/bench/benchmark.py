@@ -69,7 +69,7 @@ def bench(
     Some figures come from processes of their own, which open the package again; with `key` they
     verify its signature.
 
-    All precisions and routes take turns, so that whatever else the machine does slows all of them.
+    All precisions and routes take turns, so that other work of the machine slows all of them.
     Raises RareTrtError where a precision is not on offer, where a scan cannot be segmented, and,
     unless `anyway`, where other processes load the machine before, during or after.
     """
@@ -137,7 +137,7 @@ def usable_cpus() -> int:
 
 
 def peak_host_bytes() -> int | None:
-    """The most memory that this process has held so far; None where the system does not say."""
+    """The peak memory of this process so far; None where the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -241,7 +241,7 @@ def _time_scan(
 def _summary(
     runs: Sequence[Run], route: int, asked: Arithmetic | None, memory: tuple[int | None, int]
 ) -> Warm:
-    """What `runs` say of one route in one precision."""
+    """The summary of `runs` for one route in one precision."""
     own = [run for run in runs if (run.scan.route, run.asked) == (route, asked)]
     by_kind = {
         kind: [run for run in own if run.kind == kind]

@@ -19,7 +19,7 @@ MAX_LOAD: Final = 0.1
 def require_quiet(anyway: bool) -> str:
     """One line on the load by other processes, to be printed with the figures.
 
-    Raises RareTrtError where they take more than MAX_LOAD, or where that cannot be told, unless
+    Raises RareTrtError where they take more than MAX_LOAD, or where that is unknown, unless
     `anyway`.
     """
     try:

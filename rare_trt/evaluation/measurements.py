@@ -184,7 +184,7 @@ def labels_on(
     """`labels` on `grid` as each voxel of `target` sees them: the label with the largest share of
     it, over 3 x 3 x 3 points."""
     parts = (POINTS, POINTS, POINTS)
-    return majority_vote(labels_at(labels, grid, target.subdivided(parts)), parts, classes)
+    return majority_vote(labels_at(labels, grid, target.subdivide(parts)), parts, classes)
 
 
 def labels_at(labels: NDArray[np.uint8], grid: Grid, target: Grid) -> NDArray[np.uint8]:
@@ -203,7 +203,7 @@ def _own_dice(segmenter: Segmenter, volume: Volume, case: Case, classes: int) ->
     if not np.allclose(parts, whole, atol=1e-6):
         return [float("nan")] * (classes - 1)
     i, j, k = np.diag(whole).astype(int).tolist()
-    fine = labels_at(case.labels, case.grid, volume.grid.subdivided((i, j, k)))
+    fine = labels_at(case.labels, case.grid, volume.grid.subdivide((i, j, k)))
     truth = majority_vote(fine, (i, j, k), classes)
     return dice(segmenter.segment(Scan(volume)).labels, truth, classes)
 

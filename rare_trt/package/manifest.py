@@ -40,7 +40,8 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class Model:
-    """What the network answers, and for which scans. `seen` may be unknown: older packages."""
+    """What the network predicts, and for which scans. `seen`, the training distribution, is unknown
+    in older packages."""
 
     task: str
     labels: tuple[str, ...]
@@ -91,7 +92,7 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class BuilderOptions:
-    """How an engine is built. The precision is none of these: it is in the graph.
+    """How an engine is built. The precision is not among them: it is in the graph.
 
     `workspace_mib` caps the scratch memory of any one layer, `optimization_level` is the library's
     0 (quick build) to 5, None is its own default. `version_compatible` engines run on later
@@ -113,7 +114,7 @@ class EngineEntry:
 
     `graph_sha256` stands for graph and weights (Manifest.graph_sha256). `gpu` is the GPU it was
     built on, None where it was built without one. `compute_capabilities` lists those it is for.
-    `profile` holds the smallest, typical and largest shape of each input.
+    `profile` lists the smallest, typical and largest shape of each input.
     """
 
     backend: EngineBackend
@@ -131,7 +132,7 @@ class EngineEntry:
 
 @dataclass(frozen=True)
 class GoldenEntry:
-    """A scan at a route's spacing and the labels the reference gives it, at base spacing."""
+    """A scan at a route's spacing and the reference network's labels of it, at base spacing."""
 
     route: int
     kind: str
@@ -145,7 +146,7 @@ class Variant:
     """A way to run a route on a CPU, measured against float32 on labelled scans.
 
     `dice_lost` is how much lower its mean Dice against manual labels is, `agreement` the mean Dice
-    between the two answers, `speed` how many times as fast it ran on the CPU it was measured on.
+    between the two label maps, `speed` how many times as fast it ran on the CPU it was measured on.
     """
 
     arithmetic: Arithmetic
@@ -159,8 +160,8 @@ class CalibrationEntry:
     """How a route was quantised, and what may run it on a CPU.
 
     Ranges by `method` over `scans` scans whose hash is `scans_sha256`. `int8_convolutions` of
-    `convolutions` are INT8; none: `reason` says why. `table` is the file with every step of the
-    search. `variants` held the budget on `measured_scans` other scans, fastest first.
+    `convolutions` are INT8; none: `reason` is why. `table` is the file with every step of the
+    search. `variants` kept within the budget on `measured_scans` other scans, fastest first.
     """
 
     route: int

@@ -51,7 +51,7 @@ SEAL_BYTES: Final = len(seal(b""))
 def manifest_from_json(data: bytes, *, fits_schema: bool = False) -> Manifest:
     """The manifest in `data`; raises PackageError that names what is wrong.
 
-    `fits_schema` says that these very bytes were checked against the schema before.
+    `fits_schema`: these very bytes were checked against the schema before.
     """
     try:
         values = json.loads(
@@ -67,7 +67,7 @@ def manifest_from_json(data: bytes, *, fits_schema: bool = False) -> Manifest:
         values = _upgrade(values, data)
     if not fits_schema:
         _check_schema(values)
-    # Not strict: to the schema 8.0 is an integer, and a field of integers must hold one.
+    # Not strict: 8.0 is an integer to the schema, and must become one here.
     manifest = msgspec.convert(values, Manifest, strict=False)
     fault = first_fault(manifest)
     if fault is not None:
@@ -94,8 +94,8 @@ def _upgrade(values: dict[str, Any], data: bytes) -> dict[str, Any]:
             f"{MANIFEST} has a seal, which format version {version} has not; it was damaged or "
             "changed by hand: install the package again"
         )
-    # Version 2 added engines, version 3 INT8 and its calibration, version 4 the seal and what the
-    # training scans look like, and they changed nothing else.
+    # Version 2 added engines, version 3 INT8 and its calibration, version 4 the seal and the
+    # training distribution, and they changed nothing else.
     if version == 1:
         values, version = {**values, "engines": []}, 2
     if version == 2:
@@ -138,7 +138,7 @@ def schema_json() -> bytes:
 
 
 def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _bounded(text: str) -> int:

@@ -1,4 +1,4 @@
-"""The package: one folder with manifest.json and files, each held to its SHA-256."""
+"""The package: one folder with manifest.json and files, each verified against its SHA-256."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Package:
     manifest_sha256: str
 
     def read(self, name: str) -> bytes:
-        """The file `name`, read once and held to its hash; raises PackageError otherwise.
+        """The file `name`, read once and verified against its hash; raises PackageError.
 
         What is returned is what was hashed: parsers get these bytes, never the path.
         """
@@ -175,7 +175,7 @@ def _read(path: Path, limit: int) -> bytes:
         with os.fdopen(handle, "rb") as file:
             if stat.S_ISREG(os.fstat(handle).st_mode):
                 return file.read(limit + 1)
-        reason = "it is no file"
+        reason = "it is not a file"
     except OSError as error:
         reason = error.strerror or str(error)
     raise PackageError(

@@ -1,6 +1,6 @@
 """Who made a package: an Ed25519 signature over the bytes of its manifest, and so over every file.
 
-manifest.sig holds its 64 bytes. Keys are PEM files as openssl makes them.
+manifest.sig contains its 64 bytes. Keys are PEM files as openssl makes them.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _key_bytes(path: Path) -> bytes:
 
 def _no_key(path: Path, half: str, how: str) -> SignatureError:
     return SignatureError(
-        f"{path}: is no {half} Ed25519 key in PEM without a password: make one with `{how}`"
+        f"{path}: is not a {half} Ed25519 key in PEM without a password: make one with `{how}`"
     )
 
 

@@ -43,8 +43,8 @@ def write_package(
     Everything is written beside `folder` first, and takes its place when it is on the disk, so
     that at every moment the old package or the new one is there, where the file system can
     exchange two names (Linux: ext4, XFS, Btrfs, tmpfs, overlay). Elsewhere there is a moment
-    between two renames; a process killed in it leaves the old package beside, and opening says so.
-    The signature of a package that was replaced goes with it, with a SignatureWarning.
+    between two renames; a process killed in it leaves the old package beside it, and opening
+    reports that. The signature of a replaced package is removed, with a SignatureWarning.
     """
     refuse_folder(folder, overwrite=overwrite)
     folder = Path(realpath(folder))
@@ -81,7 +81,7 @@ def store_engines(
     """Makes `engines` those of the package in its folder; `contents` are the new ones' files.
 
     The files come first and the manifest last, each renamed into place, so that the package is
-    whole at every moment. A signature no longer holds: it is removed, with a SignatureWarning.
+    whole at every moment. A signature is no longer valid: it is removed, with a SignatureWarning.
     Raises OutputError, with the package as it was.
     """
     manifest = with_engines(package.manifest, engines, contents)
@@ -90,7 +90,7 @@ def store_engines(
     new = {package.inside(name): content for name, content in contents.items()}
     gone = [package.inside(name) for name in set(package.manifest.files) - set(manifest.files)]
     refuse_changed(package)
-    # All or none: the manifest is renamed last, and what was written before it goes if it fails.
+    # All or none: the manifest is renamed last, and the files before it are removed if it fails.
     write_files({**new, package.folder / MANIFEST: data}, overwrite=True)
     for path in gone:
         path.unlink(missing_ok=True)
@@ -139,8 +139,7 @@ def refuse_folder(folder: Path, *, overwrite: bool) -> None:
         refuse_existing([folder])
     if folder.is_dir() and any(folder.iterdir()) and not is_package(folder):
         raise OutputError(
-            f"{folder}: is a folder that holds no package; expected one to replace: name another "
-            "output"
+            f"{folder}: is a folder without a package; expected one to replace: name another output"
         )
     parent = next(path for path in folder.parents if path.exists())
     if not os.access(parent, os.W_OK):
@@ -148,7 +147,7 @@ def refuse_folder(folder: Path, *, overwrite: bool) -> None:
 
 
 def _put(new: Path, folder: Path) -> None:
-    """Gives the folder `new` the name `folder`; what had it before goes."""
+    """Renames the folder `new` to `folder`, replacing it."""
     if not folder.exists():
         rename_new(new, folder)
         return
@@ -167,10 +166,10 @@ def _put(new: Path, folder: Path) -> None:
 
 
 def sign_package(name_or_folder: str, key: Path) -> Path:
-    """Signs a package with the private key in the file `key`; gives the file of the signature.
+    """Signs a package with the private key in the file `key`; returns the path of the signature.
 
-    A signature that is there already is replaced. Raises RareTrtError where the key is none, where
-    a file of the package is not what the manifest says, or where nothing can be written.
+    A signature that is there already is replaced. Raises RareTrtError where the key is invalid,
+    where a file of the package differs from the manifest, or where the signature cannot be written.
     """
     package = open_package(name_or_folder)
     data = read_manifest(package.folder)
@@ -187,8 +186,8 @@ def sign_package(name_or_folder: str, key: Path) -> Path:
 
 def _warn_unsigned(folder: Path) -> None:
     warnings.warn(
-        f"{folder}: was changed, so its signature no longer holds and was removed: sign it again "
-        "with `rare-trt sign`",
+        f"{folder}: was changed, so its signature was no longer valid and was removed: sign it "
+        "again with `rare-trt sign`",
         SignatureWarning,
         stacklevel=3,
     )

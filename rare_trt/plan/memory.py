@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from math import ceil, inf, prod
 from typing import Any, Final
@@ -20,10 +21,10 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 UNITS: Final[Mapping[str, int]] = {"": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 
-# Tiles move answers by a few voxels, so the limit is the same wherever there is memory for it.
+# Tiles move labels by a few voxels, so the limit is the same wherever there is memory for it.
 USUAL_LIMIT: Final = 8 * GIB
 
-# Interpreter, libraries, weights, and what a run takes whatever its size.
+# Interpreter, libraries, weights, and the part of a run that does not depend on its size.
 FIXED_BYTES: Final = 320 * MIB
 
 # The largest tensors of a route have twice the filters of the route before it. Their bytes per
@@ -37,8 +38,8 @@ BYTES_PER_FILTER: Final[Mapping[Arithmetic, float]] = {
     "int8+bf16": 13.0,
 }
 
-# The logits of an answer that is finer than the run, as on coarse routes: per class and voxel of
-# the answer beyond those of the run, whose own are among the tensors above.
+# The logits of an output grid that is finer than the run, as on coarse routes: per class and output
+# voxel beyond those of the run, whose own are among the tensors above.
 ANSWER_BYTES: Final = 10.0
 
 # Per voxel of a channel that is being normalised: its foreground in float32 and in float64.
@@ -57,7 +58,9 @@ def bytes_of(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB)?", text.strip())
     count = 0.0 if found is None else float(found[1]) * UNITS[found[2] or ""]
     if not 0.0 < count < inf:
-        raise ValueError(f"{text!r} is no amount of memory; expected bytes or, say, 512MiB or 4GiB")
+        raise ValueError(
+            f"{text!r} is not an amount of memory; expected bytes or, say, 512MiB or 4GiB"
+        )
     return int(count)
 
 
@@ -69,60 +72,74 @@ def bytes_per_voxel(network: Mapping[str, Any], route: int, computed: Arithmetic
     return float(filters << route) * BYTES_PER_FILTER[computed]
 
 
-def tile_shape(
-    steps: ResamplingPlan,
-    route: Route,
-    per_voxel: float,
-    scan: tuple[int, ...],
-    stored: int,
-    shown: tuple[int, ...],
-    classes: int,
-    limit: int,
-) -> Shape:
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """What segmenting one scan takes: stored voxels of shape `scan` [i, j, k, ...] and `itemsize`
+    bytes each, a normalised image of shape `image` [c, i, j, k], labels in `classes`, and
+    `bytes_per_voxel` per working voxel of a run."""
+
+    scan: tuple[int, ...]
+    itemsize: int
+    image: tuple[int, ...]
+    classes: int
+    bytes_per_voxel: float
+
+    def resident(self, plan: ResamplingPlan) -> int:
+        """Bytes that stay in memory beside a run."""
+        # Stored in two orders, the image, and the labels of the output grid and of the scan.
+        output = prod(plan.output_shape)
+        arrays = prod(self.scan) * 2 * self.itemsize + prod(self.image) * 4
+        return FIXED_BYTES + arrays + output + max(output, prod(self.scan[:3]))
+
+    def preparing(self) -> int:
+        """Bytes that normalising takes for a moment, beside what stays."""
+        return prod(self.image[1:]) * PREPARED_BYTES
+
+    def per_voxel(self, plan: ResamplingPlan) -> float:
+        """Bytes of a run per working voxel, the logits of a finer output grid included."""
+        finer = prod(plan.output_shape) / prod(plan.working_shape) - 1.0
+        return self.bytes_per_voxel + max(0.0, finer) * ANSWER_BYTES * self.classes
+
+
+def tile_shape(plan: ResamplingPlan, route: Route, needs: MemoryNeeds, limit: int) -> Shape:
     """The working shape that a run may have so that the whole process stays within `limit` bytes.
 
     The whole volume where it fits, else the tiles that cost least, none smaller than the route's
-    `max_shape`. `per_voxel` is what a run takes per working voxel; `scan` is the scan's shape
-    [i, j, k, ...] with `stored` bytes per voxel, `shown` the shape [c, i, j, k] of what is
-    segmented of it, in `classes`. Raises ScanError where not even the smallest tiles fit.
+    `max_shape`. Raises ScanError where not even the smallest tiles fit.
     """
-    # Stored in two orders, and what is shown normalised; labels of the answer and of the scan.
-    whole, answer = steps.working_shape, prod(steps.output_shape)
-    per_voxel += max(0.0, answer / prod(whole) - 1.0) * ANSWER_BYTES * classes
-    held = FIXED_BYTES + prod(scan) * 2 * stored + prod(shown) * 4
-    held += answer + max(answer, prod(scan[:3]))
-    preparing = held + prod(shown[1:]) * PREPARED_BYTES
-    if max(preparing, held + prod(whole) * per_voxel) <= limit:
-        return whole
-    axes = [_axis_choices(steps, route, axis) for axis in range(3)]
-    least = prod(sizes[0] for sizes in axes)
-    needed = ceil(max(preparing, held + least * per_voxel))
+    resident, per_voxel = needs.resident(plan), needs.per_voxel(plan)
+    preparing = resident + needs.preparing()
+    if max(preparing, resident + prod(plan.working_shape) * per_voxel) <= limit:
+        return plan.working_shape
+    axes = [_axis_choices(plan, route, axis) for axis in range(3)]
+    smallest = prod(sizes[0] for sizes in axes)
+    needed = ceil(max(preparing, resident + smallest * per_voxel))
     if needed > limit:
         raise ScanError(
             f"segmenting this scan takes {_mib(needed)} in the smallest tiles; the memory limit is "
             f"{_mib(limit)}: allow more with --memory-limit (memory_limit), or segment a part of "
             "the scan with --at"
         )
-    fitting = [shape for shape in product(*axes) if held + prod(shape) * per_voxel <= limit]
-    i, j, k = min(fitting, key=lambda shape: (_work(steps, shape), *shape))
+    fitting = [shape for shape in product(*axes) if resident + prod(shape) * per_voxel <= limit]
+    i, j, k = min(fitting, key=lambda shape: (_work(plan, shape), *shape))
     return i, j, k
 
 
-def _axis_choices(steps: ResamplingPlan, route: Route, axis: int) -> list[int]:
+def _axis_choices(plan: ResamplingPlan, route: Route, axis: int) -> list[int]:
     """Sizes of a tile along `axis`, ascending: for each number of tiles the least that will do."""
-    whole = steps.working_shape[axis]
+    whole = plan.working_shape[axis]
     sizes = range(route.max_shape[axis], whole, route.multiple)
     least: dict[int, int] = {}
     for size in sizes:
-        least.setdefault(tile_count(steps.core[axis], size), size)
+        least.setdefault(tile_count(plan.core[axis], size), size)
     return sorted({min(whole, route.max_shape[axis]), *least.values(), whole})
 
 
-def _work(steps: ResamplingPlan, shape: tuple[int, ...]) -> int:
+def _work(plan: ResamplingPlan, shape: tuple[int, ...]) -> int:
     """Working voxels that are run in tiles of `shape`, overlap included."""
     return prod(
         size if size >= whole else size * tile_count(core, size)
-        for size, whole, core in zip(shape, steps.working_shape, steps.core, strict=True)
+        for size, whole, core in zip(shape, plan.working_shape, plan.core, strict=True)
     )
 
 

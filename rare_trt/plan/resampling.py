@@ -26,7 +26,7 @@ Matrices: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np
 BUCKET = 16
 
 # Neighbouring tiles share half of their voxels, up to this many: half of what the shipped network
-# was shown in training. More would be paid for in time by every large volume.
+# saw in training. More would slow every large volume down.
 MAX_OVERLAP = 64
 
 # Axes that drift apart by more than this over a volume are not parallel.
@@ -80,7 +80,7 @@ def plan_resampling(grid: Grid, route: Route, output_grid: Grid) -> ResamplingPl
     """
     spacing = route.working_spacing_mm(grid.spacing_mm)
     core = _covering_shape(grid, spacing)
-    working = grid.regridded(spacing, core)
+    working = grid.regrid(spacing, core)
     into, out = [], []
     to_working, to_output = axis_matrices(grid, working), axis_matrices(working, output_grid)
     for axis in range(3):
@@ -98,8 +98,8 @@ def axis_matrices(source: Grid, target: Grid) -> list[NDArray[np.float64]]:
     """Weights [target voxels, source voxels] that resample along i, j and k.
 
     Linear interpolation between voxel centres; where the target is coarser, the triangle is
-    widened to the target's spacing, which averages away what the target cannot hold. Rows sum to
-    one, also within the outer half voxel, so a constant stays constant up to the border. Target
+    widened to the target's spacing, which averages away what the target cannot represent. Rows sum
+    to one, also within the outer half voxel, so a constant stays constant up to the border. Target
     voxels centred outside the source's extent are zero. Raises ValueError where the grids' axes
     are not parallel.
     """
@@ -109,7 +109,7 @@ def axis_matrices(source: Grid, target: Grid) -> list[NDArray[np.float64]]:
     stray = np.abs(step - np.diag(np.diag(step))).max() * max(target.shape)
     if stray > MAX_STRAY_VOXELS:
         raise ValueError("the grids' axes are not parallel: reorient them first")
-    # Rounded far below a voxel: the last bits hang on the order in which a file stores its axes.
+    # Rounded far below a voxel: the last bits depend on the order in which a file stores its axes.
     first = source.index(target.affine[:3, 3]).round(9).tolist()
     steps = np.diag(step).round(12).tolist()
     return [
@@ -137,7 +137,7 @@ def _weights(size: int, first: float, step: float, samples: int) -> NDArray[np.f
 def tiles(plan: ResamplingPlan, max_shape: Shape) -> Iterator[Tile]:
     """Cuts `plan` into runs whose working shape is at most `max_shape`; one run where it fits.
 
-    Neighbouring tiles overlap; each answers the output voxels nearest to its own centre. A tile is
+    Neighbouring tiles overlap; each gives the output voxels nearest to its own centre. A tile is
     nothing but rows and columns of the plan's matrices, and the slab of the scan they touch.
     """
     axes = [_axis_tiles(plan, axis, max_shape[axis]) for axis in range(3)]
@@ -163,7 +163,7 @@ def _axis_tiles(plan: ResamplingPlan, axis: int, max_size: int) -> list[_AxisTil
     if len(into) <= max_size:
         everything = slice(0, into.shape[1])
         return [_AxisTile(everything, into, out, slice(0, len(out)))]
-    # Tiles hold the scan's own voxels alone, no padding, and their answers stay half an overlap
+    # Tiles have the scan's own voxels alone, no padding, and their output stays half an overlap
     # away from their cut faces.
     size = plan.core[axis]
     count = tile_count(size, max_size)
@@ -193,39 +193,39 @@ def tile_count(size: int, tile: int) -> int:
 
 
 def subvoxel_counts(grid: Grid, base_spacing_mm: float) -> Shape:
-    """Into how many parts per axis the answer subdivides a voxel of `grid`.
+    """Into how many sub-voxels per axis the output subdivides a voxel of `grid`.
 
-    The network's answer lives at its base spacing: a voxel of a coarse scan is several voxels of
-    the answer, and its label is the class with the largest share of them.
+    The network predicts labels at its base spacing: a voxel of a coarse scan is several voxels of
+    the prediction, and its label is their majority vote.
     """
     i, j, k = (max(1, ceil(s / base_spacing_mm - 0.05)) for s in grid.spacing_mm)
     return i, j, k
 
 
-def majority_vote(answer: NDArray[np.uint8], parts: Shape, classes: int) -> NDArray[np.uint8]:
-    """Labels of voxels from the labels of their `parts` sub-voxels; ties go to the lower label."""
+def majority_vote(fine: NDArray[np.uint8], parts: Shape, classes: int) -> NDArray[np.uint8]:
+    """Labels of voxels from the `fine` ones of their `parts` sub-voxels; ties go to the lower."""
     if parts == (1, 1, 1):
-        return answer
+        return fine
     i, j, k = parts
-    ni, nj, nk = (n // p for n, p in zip(answer.shape, parts, strict=True))
-    blocks = np.ascontiguousarray(answer).reshape(ni, i, nj, j, nk, k)
+    ni, nj, nk = (n // p for n, p in zip(fine.shape, parts, strict=True))
+    blocks = np.ascontiguousarray(fine).reshape(ni, i, nj, j, nk, k)
     labels = np.zeros((ni, nj, nk), np.uint8)
-    # What the labels after it leave is the background's share.
-    shares = [_shares(blocks == label) for label in range(1, classes)]
+    counts = [_counts(blocks == label) for label in range(1, classes)]
+    # The background has the rest.
     best = np.full((ni, nj, nk), i * j * k, np.int32)
-    for share in shares:
-        best -= share
-    for label, share in enumerate(shares, start=1):
-        labels[share > best] = label
-        np.maximum(best, share, out=best)
+    for count in counts:
+        best -= count
+    for label, count in enumerate(counts, start=1):
+        labels[count > best] = label
+        np.maximum(best, count, out=best)
     return labels
 
 
-def _shares(blocks: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _counts(blocks: NDArray[np.bool_]) -> NDArray[np.int32]:
     # One axis after the other, in small whole numbers: many times faster than three at once.
     first = blocks.sum(axis=1, dtype=np.uint16)
-    shares: NDArray[np.int32] = first.sum(axis=2, dtype=np.uint16).sum(axis=3, dtype=np.int32)
-    return shares
+    counts: NDArray[np.int32] = first.sum(axis=2, dtype=np.uint16).sum(axis=3, dtype=np.int32)
+    return counts
 
 
 def _covering_shape(grid: Grid, spacing_mm: Triple) -> Shape:

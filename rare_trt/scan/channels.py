@@ -19,9 +19,9 @@ from rare_trt.storage.naming import MAX_BYTES
 def read_channels(paths: Sequence[Path]) -> Scan:
     """The scan whose channels lie in files of their own, one 3D file per channel, in their order.
 
-    Voxels are [i, j, k, channel], of a type that holds those of every file. Grid and header are
+    Voxels are [i, j, k, channel], of a type that fits those of every file. Grid and header are
     the first file's; remarks are those of all, each with its channel's number from 1 up. Raises
-    ScanError where a file is not valid as one channel, where two hold the same voxels, or where
+    ScanError where a file is not valid as one channel, where two have the same voxels, or where
     they do not lie on one grid.
     """
     found: list[tuple[Path, Scan]] = []
@@ -74,7 +74,7 @@ def _same_voxels(one: Array, other: Array) -> bool:
 def _stacked(scans: Sequence[Scan]) -> Scan:
     first = scans[0]
     shape = (*first.volume.grid.shape, len(scans))
-    # Channel after channel, as a file holds them.
+    # Channel after channel, as in a file.
     voxels: Array = np.empty(shape, _common_type(scans), order="F")
     for channel, scan in enumerate(scans):
         voxels[..., channel] = scan.volume.voxels

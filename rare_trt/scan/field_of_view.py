@@ -1,5 +1,5 @@
-"""The part of a scan that is segmented: all of it but padding, or a box of the trained size around
-a point."""
+"""The part of a scan that is segmented: all but its padding, or a box of the trained size around a
+point."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Region:
     box: Slices
     voxels: Array
 
-    def placed(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def place(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Labels of the region -> of the whole scan, in its own order; 0 outside the region."""
         whole = np.zeros(self.canonical.grid.shape, np.uint8)
         whole[self.box] = labels
@@ -62,7 +62,8 @@ def select_region(volume: Volume, accepted: FieldOfView, at_mm: Triple | None) -
 def without_padding(voxels: Array) -> Slices:
     """The box of `voxels` [i, j, k, ...] that is left without outer slices of one value.
 
-    Software pads scans with constants. They say nothing, but the network would average over them.
+    Software pads scans with constants, which carry no information, but which instance norm would
+    average over.
     A scan that is constant throughout is left as it is.
     """
     box = [slice(0, n) for n in voxels.shape[:3]]
@@ -94,7 +95,7 @@ def check_field_of_view(grid: Grid, accepted: FieldOfView, *, box_of: Grid | Non
         return
     large_enough = within((box_of or grid).extent_mm, accepted.min, (inf, inf, inf))
     if large_enough and box_of is not None:
-        way_out = "the scan's border cuts the box: choose a point further inside for --at"
+        way_out = "the scan's edge cuts the box: choose a point further inside for --at"
     elif large_enough:
         way_out = "pass --at X,Y,Z (world mm) to segment a box of the trained size around a point"
     else:
@@ -114,15 +115,16 @@ def box_at(grid: Grid, point_mm: Triple, size_mm: Triple) -> Slices:
     spacing = np.array(grid.spacing_mm)
     shape = np.array(grid.shape)
     if not np.isfinite(point_mm).all():
-        raise ScanError(f"the point is {point_mm}; expected three finite numbers in mm: mend --at")
-    # Rounded well below a voxel, so that the box does not hang on the last bit of an affine.
+        raise ScanError(f"the point is {point_mm}; expected three finite numbers: pass --at=X,Y,Z")
+    # Rounded well below a voxel, so that the box does not depend on the last bit of an affine.
     centre = grid.index(np.array(point_mm)).round(6)
     if (centre < -0.5).any() or (centre > shape - 0.5).any():
         corners = grid.world_mm(np.array(list(product(*([-0.5, n - 0.5] for n in grid.shape)))))
         low, high = corners.min(axis=0).round(1), corners.max(axis=0).round(1)
         raise ScanError(
             f"the point {as_mm(point_mm)} lies outside the scan, which reaches from "
-            f"{low.tolist()} to {high.tolist()} mm (right, anterior, superior): mend --at"
+            f"{low.tolist()} to {high.tolist()} mm (right, anterior, superior): choose a "
+            "point inside for --at"
         )
     wanted = np.maximum(1, np.round(np.array(size_mm) / spacing)).astype(int)
     start = np.floor(centre - (wanted - 1) / 2 + 0.5).astype(int)

@@ -90,7 +90,7 @@ class Grid:
         affine[:3, 3] = self.world_mm(np.asarray(start))
         return Grid(shape, affine)
 
-    def regridded(self, spacing_mm: Triple, shape: Shape) -> Grid:
+    def regrid(self, spacing_mm: Triple, shape: Shape) -> Grid:
         """A grid along the same axes and about the same centre with another spacing and shape."""
         scale = np.asarray(spacing_mm) / np.asarray(self.spacing_mm)
         affine = self.affine.copy()
@@ -99,11 +99,11 @@ class Grid:
         affine[:3, 3] = self.world_mm(first)
         return Grid(shape, affine)
 
-    def subdivided(self, parts: Shape) -> Grid:
+    def subdivide(self, parts: Shape) -> Grid:
         """The grid that cuts each voxel into `parts` equal ones per axis."""
         i, j, k = (s / p for s, p in zip(self.spacing_mm, parts, strict=True))
         ni, nj, nk = (n * p for n, p in zip(self.shape, parts, strict=True))
-        return self.regridded((i, j, k), (ni, nj, nk))
+        return self.regrid((i, j, k), (ni, nj, nk))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +155,8 @@ class Canonical:
 def _orientation(grid: Grid) -> Array:
     """Which canonical axis each voxel axis is nearest to and in which direction, as nibabel has it.
 
-    Where each voxel axis lies within 45 degrees of a world axis that answer is plain to see;
-    nibabel's search settles what is not.
+    Where each voxel axis lies within 45 degrees of a world axis the orientation is evident;
+    nibabel's search decides the other cases.
     """
     axes = (grid.affine[:3, :3] / grid.spacing_mm).T.tolist()
     nearest = [max(range(3), key=[abs(c) for c in axis].__getitem__) for axis in axes]
@@ -170,7 +170,7 @@ def _orientation(grid: Grid) -> Array:
 def affine_fault(affine: NDArray[np.float64]) -> str | None:
     """One sentence on why `affine` cannot place voxels in the world, or None."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        return "the affine holds non-finite numbers; expected a finite 4x4 matrix: mend the header"
+        return "the affine has non-finite numbers; expected a finite 4x4 matrix: correct the header"
     # Plain floats: this runs for every grid, and three columns are too few for array calls.
     i, j, k = affine[:3, :3].T.tolist()
     size_i, size_j, size_k = math.hypot(*i), math.hypot(*j), math.hypot(*k)
@@ -178,13 +178,13 @@ def affine_fault(affine: NDArray[np.float64]) -> str | None:
     if min(size_i, size_j, size_k) < smallest or max(size_i, size_j, size_k) > largest:
         return (
             f"the affine gives voxels of {size_i:.4g} x {size_j:.4g} x {size_k:.4g} mm; "
-            f"expected three sizes of {smallest:g} to {largest:g} mm: mend the header"
+            f"expected three sizes of {smallest:g} to {largest:g} mm: correct the header"
         )
     away = max(abs(offset) for offset in affine[:3, 3].tolist())
     if away > FARTHEST_MM:
         return (
             f"the affine places the scan {away:.4g} mm from the world's origin; expected at most "
-            f"{FARTHEST_MM:g} mm: mend the header"
+            f"{FARTHEST_MM:g} mm: correct the header"
         )
     cosine = max(
         abs(i[0] * j[0] + i[1] * j[1] + i[2] * j[2]) / (size_i * size_j),

@@ -9,7 +9,7 @@ from rare_trt.scan.gz import DamagedGzip, decompressor
 
 MAGIC: Final = b"\x1f\x8b"
 
-# Deflate cannot shrink anything further than this, so less data than that cannot hold more.
+# Deflate cannot shrink anything further than this, so smaller data cannot inflate to more.
 LARGEST_RATIO: Final = 1032
 
 # Compressed and inflated bytes handled at a time. A member begins with few, because what it leaves
@@ -22,7 +22,7 @@ class Stream:
     """The content of the gzip stream `data`: all its members, one after another (RFC 1952).
 
     Every method raises ScanError where the stream is damaged or truncated, or where a checksum or
-    length does not hold.
+    length is wrong.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -33,19 +33,19 @@ class Stream:
         self._start = b""
 
     def start(self, size: int) -> bytes:
-        """The first `size` bytes of the content, or all of it; asked for once, before the rest."""
+        """The first `size` bytes of the content, or all of it; called once, before the rest."""
         self._start = self._read(size)
         return self._start
 
     def whole(self, size: int) -> memoryview:
-        """The content, which must have exactly `size` bytes: only now is memory for it taken.
+        """The content, which must have exactly `size` bytes: memory is allocated only now.
 
         Raises ScanError where it is shorter or longer, or where other bytes lie behind it.
         """
         if size > LARGEST_RATIO * len(self._data):
             raise ScanError(
                 f"the header declares {size} bytes, which {len(self._data)} compressed ones "
-                "cannot hold; expected a whole .nii.gz: copy it again"
+                "cannot contain; expected a whole .nii.gz: copy it again"
             )
         whole = bytearray(size)
         # A content shorter than its start may be read to its end already.
@@ -56,14 +56,14 @@ class Stream:
             found += len(piece)
         if found != size or self._read(1):
             raise ScanError(
-                f"the gzip stream holds {'fewer' if found < size else 'more'} bytes than the "
+                f"the gzip stream has {'fewer' if found < size else 'more'} bytes than the "
                 f"{size} that the header declares; expected a whole scan and nothing else: copy "
                 "it again"
             )
         return memoryview(whole).toreadonly()
 
     def _read(self, size: int) -> bytes:
-        """The next `size` bytes, fewer only at the end: then every checksum has been held."""
+        """The next `size` bytes, fewer only at the end, when every checksum was right."""
         pieces: list[bytes] = []
         missing = size
         while missing:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
 
-# Of the range between the percentiles: a foreground of one value is not blown up to noise.
+# Of the range between the percentiles: a constant foreground is not amplified to noise.
 MIN_DEVIATION = 1e-3
 
 
@@ -68,13 +68,13 @@ def normalise(voxels: NDArray[Any], rule: IntensityRule) -> NDArray[np.float32]:
 
 
 def _normalise_channel(voxels: NDArray[Any], rule: IntensityRule, out: NDArray[np.float32]) -> None:
-    # float32 holds 24 bits: wider types are brought to 0..1 first, lest an offset eat the contrast.
+    # float32 has 24 bits: wider types are scaled to 0..1 first: an offset costs no contrast.
     wide = voxels.dtype.itemsize > 4 or (voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 4)
     values: NDArray[Any] = np.empty(out.shape, np.float64) if wide else out
     values[...] = voxels
     lower, upper = percentiles(values, rule.clip_percentiles)
     # Counted from the voxel below the lower percentile, which is exact, neither percentile is
-    # rounded to the steps of a large offset. What lies beyond, however far, is cut off before.
+    # rounded to the steps of a large offset. Values beyond are clipped first.
     zero = lower.below
     low, high = lower.counted_from(zero), upper.counted_from(zero)
     if not low < high <= float(np.finfo(values.dtype).max):
@@ -93,7 +93,7 @@ def _normalise_channel(voxels: NDArray[Any], rule: IntensityRule, out: NDArray[n
     mean = foreground.mean(dtype=np.float64)
     deviation = foreground.std(dtype=np.float64)
     values -= mean
-    # In float64, also where the deviation is that constant.
+    # In float64, also where the deviation is MIN_DEVIATION.
     values /= max(deviation, np.float64(MIN_DEVIATION))
     if wide:
         out[...] = values

@@ -1,4 +1,4 @@
-"""NIfTI scans in, through the gate, and label files out."""
+"""NIfTI scans in, validated, and label files out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rare_trt.storage.naming import read_scan_file
 # NIfTI's code for coordinates aligned to some other scan, for scans without a code.
 ALIGNED: Final = 2
 
-# The fields of a header that say where voxels lie.
+# The fields of a header that place the voxels.
 PLACE: Final = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
@@ -34,7 +34,7 @@ class Scan:
     `sha256` is that of its file; a scan in several files has `channel_sha256` instead, one per
     channel. A scan made in memory has neither, and for it the header can be left out:
     `Scan(Volume(voxels, grid))`. `validated` are the voxels that passed validation, read-only: they
-    need no second look. `remarks` say what the gate found odd about it.
+    are not checked again. `remarks` say what is odd about its header.
     """
 
     volume: Volume
@@ -49,7 +49,7 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
     """The scan at `path` (.nii or .nii.gz) with `channels` channels, on a grid in millimetres.
 
     Spacing comes from the affine (sform before qform), not from pixdim. Raises ScanError with one
-    sentence for whatever cannot be segmented: no such file, or bytes that the gate does not admit.
+    sentence for whatever cannot be segmented: no such file, or bytes that are not valid.
     """
     return scan_from_bytes(read_scan_file(path), str(path), channels)
 
@@ -77,7 +77,7 @@ def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: b
 
     Where `grid` is the one that the scan's header places it on, affine and codes are the scan's,
     bit for bit. Nothing else comes along: not scaling, intent or display range, nor text, which can
-    hold a patient's name.
+    contain a patient's name.
     """
     header = type(scan.header)()
     header.set_data_dtype(np.uint8)
@@ -94,6 +94,6 @@ def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: b
         header.set_qform(grid.affine, code or ALIGNED)
     header["vox_offset"] = header.single_vox_offset
     header["magic"] = header.single_magic
-    # Four zero bytes say that no extension follows.
+    # Four zero bytes: no extension follows.
     data: bytes = header.binaryblock + bytes(4) + labels.tobytes(order="F")
     return compress(data) if compressed else data

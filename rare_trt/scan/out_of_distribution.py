@@ -1,8 +1,9 @@
-"""How far a scan lies from those that the network was trained on.
+"""The out-of-distribution check: how far a scan lies from those that the network was trained on.
 
-A few numbers that do not depend on a scanner's gain or offset are taken from the normalised
-voxels and held against the ranges found in training (`model.seen` of the manifest, written by
-calibration/seen.py). They are warnings about the input, no measure of the answer's quality.
+A few statistics that do not depend on a scanner's gain or offset are computed from the normalised
+voxels and compared with their ranges over the training scans (`model.seen` of the manifest,
+measured by calibration/training_distribution.py). The flags warn about the input; they do not
+measure how good the labels are.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from rare_trt.scan.intensity import IntensityRule, percentiles
 
 Image: TypeAlias = NDArray[np.float32]
 
-# Blocks per axis of the coarse picture that is compared with training's mean.
+# Blocks per axis of the coarse image that is compared with the mean of training.
 BLOCKS: Final = 4
 
-# A block with less foreground than this says nothing of the anatomy there: air, or a border.
+# A block with less foreground than this shows no anatomy: air, or an edge.
 LEAST_FOREGROUND: Final = 0.1
 
 PERCENTILES: Final = (5, 25, 50, 75, 95)
 
-# The numbers under their names in a manifest, and what they are.
+# The statistics by their names in a manifest, in words.
 NAMES: Final = {
     "foreground_share": "the share of foreground",
     **{f"p{p}": f"percentile {p} of the foreground" for p in PERCENTILES},
@@ -40,7 +41,7 @@ NAMES: Final = {
 
 @dataclass(frozen=True)
 class RouteDistribution:
-    """What the training scans of `route` look like: per channel the range of each number."""
+    """The training scans of `route`: per channel the range of each statistic."""
 
     route: int
     ranges: tuple[Mapping[str, tuple[float, float]], ...]
@@ -48,10 +49,10 @@ class RouteDistribution:
 
 @dataclass(frozen=True)
 class TrainingDistribution:
-    """What the training scans look like (rare_trt/seen.py), so that others can be told apart.
+    """Statistics of `scans` training scans, real and simulated.
 
-    Taken over `scans` scans, real and simulated. Views are their extents per canonical axis;
-    `patterns` holds, per channel, the mean of a scan in 4 x 4 x 4 blocks, k fastest.
+    Views are their extents per canonical axis; `patterns` are, per channel, the mean of a scan in
+    4 x 4 x 4 blocks, k fastest.
     """
 
     scans: int
@@ -61,19 +62,19 @@ class TrainingDistribution:
     routes: tuple[RouteDistribution, ...]
 
 
-def pattern(voxels: Image, rule: IntensityRule) -> NDArray[np.float64]:
+def block_means(voxels: Image, rule: IntensityRule) -> NDArray[np.float64]:
     """Means of the foreground of a normalised channel [i, j, k] in 4 x 4 x 4 blocks; NaN where
     there is hardly any.
 
     The left half is folded onto the right one, so that it is the same for a scan of either side.
     """
     shares = _shares(voxels)
-    return _pattern(shares, shares >= rule.foreground_share)
+    return _block_means(shares, shares >= rule.foreground_share)
 
 
-def numbers(voxels: Image, rule: IntensityRule, mean: NDArray[np.float64]) -> dict[str, float]:
-    """What is held against training, of a normalised channel [i, j, k]; `mean` is the mean
-    pattern of the training scans."""
+def statistics(voxels: Image, rule: IntensityRule, mean: NDArray[np.float64]) -> dict[str, float]:
+    """The statistics of a normalised channel [i, j, k]; `mean` is the mean of the training scans in
+    blocks."""
     shares = _shares(voxels)
     foreground = shares >= rule.foreground_share
     inside = shares[foreground]
@@ -81,7 +82,7 @@ def numbers(voxels: Image, rule: IntensityRule, mean: NDArray[np.float64]) -> di
         inside.size / shares.size,
         *(percentile.counted_from(0.0) for percentile in percentiles(inside, PERCENTILES)),
         _neighbours(shares),
-        _likeness(_pattern(shares, foreground), mean),
+        _likeness(_block_means(shares, foreground), mean),
     ]
     return dict(zip(NAMES, values, strict=True))
 
@@ -104,7 +105,7 @@ def out_of_distribution_flags(
     for channel, voxels in enumerate(image):
         mean = np.array(seen.patterns[channel]).reshape(BLOCKS, BLOCKS, BLOCKS)
         where = f" in channel {channel + 1}" if len(image) > 1 else ""
-        for name, value in numbers(voxels, rule, mean).items():
+        for name, value in statistics(voxels, rule, mean).items():
             least, most = ranges[channel][name]
             if not least <= value <= most:
                 found.append(
@@ -121,7 +122,7 @@ def _shares(voxels: Image) -> Image:
     return shares
 
 
-def _pattern(shares: Image, foreground: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _block_means(shares: Image, foreground: NDArray[np.bool_]) -> NDArray[np.float64]:
     both = np.stack([np.where(foreground, shares, np.float32(0)), foreground])
     total, share = _averaged(both).astype(np.float64)
     total, share = total + total[::-1], share + share[::-1]

@@ -1,4 +1,4 @@
-"""The input gate: what a scan must be before anything is computed from it.
+"""Input validation: what a scan must be before anything is computed from it.
 
 A file's bytes pass here once, on their way to voxels on a grid: the header is judged by itself,
 then the stream is read to exactly the size that the header declares, then the voxels are looked
@@ -23,7 +23,7 @@ from rare_trt.scan import inflate
 from rare_trt.scan.geometry import Canonical, Grid, Volume
 from rare_trt.storage.naming import MAX_BYTES
 
-# NIfTI's codes of the types that hold one real number of at most 64 bits.
+# NIfTI's codes of the types for one real number of at most 64 bits.
 REAL: Final = {
     code: np.dtype(name)
     for codes, names in (
@@ -43,17 +43,17 @@ NOT_REAL: Final = {
     2304: "RGBA colours",
 }
 
-# The first bytes, which hold either version's header and the note whether extensions follow.
+# The first bytes: either version's header and the mark whether extensions follow.
 START: Final = 544
 
 # NIfTI's codes of coordinate systems: unknown, scanner, aligned, Talairach, MNI, other template.
 LARGEST_CODE: Final = 5
 
-# xyzt_units holds the unit of length in its lowest three bits: not stated, m, mm, micron.
+# xyzt_units has the unit of length in its lowest three bits: not stated, m, mm, micron.
 UNIT_BITS: Final = 0b111
 MM_PER_UNIT: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
-# Two voxel sizes further apart than a route's native band are two answers.
+# Voxel sizes that differ by more than a route's native band can take different routes.
 SAME_SPACING: Final = 0.05
 
 # Two places of a scan further apart than this are worth a remark.
@@ -68,11 +68,11 @@ SAME_GRID_VOXELS: Final = 0.1
 
 @dataclass(frozen=True, eq=False)
 class ParsedHeader:
-    """What a header says, once it is found sound: voxels of `dtype` from byte `offset` on, in
+    """What a valid header declares: voxels of `dtype` from byte `offset` on, in
     `shape` [i, j, k] or [i, j, k, channel], placed by `grid`; `total` bytes in all.
 
     `scaling` is the slope and intercept that stored values are to be taken through, or None.
-    `remarks` say what is odd about the scan's place without making it unfit.
+    `remarks` say what is odd about the scan's place without making it invalid.
     """
 
     header: nib.Nifti1Header
@@ -103,7 +103,7 @@ def validate_nifti(data: bytes, channels: int) -> tuple[ParsedHeader, Volume]:
         content = memoryview(data)
     if len(content) != found.total:
         raise ScanError(
-            f"the file holds {len(content)} bytes; its header declares {found.total} ({found}): "
+            f"the file has {len(content)} bytes; its header declares {found.total} ({found}): "
             "copy it again"
         )
     _check_extensions(content, found)
@@ -161,12 +161,12 @@ def check_voxels(voxels: NDArray[Any], channels: int) -> None:
         bad = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
         raise ScanError(
             f"{bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers: "
-            "mend the reconstruction, or replace them on purpose"
+            "correct the reconstruction, or replace them on purpose"
         )
 
 
 def affine_mm(header: nib.Nifti1Header) -> NDArray[np.float64]:
-    """The header's affine (sform before qform) in millimetres, whatever unit it states."""
+    """The header's affine (sform before qform), converted from its unit to millimetres."""
     return _in_mm(header, header.get_best_affine())
 
 
@@ -187,7 +187,7 @@ def _header(start: bytes) -> nib.Nifti1Header:
     kinds: dict[int, type[nib.Nifti1Header]] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
     for order, size in sizes.items():
         if size in kinds and len(start) >= size:
-            # Unchecked, because nibabel's checks mend in silence what the gate refuses.
+            # Unchecked, because nibabel's checks silently fix what must be refused here.
             return kinds[size](start[:size], "<" if order == "little" else ">", check=False)
     if start[128:132] == b"DICM":
         raise _not_nifti("it is a DICOM file")
@@ -236,14 +236,14 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
 
 
 def _scaling(header: nib.Nifti1Header) -> tuple[float, float] | None:
-    """Slope and intercept; a slope of 0, or NaN as some write it, says that there are none."""
+    """Slope and intercept; a slope of 0, or NaN as some programs write it, means none."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0.0 or slope != slope or (slope, inter) == (1.0, 0.0):
         return None
     if not isfinite(slope) or not isfinite(inter):
         raise ScanError(
             f"the header scales voxels by a slope of {slope:g} and an intercept of {inter:g}; "
-            "expected finite numbers: mend the header"
+            "expected finite numbers: correct the header"
         )
     return slope, inter
 
@@ -275,7 +275,7 @@ def _placed(header: nib.Nifti1Header, shape: tuple[int, ...]) -> tuple[Grid, tup
 
 
 def _check_agreement(sform: Grid, qform: Grid, codes: list[int]) -> None:
-    """Raises ScanError where the two would lead to different answers."""
+    """Raises ScanError where the two would lead to different labels."""
     if np.allclose(sform.affine, qform.affine, rtol=0.0, atol=1e-3):
         return
     hands = [np.linalg.det(grid.affine[:3, :3]) > 0 for grid in (sform, qform)]
@@ -290,13 +290,13 @@ def _check_agreement(sform: Grid, qform: Grid, codes: list[int]) -> None:
     else:
         return
     raise ScanError(
-        f"sform and qform contradict each other ({what}); expected one place in the world: mend "
-        "the header, or set the code of the wrong one to 0"
+        f"sform and qform contradict each other ({what}); expected one place in the world: "
+        "correct the header, or set the code of the wrong one to 0"
     )
 
 
 def _place_remarks(sform: Grid, qform: Grid, codes: list[int]) -> tuple[str, ...]:
-    """What to say of a scan whose sform is taken although its qform differs.
+    """The remarks on a scan whose sform is taken although its qform differs.
 
     Other codes mean other coordinate systems, which may lie apart; not so where they turn the
     scan's axes to other sides. Where one is scaled, as an atlas's is, so are the volumes.
@@ -311,7 +311,7 @@ def _place_remarks(sform: Grid, qform: Grid, codes: list[int]) -> tuple[str, ...
 
 
 def _sizes_apart(sform: Grid, qform: Grid) -> str | None:
-    """The voxel sizes of both in words; None where they lead to the same answer."""
+    """The voxel sizes of both in words; None where both lead to the same labels."""
     if (np.abs(np.array(sform.spacing_mm) / qform.spacing_mm - 1.0) <= SAME_SPACING).all():
         return None
     s, q = (" x ".join(f"{size:.4g}" for size in g.spacing_mm) for g in (sform, qform))
@@ -333,7 +333,7 @@ def _in_mm(header: nib.Nifti1Header, affine: NDArray[Any]) -> NDArray[np.float64
     if unit not in MM_PER_UNIT:
         raise ScanError(
             f"the header's unit of length has code {unit}; expected 0 (not stated, read as mm), "
-            "1 (m), 2 (mm) or 3 (micron): mend the header"
+            "1 (m), 2 (mm) or 3 (micron): correct the header"
         )
     scaled = np.array(affine, dtype=np.float64)
     scaled[:3] *= MM_PER_UNIT[unit]

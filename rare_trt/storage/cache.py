@@ -1,6 +1,6 @@
-"""What a machine remembers between starts: compiled models and passed checks.
+"""What a machine keeps between starts: compiled models and passed checks.
 
-The cache only ever saves time: whatever is absent, damaged or cannot be written is made again.
+The cache only saves time: an entry that is absent, damaged or not writable is made again.
 Its folder is $RARE_TRT_CACHE, or the platform's own place for caches.
 """
 
@@ -16,11 +16,11 @@ from platformdirs import user_cache_path
 from rare_trt.errors import OutputError
 from rare_trt.storage.files import write_files
 
-# About forty compiled routes; the files used longest ago make room.
+# About forty compiled routes; the least recently used files are removed first.
 MAX_BYTES = 1 << 30
 DIGEST_BYTES = 32
 
-# Only files of this shape are the cache's own: the folder may hold others.
+# Only files with such names belong to the cache: the folder may hold others.
 OWN_FILES = "[0-9a-f]" * 64 + ".bin"
 
 
@@ -51,7 +51,7 @@ class Cache:
         return content
 
     def store(self, content: bytes, *key: str) -> None:
-        """Keeps `content` under `key`, where the folder can be used; drops the oldest files."""
+        """Stores `content` under `key` if the folder can be used; removes the oldest files."""
         with suppress(OutputError, OSError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._is_private():

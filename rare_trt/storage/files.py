@@ -1,8 +1,8 @@
-"""Files written whole or not at all, and on the disk before anyone is told so.
+"""Atomic, durable writes: all or nothing, fsynced.
 
-What is written has a temporary name first, `.NAME.part` beside NAME, under a lock that ends with
-its process. So what a killed process left is told from what a living one writes, and goes when NAME
-is written next; nothing reads it.
+A file has a temporary name first, `.NAME.part` beside NAME, under a lock that ends with its
+process. So the leftover of a killed process is distinguished from the file of a running one; it is
+removed when NAME is written next, and nothing reads it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def sha256(data: bytes) -> str:
 
 
 def refuse_existing(paths: list[Path]) -> None:
-    """Raises OutputError where one of `paths` exists already, also as a link to nothing, or can
-    be no file's name."""
+    """Raises OutputError where one of `paths` exists already, also as a broken link, or is not
+    a possible file name."""
     for path in paths:
         try:
             with suppress(FileNotFoundError):
-                # The longer name of the two: what can be no temporary file can be no output.
+                # The longer of the two names: it must be possible, too.
                 temporary_name(path).lstat()
             path.lstat()
         except FileNotFoundError:
@@ -76,11 +76,11 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
                 temp = temporary_name(path)
                 handle = claims.enter_context(claimed(temp, new_file))
                 if path not in absent:
-                    # What was closed to others stays closed.
+                    # Permissions stay as they were.
                     temp.chmod(S_IMODE(path.stat().st_mode))
                 put(handle, data)
                 handles[path] = temp, handle
-            # Only now: what is made before the first wait goes to the disk's journal with it.
+            # Only now, so that one commit of the file system's journal covers every file.
             for path in handles:
                 os.fsync(handles[path][1])
             for path, (temp, handle) in handles.items():
@@ -107,7 +107,7 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
-    """What a user is told where `path` could not be written."""
+    """The error for a `path` that could not be written."""
     return OutputError(
         f"{path}: cannot be written ({error.strerror}): check the folder's permissions and the "
         "free space"
@@ -121,10 +121,10 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def claimed(temporary: Path, make: Callable[[Path], int]) -> Iterator[int]:
-    """`temporary`, made and opened by `make` and locked; what is left of it goes at the end.
+    """`temporary`, made and opened by `make` and locked; removed at the end unless it was renamed.
 
-    `make` raises FileExistsError where it is there already: what a killed process left is then
-    removed. Raises OutputError where a living one holds it.
+    Where it exists already, `make` raises FileExistsError: the leftover of a killed process is then
+    removed. Raises OutputError where a running process has it locked.
     """
     while True:
         try:
@@ -134,7 +134,7 @@ def claimed(temporary: Path, make: Callable[[Path], int]) -> Iterator[int]:
             continue
         try:
             _lock(handle, wait=True)
-            # Before the lock another process may have taken it for a leftover.
+            # Before it was locked another process may have removed it as a leftover.
             if not _is_still(handle, temporary):
                 continue
             yield handle
@@ -146,14 +146,16 @@ def claimed(temporary: Path, make: Callable[[Path], int]) -> Iterator[int]:
 
 
 def claimed_still(handle: int, temporary: Path) -> None:
-    """Raises OutputError where another program has taken `temporary`, open as `handle`, for what a
-    killed one left: as it may where the file system has no locks."""
+    """Raises OutputError where another program has removed `temporary`, open as `handle`, as a
+    leftover, which can happen where the file system has no locks."""
     if not _is_still(handle, temporary):
         raise _written_by_another(temporary)
 
 
 def _written_by_another(temporary: Path) -> OutputError:
-    return OutputError(f"{temporary}: is being written by another program: wait until it has ended")
+    return OutputError(
+        f"{temporary}: is being written by another program: wait until it has finished"
+    )
 
 
 def new_file(path: Path) -> int:
@@ -165,7 +167,7 @@ def new_folder(path: Path) -> int:
     """Makes `path` and opens it."""
     while True:
         path.mkdir()
-        # Between the two another process may have taken it for a leftover.
+        # In between another process may have removed it as a leftover.
         with suppress(FileNotFoundError):
             return opened(path)
 
@@ -189,7 +191,7 @@ def put(handle: int, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the disk has the names in `folder`, where the system lets one wait for it."""
+    """Waits until the names in `folder` are on the disk, where the system supports it."""
     if sys.platform == "win32":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -203,8 +205,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Makes `folder` where it is missing; gives those that are new, the innermost first."""
-    # As for nearly every write, of which the walk below would be a fifth.
+    """Creates `folder` where it is missing; returns the new folders, the innermost first."""
+    # The usual case: the walk below would take a fifth of a write's time.
     if folder.is_dir():
         return []
     new = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
@@ -246,7 +248,7 @@ def opened(path: Path) -> int:
 
 
 def _lock(handle: int, *, wait: bool) -> bool:
-    """Whether the lock was free; file systems without locks have it free always."""
+    """Whether the lock was free; on file systems without locks it always is."""
     if sys.platform == "win32":
         return True
     import fcntl

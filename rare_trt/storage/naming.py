@@ -1,4 +1,4 @@
-"""The names of scans and of what is written beside them. Loads nothing: clients start with it."""
+"""Names of scans and of the files written beside them. Loads nothing: clients start with it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rare_trt.errors import OutputError, ScanError
 
 SUFFIXES: Final = (".nii.gz", ".nii")
 
-# What a scan may hold, as a file and as its header declares: some 2 billion voxels of 16 bits, far
-# beyond any scanner's, and what a machine of 16 GiB can still hold together with its copies.
+# The largest scan, as a file and as its header declares: 2 billion voxels of 16 bits, far beyond
+# any scanner's, and what fits in 16 GiB of memory together with its copies.
 MAX_BYTES: Final = 4 << 30
 
-# What the files in a server's answer to a posted scan are called.
+# The names of the files in a server's response.
 LABELS: Final = "labels.nii.gz"
 LABEL_NAMES: Final = "labels_dseg.tsv"
 REPORT: Final = "report.json"
@@ -22,12 +22,13 @@ PICTURE: Final = "picture.png"
 
 
 def is_scan_name(path: Path) -> bool:
-    """Whether the name says NIfTI; hidden files, which some systems leave about, do not."""
+    """Whether the name is that of a NIfTI file; hidden files, which some systems create, do not
+    count."""
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the name asks for a compressed file."""
+    """Whether the name is that of a compressed file."""
     return path.name.lower().endswith(".gz")
 
 
@@ -41,7 +42,7 @@ def stem(path: Path) -> str:
 
 
 def names_path(labels: Path) -> Path:
-    """Where the label names of the file `labels` go."""
+    """The path of the label names beside the file `labels`."""
     return labels.with_name(f"{stem(labels)}_dseg.tsv")
 
 
@@ -68,8 +69,8 @@ def read_scan_file(path: Path) -> bytes:
 
 
 def file_size(path: Path) -> int:
-    """Bytes in the scan's file, which is not opened; raises ScanError where it is no regular file:
-    a pipe would be waited for, and a device never ends."""
+    """Bytes in the scan's file, which is not opened; raises ScanError unless it is a regular
+    file: a pipe would block, and a device never ends."""
     try:
         found = path.stat()
     except OSError as error:

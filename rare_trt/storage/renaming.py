@@ -19,8 +19,8 @@ AT_FDCWD: Final = -100
 def rename_new(source: Path, target: Path) -> None:
     """Renames `source` to `target`; raises FileExistsError where `target` is there already.
 
-    Where the system cannot do both at once, it looks first: what another program makes between
-    is then replaced.
+    Where the system cannot do both at once, existence is checked first; a file that another
+    program creates in between is then replaced.
     """
     if _renameat2(source, target, NOREPLACE):
         return
@@ -35,7 +35,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def _renameat2(source: Path, target: Path, flags: int) -> bool:
-    """False where the C library, the kernel or the file system does not know it."""
+    """False where the C library, the kernel or the file system does not support it."""
     call = _system_call()
     if call is None:
         return False
