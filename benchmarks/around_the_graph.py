@@ -6,7 +6,7 @@ SCAN is a hippocampus crop at 1 mm; it is averaged to the spacing of every route
 scans on one grid, which are stacked into one and segmented by a small network of random weights.
 Both sides are run alternately in one process; the figures are medians, the ratio is the median of
 the ratios. Neither side replaces a file: what that costs is the file system's affair. nibabel does
-not wait until the disk has what it saved; `synced` is the ratio to a load and save that does.
+not wait until the file is on the disk; `synced` is the ratio to a load and save that does.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ REPEATS = 100
 LARGE_REPEATS = 7
 WARM_UP = 3
 
-# What is not around the graph: running it, and making it ready at the first scan.
+# Not around the graph: running it, and loading it for the first scan.
 GRAPH = ("graph", "load")
 
 
 def bare(scan: Path, out: Path) -> tuple[float, float]:
-    """Milliseconds to load and save `scan` with nibabel, and until the disk has it."""
+    """Milliseconds to load and save `scan` with nibabel, and until the file is on the disk."""
     start = perf_counter()
     image = nib.load(scan)
     voxels = np.asanyarray(image.dataobj)
@@ -80,7 +80,7 @@ def measure(segmenter: Segmenter, scan: Path, repeats: int) -> None:
     print(f"    {', '.join(parts)}")
 
 
-def averaged(scan: Path, factor: int, path: Path) -> None:
+def average(scan: Path, factor: int, path: Path) -> None:
     """Writes `scan` with voxels `factor` times as large along each axis."""
     volume = read_scan(scan).volume
     i, j, k = (n // factor for n in volume.grid.shape)
@@ -101,7 +101,7 @@ def main(options: argparse.Namespace) -> None:
         with Segmenter.load() as segmenter:
             for factor in (1, 2, 4, 8):
                 scan = folder / f"{factor}mm.nii.gz"
-                averaged(options.scan, factor, scan)
+                average(options.scan, factor, scan)
                 measure(segmenter, scan, REPEATS)
         if options.channels:
             scan = folder / "four.nii.gz"

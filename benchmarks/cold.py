@@ -4,7 +4,7 @@
 
 MODEL is the checkpoint that the shipped package was built from. Every figure is a process of its
 own, in turns: PyTorch, rare-trt with an empty cache (`first`: the first scan ever on a machine, so
-compiled and proven before it is answered), rare-trt again (`later`). Medians, and the medians of
+compiled and checked before the first scan), rare-trt again (`later`). Medians, and the medians of
 the ratios of neighbours.
 """
 
@@ -44,7 +44,7 @@ def turn(model: Path, scan: Path, folder: Path) -> tuple[float, float, float]:
 
 
 def agreement(folder: Path) -> float:
-    """Mean Dice of the labels of both sides: that they do the same."""
+    """Mean Dice between the labels of both: evidence that they do the same."""
     one, other = (
         np.asanyarray(nib.load(folder / name).dataobj) for name in ("torch.nii.gz", "labels.nii.gz")
     )

@@ -1,11 +1,11 @@
-"""Whether peak memory holds --memory-limit on a large volume.
+"""Whether peak memory stays within --memory-limit on a large volume.
 
     python benchmarks/memory.py SCAN [--route 0] [--shape 512,512,300] [--limits 2GiB,4GiB,8GiB]
                                 [--precisions int8,fp16]
 
 SCAN is a real scan, mirrored until it fills the shape, with voxels of the route's spacing: a coarse
-route's answer is finer than its scan. Each line is one `rare-trt infer` in a process of its own,
-from the file to labels on disk.
+route's output grid is finer than its scan. Each line is one `rare-trt infer` in a process of its
+own, from the file to labels on disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rare_trt.plan.memory import GIB, bytes_of
 
 
 def main(options: argparse.Namespace) -> None:
-    """One line per precision and limit; ends with status 1 where a limit was not held."""
+    """One line per precision and limit; ends with status 1 where a limit was exceeded."""
     i, j, k = (int(size) for size in options.shape.split(","))
     broken = False
     print(
@@ -47,7 +47,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def infer(scan: Path, package: Path, limit: str, route: int) -> tuple[int, str]:
-    """Peak bytes of `rare-trt infer` along `route`, and the seconds that it says it took."""
+    """Peak bytes of `rare-trt infer` along `route`, and the seconds that it reports."""
     labels = scan.with_name("labels.nii.gz")
     command = [sys.executable, "-m", "rare_trt.cli", "infer", str(scan), "-o", str(labels)]
     command += ["--package", str(package), "--memory-limit", limit, "--overwrite"]

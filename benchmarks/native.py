@@ -1,4 +1,4 @@
-"""What the C++ library takes for a scan, against the Python runtime on the same machine.
+"""The time of the C++ library for a scan, against the Python runtime on the same machine.
 
     python benchmarks/native.py BUILD SCAN [SCAN ...]
 
@@ -67,7 +67,7 @@ class Native:
         self._check(self._library.rare_trt_open(path, None, ctypes.byref(self._segmenter)))
 
     def prepared(self, scan: Scan) -> Callable[[], bytes]:
-        """What segments `scan`, and gives its labels with the first axis fastest."""
+        """A call that segments `scan` and returns its labels with the first axis fastest."""
         voxels, grid = scan.volume.voxels, scan.volume.grid
         asked = NativeScan(
             size=ctypes.sizeof(NativeScan),

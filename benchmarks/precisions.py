@@ -35,28 +35,28 @@ def main(name: str) -> None:
         n = FINEST >> entry.route
         offered = sorted(v.arithmetic for v in entry.variants)
         ways: list[Arithmetic] = ["fp32", *(w for w in offered if has_bf16 or not needs_bf16(w))]
-        runs = {way: run_of(package, entry.route, way) for way in ways}
+        runs = {computed: load_run(package, entry.route, computed) for computed in ways}
         shape = (1, len(package.manifest.model.channels), n, n, n)
         image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         same = np.eye(n, dtype=np.float32)
         inputs = dict(zip(INPUT_NAMES, (image, *[same] * 6), strict=True))
-        times: dict[Arithmetic, list[float]] = {way: [] for way in ways}
+        times: dict[Arithmetic, list[float]] = {computed: [] for computed in ways}
         for _ in tqdm(range(REPEATS), f"route {entry.route}", leave=False):
-            for way, run in runs.items():
+            for computed, run in runs.items():
                 start = perf_counter()
                 run.run(inputs)
-                times[way].append(perf_counter() - start)
+                times[computed].append(perf_counter() - start)
         plain = median(times["fp32"])
-        for way in ways:
-            took = median(times[way])
-            print(f"| {entry.route} | {n}³ | {way} | {took * 1e3:.1f} | {plain / took:.2f} |")
+        for computed in ways:
+            took = median(times[computed])
+            print(f"| {entry.route} | {n}³ | {computed} | {took * 1e3:.1f} | {plain / took:.2f} |")
 
 
-def run_of(package: Package, route: int, way: Arithmetic) -> OpenVinoRun:
-    """The graph of `route` for `way`, loaded."""
-    graph = package.graph(route, graph_precision(way))
+def load_run(package: Package, route: int, computed: Arithmetic) -> OpenVinoRun:
+    """The graph of `route` for `computed`, loaded."""
+    graph = package.graph(route, graph_precision(computed))
     model = load_graph(package.read(graph.file), package.read(graph.weights))
-    return OpenVinoRun(model.SerializeToString(), bf16=needs_bf16(way))
+    return OpenVinoRun(model.SerializeToString(), bf16=needs_bf16(computed))
 
 
 if __name__ == "__main__":

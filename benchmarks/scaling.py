@@ -5,8 +5,8 @@
 
 SCAN is a real scan, mirrored until it fills cubes of these sizes at the spacing of route 0. Timed
 is what lies between normalised voxels and labels: plan, tiles, graph. A shape's first run compiles
-kernels for it and is told apart. Sizes take turns; figures are the least of the repeats, since what
-disturbs a run only ever adds to it.
+kernels for it and is listed apart. Sizes take turns; figures are the least of the repeats, since
+a disturbance only adds to a run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(options: argparse.Namespace) -> None:
     }
     costs = {}
     print(f"{'precision':<10} {'size':>5} {'tile':>14} {'ns/voxel':>9} {'first':>9}")
-    for computed in asked(options.precisions):
+    for computed in requested(options.precisions):
         costs[computed] = cost_of(package, computed, images, limit)
         growth = costs[computed][-1] / costs[computed][0]
         print(f"{computed:<10} {sizes[0]} to {sizes[-1]}: x {growth:.2f}")
@@ -54,7 +54,7 @@ def main(options: argparse.Namespace) -> None:
         draw(sizes, costs, options.picture)
 
 
-def asked(precisions: str | None) -> list[Arithmetic]:
+def requested(precisions: str | None) -> list[Arithmetic]:
     """Those of `precisions`, or of all, that this CPU can compute."""
     wanted = precisions.split(",") if precisions else ARITHMETICS
     can = openvino_facts().capabilities

@@ -1,4 +1,4 @@
-"""What waiting for the disk costs: labels and their names written with fsync, and without.
+"""The cost of fsync: labels and their names written with it and without.
 
 python benchmarks/writing.py FOLDER
 """

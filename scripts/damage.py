@@ -1,8 +1,8 @@
-"""Damages real scans at random and counts what the input gate lets through.
+"""Damages real scans at random and counts what input validation lets through.
 
     python scripts/damage.py scans [--count 200000] [--seed 0] [--data DIR]
 
-Takes the .nii.gz files of the examples, and of DIR, and gives the gate truncated, flipped and
+Takes the .nii.gz files of the examples, and of DIR, and validates truncated, flipped and
 spliced variants of them. A variant whose content is still, byte for byte, that of a whole scan
 does no harm and is counted apart: a flip in gzip's header (time, name, system), or one that makes
 the stream copy the same bytes, mostly zeros, from elsewhere. Exits 1 where any other one passes.
@@ -101,7 +101,7 @@ def _run(scan: bytes, rng: Generator) -> tuple[int, int]:
     return int(rng.integers(len(scan) - size)), size
 
 
-def judged(scans: Sequence[bytes], seed: int, batch: int) -> Counts:
+def judge(scans: Sequence[bytes], seed: int, batch: int) -> Counts:
     """What becomes of one batch of variants, the same for the same seed."""
     rng = np.random.default_rng([seed, batch])
     counts: Counts = Counter()
@@ -126,7 +126,7 @@ def outcome(variant: bytes, scan: bytes, other: bytes) -> str:
 
 
 def scans_of(folders: Sequence[Path]) -> list[bytes]:
-    """The .nii.gz files of the folders that are small enough and pass the gate as they are."""
+    """The .nii.gz files of the folders that are small enough and are valid as they are."""
     found = []
     for path in sorted(path for folder in folders for path in folder.rglob("*.nii.gz")):
         if path.stat().st_size <= LARGEST_FILE:
@@ -150,7 +150,7 @@ def main() -> int:
     batches = range(-(-options.count // BATCH))
     counts: Counts = Counter()
     with Pool(PROCESSES) as pool, tqdm(total=len(batches) * BATCH, unit="variant") as bar:
-        for found in pool.imap_unordered(partial(judged, scans, options.seed), batches):
+        for found in pool.imap_unordered(partial(judge, scans, options.seed), batches):
             counts.update(found)
             bar.update(BATCH)
     outcomes = ("refused", "same content", "LET THROUGH")

@@ -1,4 +1,4 @@
-"""Changes single bytes of a package, in every file, and looks whether each change is refused.
+"""Changes single bytes of a package, in every file, and checks that each change is refused.
 
     python scripts/damage_package.py --count 5000 [--package NAME|DIR]
 
@@ -24,19 +24,19 @@ from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
 
 
-def changes(package: Package, count: int, luck: random.Random) -> Iterator[tuple[str, int, int]]:
+def changes(package: Package, count: int, rng: random.Random) -> Iterator[tuple[str, int, int]]:
     """At least `count` of file, place and what the byte there is combined with."""
     sizes = {name: entry.bytes for name, entry in package.manifest.files.items()}
     sizes[MANIFEST] = (package.folder / MANIFEST).stat().st_size
     each = -(-count // len(sizes))
     for name, size in sorted(sizes.items()):
-        places = [0, size - 1, *(luck.randrange(size) for _ in range(each - 2))]
+        places = [0, size - 1, *(rng.randrange(size) for _ in range(each - 2))]
         for place in places[:each]:
-            yield name, place, luck.randrange(1, 256)
+            yield name, place, rng.randrange(1, 256)
 
 
 def is_refused(package: Package, name: str, place: int, flip: int) -> bool:
-    """Whether the package, opened and read with that byte changed, says so; puts it back."""
+    """Whether the package with that byte changed is refused when read; restores the byte."""
     path = package.folder / name
     with path.open("r+b") as file:
         file.seek(place)

@@ -17,7 +17,7 @@ mkdir -p "$(dirname "$out")"
 "$work/tool/bin/cyclonedx-py" environment "$work/base/bin/python" \
   --pyproject pyproject.toml --output-reproducible --output-file "$out"
 
-# The tool has held it to CycloneDX's schema; here it is held to pyproject.toml.
+# The tool has checked it against CycloneDX's schema; here it is compared with pyproject.toml.
 "$work/base/bin/python" - "$out" <<'PYTHON'
 import json
 import re

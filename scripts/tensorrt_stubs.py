@@ -28,12 +28,12 @@ def main() -> None:
                 if name.endswith(".pyi"):
                     target = TARGET / name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_text(mended(archive.read(name).decode()), encoding="utf-8")
+                    target.write_text(fix_stubs(archive.read(name).decode()), encoding="utf-8")
     print(TARGET)
 
 
-def mended(text: str) -> str:
-    """The stubs in `text` as they were meant."""
+def fix_stubs(text: str) -> str:
+    """The stubs in `text` without the faults named above."""
     text = re.sub(r"\bin: (?=list\[)", "in_: ", text)
     text = re.sub(r"(= None, channel_axis: int)(?=\))", r"\1 = ...", text)
     text = re.sub(r"(?<=-> )bool(?=:)|(?<=: )bool(?=[,) ])", "builtins.bool", text)
