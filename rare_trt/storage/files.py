@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from errno import EINVAL, EISDIR, ENOTSUP
 from itertools import takewhile
 from pathlib import Path
@@ -57,46 +58,29 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
     allows: it renames them one by one. Whatever stops the process or the machine, each file is the
     old one or the new one.
     """
-    handles: dict[Path, tuple[Path, int]] = {}
-    absent: set[Path] = set()
     written: list[Path] = []
     new_folders: list[Path] = []
     path = Path()
     with ExitStack() as claims:
         try:
+            staged: list[_Staged] = []
             for path, data in contents.items():
-                if path.exists():
-                    if not overwrite:
-                        refuse_existing([path])
-                    if path.is_dir():
-                        raise IsADirectoryError(EISDIR, "it is a folder")
-                else:
-                    absent.add(path)
-                    new_folders += make_folder(path.parent)
-                temp = temporary_name(path)
-                handle = claims.enter_context(claimed(temp, new_file))
-                if path not in absent:
-                    # Permissions stay as they were.
-                    temp.chmod(S_IMODE(path.stat().st_mode))
-                put(handle, data)
-                handles[path] = temp, handle
+                staged.append(_stage(path, data, claims, new_folders, overwrite=overwrite))
             # Only now, so that one commit of the file system's journal covers every file.
-            for path in handles:
-                os.fsync(handles[path][1])
-            for path, (temp, handle) in handles.items():
-                claimed_still(handle, temp)
-                if overwrite:
-                    temp.replace(path)
-                else:
-                    rename_new(temp, path)
-                if path in absent:
+            for file in staged:
+                path = file.path
+                os.fsync(file.handle)
+            for file in staged:
+                path = file.path
+                file.publish(overwrite=overwrite)
+                if file.is_new:
                     written.append(path)
             for folder in {path.parent for path in (*contents, *new_folders)}:
                 sync_folder(folder)
         except BaseException as error:
-            for file in written:
+            for path_written in written:
                 with suppress(OSError):
-                    file.unlink()
+                    path_written.unlink()
             claims.close()
             remove_folders(new_folders)
             if isinstance(error, FileExistsError):
@@ -104,6 +88,44 @@ def write_files(contents: Mapping[Path, bytes], *, overwrite: bool) -> None:
             if isinstance(error, OSError):
                 raise unwritable(path, error) from error
             raise
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """The content of `path` under its temporary name, open as `handle`."""
+
+    path: Path
+    temporary: Path
+    handle: int
+    is_new: bool
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Gives the content its name; raises FileExistsError where it may not be replaced."""
+        claimed_still(self.handle, self.temporary)
+        if overwrite:
+            self.temporary.replace(self.path)
+        else:
+            rename_new(self.temporary, self.path)
+
+
+def _stage(
+    path: Path, data: bytes, claims: ExitStack, new_folders: list[Path], *, overwrite: bool
+) -> _Staged:
+    """Writes `data` under the temporary name of `path`, with the permissions of the file that it
+    replaces; folders made for it are added to `new_folders`."""
+    is_new = not path.exists()
+    if is_new:
+        new_folders += make_folder(path.parent)
+    elif not overwrite:
+        refuse_existing([path])
+    elif path.is_dir():
+        raise IsADirectoryError(EISDIR, "it is a folder")
+    temporary = temporary_name(path)
+    handle = claims.enter_context(claimed(temporary, new_file))
+    if not is_new:
+        temporary.chmod(S_IMODE(path.stat().st_mode))
+    put(handle, data)
+    return _Staged(path, temporary, handle, is_new)
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
