@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rare_trt import Segmenter
-from rare_trt.building.package_from_checkpoint import (
-    field_of_view,
-    graph_contents,
-    manifest_of,
-    proof_cases,
-    typed_graphs,
+from rare_trt.building.manifest_from_checkpoint import (
+    field_of_view_from_facts,
+    manifest_from_checkpoint,
 )
-from rare_trt.calibration.golden import golden_vectors
+from rare_trt.building.package_from_checkpoint import (
+    contents_from_graphs,
+    graphs_from_checkpoint,
+    load_check_cases,
+)
+from rare_trt.calibration.golden import make_golden_vectors
 from rare_trt.evaluation.measurements import Measurement, Refusal, acquisitions, measurements
 from rare_trt.evaluation.summary import Summary, dice_png, interval, measurements_csv, summaries
 from rare_trt.package.reading import Package
@@ -44,7 +46,7 @@ def main(data: Path, out: Path, ours: list[Path], baselines: list[Path]) -> None
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         packages = [package_of(checkpoint, data, Path(folder)) for checkpoint in checkpoints]
         segmenters = [stack.enter_context(Segmenter(package)) for package in packages]
-        cases = proof_cases(data, load_checkpoint(checkpoints[0]))
+        cases = load_check_cases(data, load_checkpoint(checkpoints[0]))
         made = acquisitions(packages[0].manifest.model.base_spacing_mm)
         # Scan by scan in turn, so that a busy moment falls on all.
         turns = zip(*(measurements(one, cases, made) for one in segmenters), strict=True)
@@ -86,10 +88,10 @@ def print_table(
 def package_of(folder: Path, data: Path, into: Path) -> Package:
     """A package of the checkpoint in `folder` as it comes out of training, without INT8."""
     checkpoint = load_checkpoint(folder)
-    view = field_of_view(checkpoint.facts, checkpoint.recipe.base_spacing_mm)
-    golden = golden_vectors(checkpoint, proof_cases(data, checkpoint), view)
-    manifest = manifest_of(folder.name, checkpoint, view, golden)
-    contents = {**graph_contents(typed_graphs(checkpoint)), **golden.files}
+    view = field_of_view_from_facts(checkpoint.facts, checkpoint.recipe.base_spacing_mm)
+    golden = make_golden_vectors(checkpoint, load_check_cases(data, checkpoint), view)
+    manifest = manifest_from_checkpoint(folder.name, checkpoint, view, golden)
+    contents = {**contents_from_graphs(graphs_from_checkpoint(checkpoint)), **golden.files}
     return write_package(into / f"{folder.name}.rare", manifest, contents, overwrite=False)
 
 

@@ -1,8 +1,8 @@
 """The fp16 graph of a route: the float32 graph with explicit casts.
 
-The image, its resampling and the norms stay float32: raw geometry wants float32's digits, and a
-sum of squares over a volume leaves fp16's range. Everything else is fp16, up to the arg-max. The
-conversion is onnxconverter-common's; what stays float32 and the proof of it are ours.
+The image, its resampling and the norms stay float32: raw geometry needs float32's digits, and a
+sum of squares over a volume leaves fp16's range. All else is fp16, up to the arg-max. The
+conversion is onnxconverter-common's; which nodes stay float32, and the check, are written here.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnxconverter_common.float16 import convert_float_to_float16
 
 from rare_trt.errors import RareTrtError
-from rare_trt.export.lint import lint, tensor_types
+from rare_trt.export.lint import infer_tensor_types, lint
 
-CONVOLUTIONS: Final = ("Conv", "ConvTranspose")
 NORM: Final = "InstanceNormalization"
 LARGEST: Final = float(np.finfo(np.float16).max)
 
+# The type of all inputs and outputs of a node.
+TYPES: Final = {
+    "Conv": TensorProto.FLOAT16,
+    "ConvTranspose": TensorProto.FLOAT16,
+    NORM: TensorProto.FLOAT,
+}
 
-def fp16_model(model: ModelProto) -> ModelProto:
-    """`model`, one route in float32 with its weights inside, typed as fp16.
 
-    Raises RareTrtError where a weight is beyond fp16, or where the result is not typed as it
-    should be.
+def fp16_from_float32(model: ModelProto) -> ModelProto:
+    """The fp16 graph of the float32 `model`, which is one route with its weights inside.
+
+    Raises RareTrtError where a weight is beyond fp16's range, or where the result fails the lint
+    or find_typing_faults.
     """
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
@@ -47,36 +53,30 @@ def fp16_model(model: ModelProto) -> ModelProto:
     )
     typed.graph.ClearField("value_info")
     onnx.checker.check_model(typed, full_check=True)
-    faults = lint(typed) + typing_faults(typed)
+    faults = lint(typed) + find_typing_faults(typed)
     if faults:
         raise RareTrtError(f"the fp16 graph is not typed as it should be: {'; '.join(faults)}")
     return typed
 
 
-def typing_faults(model: ModelProto) -> list[str]:
-    """Where `model` is not typed as this module says; empty where it is."""
-    types = tensor_types(model)
-    wanted: list[tuple[NodeProto, list[str], int]] = []
-    for node in model.graph.node:
-        if node.op_type in CONVOLUTIONS:
-            wanted.append((node, [*node.input, *node.output], TensorProto.FLOAT16))
-        elif node.op_type == NORM:
-            wanted.append((node, [*node.input, *node.output], TensorProto.FLOAT))
-    wanted += [
-        (node, [*node.input, *node.output], TensorProto.FLOAT)
-        for node in _input_nodes(model)
-        if node.op_type == "MatMul"
-    ]
+def find_typing_faults(model: ModelProto) -> list[str]:
+    """Tensors of `model` of another type than this module describes; empty where there are none.
+
+    Convolutions must take and give fp16; norms and the image's resampling float32.
+    """
+    types = infer_tensor_types(model)
+    checked = [(node, TYPES[node.op_type]) for node in model.graph.node if node.op_type in TYPES]
+    checked += [(n, TensorProto.FLOAT) for n in _input_nodes(model) if n.op_type == "MatMul"]
     return [
         f"{node.name}: {name} is {TensorProto.DataType.Name(types[name])}"
-        for node, names, kind in wanted
-        for name in names
+        for node, kind in checked
+        for name in (*node.input, *node.output)
         if types[name] != kind
     ]
 
 
 def _input_nodes(model: ModelProto) -> list[NodeProto]:
-    """The nodes that bring the image to the working grid: all before the first convolution."""
+    """The nodes that resample the image to the working grid, before the first convolution."""
     before = list(takewhile(lambda node: node.op_type != "Conv", model.graph.node))
     reached = {"image", "in_i", "in_j", "in_k"}
     found = []

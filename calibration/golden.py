@@ -1,7 +1,7 @@
-"""Golden vectors: small real scans with the labels the reference network gives them.
+"""Golden vectors: small real scans with the labels of the reference network.
 
-A new machine runs them once before its first answer. They cover the smallest, the typical and
-the largest field of view a route accepts, and one with odd sizes.
+A machine runs them once, before the first scan of a route. They cover the smallest, the typical
+and the largest field of view that a route accepts, and one of odd sizes.
 """
 
 from __future__ import annotations
@@ -25,23 +25,25 @@ from rare_trt.training.averaging import averaged
 from rare_trt.training.checkpoint import Checkpoint
 from rare_trt.training.passes import route_inputs
 
-# Sums run in another order on another machine, and fp16 rounds each of them: that moves voxels
-# where two classes are as good as equal (measured: at most 2 in 100,000 in fp16). A fault moves far
-# more than these. Per precision: a share of all voxels, and as many voxels in a small answer.
+# Another machine adds in another order, and fp16 rounds every sum: that changes voxels where two
+# classes are nearly equal (measured: at most 2 in 100,000 in fp16). A fault changes far more than
+# these bounds allow. Per precision: a share of all voxels, or for small scans a number of voxels.
 MAX_SHARE: Final[Mapping[Arithmetic, float]] = {"fp32": 1e-4, "fp16": 1e-3}
 MAX_VOXELS: Final[Mapping[Arithmetic, int]] = {"fp32": 4, "fp16": 16}
 
 
 @dataclass(frozen=True, eq=False)
-class Golden:
-    """Entries for the manifest and the files they name."""
+class GoldenFiles:
+    """Golden vectors of a package: entries for the manifest, and the files that they name."""
 
     entries: tuple[GoldenEntry, ...]
     files: Mapping[str, bytes]
 
 
-def golden_vectors(checkpoint: Checkpoint, cases: Sequence[Case], view: FieldOfView) -> Golden:
-    """One vector per route and kind, made from `cases` in turn."""
+def make_golden_vectors(
+    checkpoint: Checkpoint, cases: Sequence[Case], view: FieldOfView
+) -> GoldenFiles:
+    """Golden vectors for the field of view `view`: one per route and kind, from `cases` in turn."""
     base = checkpoint.recipe.base_spacing_mm
     typical = _voxels(view.typical, base, np.round)
     entries: list[GoldenEntry] = []
@@ -71,14 +73,15 @@ def golden_vectors(checkpoint: Checkpoint, cases: Sequence[Case], view: FieldOfV
             files[entry.scan] = _nifti(np.moveaxis(scan, 0, 3), grid)
             files[entry.labels] = _nifti(labels, label_grid)
             entries.append(entry)
-    return Golden(tuple(entries), files)
+    return GoldenFiles(tuple(entries), files)
 
 
 @torch.no_grad()
 def reference_labels(
     checkpoint: Checkpoint, voxels: NDArray[np.uint8], grid: Grid, route: int
 ) -> tuple[NDArray[np.uint8], Grid]:
-    """Labels of stored voxels [c, i, j, k] by the torch network, and their grid at base spacing."""
+    """Labels uint8 [oi, oj, ok] of stored voxels [c, i, j, k] on `grid` by the torch network, and
+    their grid, which divides each voxel into 2**route parts per axis."""
     factor = 2**route
     full = grid.subdivide((factor, factor, factor))
     device = torch.device("cpu")
@@ -88,7 +91,8 @@ def reference_labels(
 
 
 def _scan(case: Case, size: Shape, route: int, base: float) -> tuple[NDArray[np.uint8], Grid]:
-    """`case` averaged to the spacing of `route` as uint8, cut or mirrored out to `size` voxels."""
+    """`case` averaged to the spacing of `route` as uint8 [c, i, j, k], cropped or extended by
+    mirroring to `size` voxels, and its grid."""
     factor = 2**route
     shape = [max(2, n) * factor for n in size]
     voxels = case.voxels

@@ -1,11 +1,13 @@
 """The INT8 graph of a route: chosen convolutions between quantise and dequantise, the rest fp16.
 
-ONNX Runtime's quantiser does the work: symmetric, zero point 0, one scale per tensor for
-activations and one per output channel for weights. What it quantises is ours: the 3³ convolutions
-but the first, whose input is the image itself. Norms, transposed convolutions, heads and the
-resampling stay as in the fp16 graph, and nothing is quantised on its way out of a convolution: a
-norm follows. A decoder's convolution is quantised after its concatenation, so that skip and
-upsampled features share one scale.
+ONNX Runtime's quantiser writes the graph: symmetric, zero point 0, one scale per tensor for
+activations and one per output channel for weights, as Wu et al. recommend, "Integer Quantization
+for Deep Learning Inference: Principles and Empirical Evaluation", arXiv:2004.09602 (2020).
+
+Only 3³ convolutions can be quantised, and of those not the first, whose input is the image. Norms,
+transposed convolutions, heads and the resampling stay as in the fp16 graph. Outputs of convolutions
+are not quantised, because a norm follows. A decoder's convolution is quantised after its
+concatenation, so that skip and upsampled features share one scale.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from onnxruntime.quantization.calibrate import (
     create_calibrator,
 )
 
-from rare_trt.calibration.fp16 import fp16_model
+from rare_trt.calibration.fp16 import fp16_from_float32
 from rare_trt.errors import RareTrtError
-from rare_trt.export.lint import tensor_types
+from rare_trt.export.lint import infer_tensor_types, map_producers
 from rare_trt.sessions.session import Inputs
 
 Method: TypeAlias = Literal["minmax", "percentile", "entropy"]
@@ -41,7 +43,7 @@ METHODS: Final[Mapping[Method, CalibrationMethod]] = {
     "entropy": CalibrationMethod.Entropy,
 }
 
-# Largest absolute value of each tensor that a convolution takes.
+# Largest absolute value of each input of a convolution, by the name of the tensor.
 Ranges: TypeAlias = Mapping[str, float]
 
 OPTIONS: Final = {
@@ -52,7 +54,7 @@ OPTIONS: Final = {
 }
 
 
-def convolutions(model: ModelProto) -> list[str]:
+def find_quantisable(model: ModelProto) -> list[str]:
     """Names of the nodes of `model` that can be INT8, in order: 3³ convolutions but the first."""
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found = [
@@ -63,11 +65,13 @@ def convolutions(model: ModelProto) -> list[str]:
     return found[1:]
 
 
-def activation_ranges(model: ModelProto, scans: Sequence[Inputs], method: Method) -> Ranges:
-    """What each convolution of the float32 `model` takes, over `scans` of any shapes.
+def measure_ranges(model: ModelProto, scans: Sequence[Inputs], method: Method) -> Ranges:
+    """The range of each convolution's input in the float32 `model`, over `scans` of any shapes.
 
-    `minmax` takes the largest absolute value, `percentile` that of all but 1 in 10,000 values,
-    `entropy` the range whose histogram loses least information.
+    `minmax` takes the largest absolute value, `percentile` the 99.99th percentile of the absolute
+    values, `entropy` the range with the least Kullback-Leibler divergence between the histograms
+    before and after quantisation (Migacz, "8-bit Inference with TensorRT", GTC 2017). Wu et al.
+    (arXiv:2004.09602) compare the three.
     """
     options: dict[str, object] = {"symmetric": True}
     if method == "percentile":
@@ -83,8 +87,8 @@ def activation_ranges(model: ModelProto, scans: Sequence[Inputs], method: Method
             extra_options=options,
         )
         for scan in scans:
-            # One by one: the histograms of one call must be of one shape.
-            calibrator.collect_data(_One(scan))
+            # One by one: all scans of a call must have one shape.
+            calibrator.collect_data(_OneScan(scan))
         found = calibrator.compute_data()
     taken = {node.input[0] for node in model.graph.node if node.op_type == "Conv"}
     ranges = {}
@@ -94,14 +98,15 @@ def activation_ranges(model: ModelProto, scans: Sequence[Inputs], method: Method
     return ranges
 
 
-def int8_model(model: ModelProto, ranges: Ranges, names: Sequence[str]) -> ModelProto:
-    """`model`, one route in float32 with its weights inside, with the convolutions `names` in INT8
-    and everything else as in the fp16 graph.
+def int8_from_float32(model: ModelProto, ranges: Ranges, names: Sequence[str]) -> ModelProto:
+    """The graph of the float32 `model` (one route, weights inside) with the convolutions `names`
+    in INT8 and all else as in the fp16 graph.
 
-    Raises RareTrtError where the result is not typed as it should be.
+    Raises RareTrtError where the result fails the checks of the fp16 graph or
+    find_quantisation_faults.
     """
     if not names:
-        return fp16_model(model)
+        return fp16_from_float32(model)
     copied = ModelProto()
     copied.CopyFrom(model)
     data = {
@@ -122,39 +127,38 @@ def int8_model(model: ModelProto, ranges: Ranges, names: Sequence[str]) -> Model
     )
     quantiser.quantize_model()
     quantiser.model.topological_sort()
-    typed = fp16_model(quantiser.model.model)
-    faults = quantisation_faults(typed, names)
+    typed = fp16_from_float32(quantiser.model.model)
+    faults = find_quantisation_faults(typed, names)
     if faults:
         raise RareTrtError(f"the INT8 graph is not typed as it should be: {'; '.join(faults)}")
     return typed
 
 
-def quantisation_faults(model: ModelProto, names: Sequence[str]) -> list[str]:
-    """Where `model` is not quantised at the convolutions `names` and there alone."""
-    types = tensor_types(model)
-    made_by = {output: node for node in model.graph.node for output in node.output}
+def find_quantisation_faults(model: ModelProto, names: Sequence[str]) -> list[str]:
+    """Nodes of `model` that break the rule "quantised at the convolutions `names` and nowhere
+    else"; empty where there are none."""
+    types, producers = infer_tensor_types(model), map_producers(model)
     faults = []
     for node in model.graph.node:
-        sources = [made_by.get(name) for name in node.input]
-        quantised = [is_dequantised(source, types) for source in sources]
+        quantised = [_is_dequantisation(producers.get(name), types) for name in node.input]
         if node.name in names:
             if quantised[:2] != [True, True]:
                 faults.append(f"{node.name}: data or weights do not come from INT8")
         elif any(quantised):
-            faults.append(f"{node.name}: takes what was quantised")
+            faults.append(f"{node.name}: takes a quantised tensor")
     found = {node.name for node in model.graph.node}
-    return faults + [f"{name}: is not there" for name in names if name not in found]
+    return faults + [f"{name}: is not in the graph" for name in names if name not in found]
 
 
-def is_dequantised(node: NodeProto | None, types: Mapping[str, int]) -> bool:
-    """Whether `node` brings INT8 values back to floating point."""
+def _is_dequantisation(node: NodeProto | None, types: Mapping[str, int]) -> bool:
+    """Whether `node` converts INT8 values back to floating point."""
     if node is None or node.op_type != "DequantizeLinear":
         return False
     return types[node.input[0]] == TensorProto.INT8
 
 
 # onnxruntime has no types: to mypy its classes are Any.
-class _One(CalibrationDataReader):  # type: ignore[misc]
+class _OneScan(CalibrationDataReader):  # type: ignore[misc]
     """One scan for a calibrator."""
 
     def __init__(self, scan: Inputs) -> None:

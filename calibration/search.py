@@ -1,10 +1,10 @@
-"""Which convolutions of a route may be INT8: the set that wins most time within a Dice budget.
+"""Search for the convolutions of a route to run in INT8: the fastest set within a Dice budget.
 
-The search begins with all of them, their ranges taken by the method that agrees most with float32,
-and gives back one at a time. Each round scores the graph without each of the convolutions in turn.
-Outside the budget, the one goes whose way back to fp16 regains most for the time it costs; inside
-it, one that is faster in fp16. The search ends where neither is left. Every score is kept as a
-table.
+The search starts with all of them, their ranges by the method that agrees most with float32, and
+returns one at a time to fp16. Each round scores the graph without each convolution in turn. Outside
+the budget, the round returns the convolution that regains most agreement for the time it costs;
+within the budget, one that is faster in fp16. The search ends where there is neither. Every score
+is kept as a row of a table.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from typing import Final
 from onnx import ModelProto
 from tqdm import tqdm
 
-from rare_trt.calibration.int8 import Method, Ranges, convolutions, int8_model
+from rare_trt.calibration.int8 import Method, Ranges, find_quantisable, int8_from_float32
 from rare_trt.calibration.trial import Score, Trials
 from rare_trt.evaluation.verification import MIN_AGREEMENT
 
-# Timings vary by some percent from run to run: less is no gain, and what costs less costs nothing.
-LEAST_GAIN: Final = 1.1
-LEAST_LOSS: Final = 0.02
+# Timings vary by some percent from run to run: a smaller speed-up counts as none, and a smaller
+# slow-down as this one.
+MIN_SPEEDUP: Final = 1.1
+MIN_SLOWDOWN: Final = 0.02
 
 # Share of the labels that may change where float32 rounds a scan's intensities.
-MOST_MOVED: Final = 1e-4
+MAX_MOVED: Final = 1e-4
 
-# Of the table.
+# Of the table in the package.
 COLUMNS: Final = (
     *("round", "ranges", "back in fp16", "int8 convolutions"),
     *("dice lost", "agreement", "labels moved", "speed"),
@@ -38,25 +39,26 @@ COLUMNS: Final = (
 
 @dataclass(frozen=True)
 class Budget:
-    """What INT8 may cost: mean Dice against manual labels, agreement with float32, and labels that
-    move for nothing."""
+    """Bounds for INT8: mean Dice lost against manual labels, agreement with float32 (mean Dice
+    between the two), and the share of labels that change by rounding alone."""
 
     dice: float
     agreement: float = MIN_AGREEMENT
-    moved: float = MOST_MOVED
+    moved: float = MAX_MOVED
 
-    def holds(self, score: Score) -> bool:
-        return self.accurate(score) and score.moved <= self.moved
+    def allows(self, score: Score) -> bool:
+        """Whether `score` is within all three bounds."""
+        return self.allows_accuracy(score) and score.moved <= self.moved
 
-    def accurate(self, score: Score) -> bool:
-        """Whether it holds but for labels that move."""
+    def allows_accuracy(self, score: Score) -> bool:
+        """Whether `score` is within the bounds but for labels that change by rounding."""
         return score.dice_lost <= self.dice and score.agreement >= self.agreement
 
 
 @dataclass(frozen=True)
 class Step:
-    """One graph that was scored: in `round`, its ranges taken by `method`, without INT8 at
-    `without` (None: the round's own)."""
+    """One scored graph: in `round`, with ranges by `method`, `int8` convolutions in INT8 and
+    `without` returned to fp16 (None: the set that the search starts with)."""
 
     round: int
     method: Method
@@ -67,8 +69,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The method of the ranges, the convolutions to keep in INT8 and their score, or none of those
-    and `reason`."""
+    """Result of a search: the method of the ranges, and the convolutions to run in INT8 with their
+    score, or the `reason` why there are none."""
 
     method: Method
     names: tuple[str, ...]
@@ -77,7 +79,7 @@ class Outcome:
     steps: tuple[Step, ...]
 
     def table(self) -> bytes:
-        """Every step as CSV."""
+        """Every step as CSV, one line per scored graph."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -98,57 +100,57 @@ def search(
     *,
     bf16: bool = False,
 ) -> Outcome:
-    """The set of convolutions of the float32 `model` to run in INT8, and which `ranges`.
+    """The convolutions of the float32 `model` to run in INT8, and the method of `ranges` to use.
 
-    With `bf16` the rest is computed in it, which is how a CPU that can will run the graph: what
-    INT8 gains there is less, and so is what is lost by leaving it.
+    With `bf16` all else is computed in bf16, as a CPU that supports it runs the graph; INT8 gains
+    less time there, and returning a convolution costs less.
     """
-    names = convolutions(model)
-    firsts = {
-        method: trials.score(int8_model(model, taken, names), bf16=bf16)
-        for method, taken in ranges.items()
+    names = find_quantisable(model)
+    all_int8 = {
+        method: trials.score(int8_from_float32(model, by_method, names), bf16=bf16)
+        for method, by_method in ranges.items()
     }
-    steps = [Step(0, method, None, len(names), score) for method, score in firsts.items()]
-    method = max(firsts, key=lambda one: firsts[one].agreement)
-    score = firsts[method]
+    steps = [Step(0, method, None, len(names), score) for method, score in all_int8.items()]
+    method = max(all_int8, key=lambda one: all_int8[one].agreement)
+    score = all_int8[method]
     number = 0
     while names:
         number += 1
         scores = {}
         for name in tqdm(names, f"searching, round {number}", unit="graph", leave=False):
             rest = [other for other in names if other != name]
-            scores[name] = trials.score(int8_model(model, ranges[method], rest), bf16=bf16)
+            scores[name] = trials.score(int8_from_float32(model, ranges[method], rest), bf16=bf16)
             steps.append(Step(number, method, name, len(rest), scores[name]))
-        chosen = _given_back(scores, score, budget)
+        chosen = _choose(scores, score, budget)
         if chosen is None:
             break
         names, score = [name for name in names if name != chosen], scores[chosen]
     if not names:
         reason = "no convolution can be INT8 within the budget"
         return Outcome(method, (), None, reason, tuple(steps))
-    if score.speed < LEAST_GAIN:
+    if score.speed < MIN_SPEEDUP:
         reason = f"INT8 runs at {score.speed:.2f} times the speed of float32"
         return Outcome(method, (), None, reason, tuple(steps))
     return Outcome(method, tuple(names), score, None, tuple(steps))
 
 
-def _given_back(scores: dict[str, Score], now: Score, budget: Budget) -> str | None:
-    """The convolution to bring back to fp16; None where the search is done."""
-    if not budget.holds(now):
+def _choose(scores: dict[str, Score], now: Score, budget: Budget) -> str | None:
+    """The convolution to return to fp16; None where the search ends."""
+    if not budget.allows(now):
         return max(scores, key=lambda name: _worth(scores[name], now, budget))
     faster = {
         name: score.speed
         for name, score in scores.items()
-        if score.speed > LEAST_GAIN * now.speed and budget.holds(score)
+        if score.speed > MIN_SPEEDUP * now.speed and budget.allows(score)
     }
     return max(faster, key=lambda name: faster[name]) if faster else None
 
 
 def _worth(score: Score, now: Score, budget: Budget) -> float:
-    """Agreement regained per time lost, or once that is enough, labels that stay; a convolution
-    that costs no time is worth most, and where none regains anything the one that costs least."""
-    lost = max(now.speed / score.speed - 1.0, LEAST_LOSS)
+    """Agreement regained per time lost; where accuracy is within the budget, fewer changed labels
+    per time lost. Where nothing is regained it is negative: the cheapest is the largest."""
+    lost = max(now.speed / score.speed - 1.0, MIN_SLOWDOWN)
     gained = score.agreement - now.agreement
-    if budget.accurate(now):
+    if budget.allows_accuracy(now):
         gained = now.moved - score.moved
     return gained / lost if gained > 0.0 else -lost

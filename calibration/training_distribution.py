@@ -1,8 +1,8 @@
-"""What the training scans look like: the block `model.seen` of a manifest.
+"""The training distribution of a package: the block `model.seen` of a manifest.
 
-Taken from labelled scans as they are and as other scanners would make them: every acquisition of
-the evaluation's and random ones for each route. So a coarse, padded or noisy scan of the same
-anatomy is nothing strange, and another contrast or body part is.
+Measured on labelled scans as they are and as other scanners would make them: every acquisition of
+the evaluation, and random ones for each route. So a coarse, padded or noisy scan of the same
+anatomy lies inside the distribution, and another contrast or body part outside.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from rare_trt.scan.out_of_distribution import (
 from rare_trt.training.acquisition import simulated_sample
 from rare_trt.training.recipe import Recipe
 
-# More cases change the ranges by little.
+# More cases change the ranges little.
 MAX_CASES: Final = 64
 
 # Random acquisitions of each case for each route.
 SIMULATED: Final = 3
 
-# Ranges hold this share of the scans (percentiles), so that a few spoilt ones do not open them:
+# Ranges lie between these percentiles of the scans, so that a few outliers do not widen them:
 # spikes in more voxels than the intensity rule clips leave hardly any foreground. They are then
 # widened by a share of their width on either side; inverted scans, noise and other contrasts lie
-# far beyond.
+# far outside.
 PERCENTILES: Final = (0.5, 99.5)
 MARGIN: Final = 0.2
 
 DIGITS: Final = 4
 
 
-def seen(
+def measure_training_distribution(
     cases: Sequence[Case], model: Model, routes: Sequence[RouteEntry], recipe: Recipe
 ) -> TrainingDistribution:
-    """What `cases` and simulated acquisitions of them look like; the same on every run.
+    """The distribution of `cases` and of simulated acquisitions of them; the same on every run.
 
-    Cases that the runtime would refuse are left out; raises RareTrtError where none is left.
+    Cases that the runtime would refuse are left out. Raises RareTrtError where none is left.
     """
     kept: list[Case] = []
     images: list[NDArray[np.float32]] = []
     for case in cases:
         try:
-            images.append(_prepared(_volume(case.voxels, case.grid), model)[0])
+            images.append(_prepare(_volume(case.voxels, case.grid), model)[0])
         except ScanError:
             continue
         kept.append(case)
@@ -69,24 +69,24 @@ def seen(
             f"none of {len(cases)} scans fits the package; expected labelled scans of its field of "
             "view: name the data that the network was trained on"
         )
-    patterns = mean_patterns(images, model)
+    patterns = _average_patterns(images, model)
+    geometries = [entry.route() for entry in routes]
     found: dict[int, list[list[dict[str, float]]]] = {entry.index: [] for entry in routes}
     extents: list[Triple] = []
-    for number, case in enumerate(tqdm(kept, "looking at the training scans", unit="case")):
-        for volume in _scans(case, np.random.default_rng(number), recipe):
+    for number, case in enumerate(tqdm(kept, "measuring the training scans", unit="case")):
+        for volume in _simulate(case, np.random.default_rng(number), recipe):
             try:
-                image, grid = _prepared(volume, model)
+                image, grid = _prepare(volume, model)
                 spacing = grid.spacing_mm
-                taken = [entry.route() for entry in routes]
-                route = choose_route(spacing, taken, model.spacing_limits_mm, None).route
+                route = choose_route(spacing, geometries, model.spacing_limits_mm, None).route
             except ScanError:
-                # What the runtime refuses it never compares.
+                # The runtime refuses it, so it never compares it.
                 continue
             extents.append(grid.extent_mm)
             found[route].append(
                 [statistics(v, model.intensity, p) for v, p in zip(image, patterns, strict=True)]
             )
-    low, high = _widened(np.min(extents, axis=0), np.max(extents, axis=0))
+    low, high = _widen(np.min(extents, axis=0), np.max(extents, axis=0))
     return TrainingDistribution(
         scans=len(extents),
         min_view_mm=_triple(np.maximum(low, 1.0)),
@@ -100,21 +100,24 @@ def seen(
     )
 
 
-def mean_patterns(images: Sequence[NDArray[np.float32]], model: Model) -> list[NDArray[np.float64]]:
+def _average_patterns(
+    images: Sequence[NDArray[np.float32]], model: Model
+) -> list[NDArray[np.float64]]:
     """The mean pattern of each channel over normalised `images` [c, i, j, k]."""
     found = []
     for channel in range(len(model.channels)):
         stack = np.stack([block_means(image[channel], model.intensity) for image in images])
         known = np.isfinite(stack)
         total = np.where(known, stack, 0.0).sum(axis=0)
-        # A block that is air in every case is as good as the mean of all.
+        # A block that is air in every case gets the mean of all blocks.
         overall = stack[known].mean()
         count = known.sum(axis=0)
         found.append(np.where(count > 0, total / np.maximum(count, 1), overall))
     return found
 
 
-def _scans(case: Case, rng: Generator, recipe: Recipe) -> Iterator[Volume]:
+def _simulate(case: Case, rng: Generator, recipe: Recipe) -> Iterator[Volume]:
+    """`case` as it is, and every simulated acquisition of it."""
     yield _volume(case.voxels, case.grid)
     for acquisition in acquisitions(recipe.base_spacing_mm):
         yield acquisition.make(case, rng)[0]
@@ -124,8 +127,8 @@ def _scans(case: Case, rng: Generator, recipe: Recipe) -> Iterator[Volume]:
             yield _volume(sample.voxels, sample.grid)
 
 
-def _prepared(volume: Volume, model: Model) -> tuple[NDArray[np.float32], Grid]:
-    """Normalised voxels [c, i, j, k] and their grid, as the runtime has them."""
+def _prepare(volume: Volume, model: Model) -> tuple[NDArray[np.float32], Grid]:
+    """Normalised voxels [c, i, j, k] and their grid, as the runtime prepares them."""
     region = select_region(volume, model.field_of_view_mm, None)
     return normalise(region.voxels, model.intensity), region.grid
 
@@ -138,12 +141,12 @@ def _ranges(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float
     found = {}
     for name in NAMES:
         low, high = np.percentile([row[name] for row in rows], PERCENTILES)
-        low, high = _widened(low, high)
+        low, high = _widen(low, high)
         found[name] = (round(float(low), DIGITS), round(float(high), DIGITS))
     return found
 
 
-def _widened(
+def _widen(
     low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return low - MARGIN * (high - low), high + MARGIN * (high - low)

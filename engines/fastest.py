@@ -1,4 +1,4 @@
-"""The fastest precision per route on this GPU, of those that hold the package's bounds."""
+"""The fastest engine per route on this GPU, of those that pass the package's golden vectors."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ WARM_UP: Final = 5
 RUNS: Final = 50
 
 
-def fastest(package: Package) -> list[EngineEntry]:
-    """Of the package's engines the fastest per route on this GPU that passes its golden vectors.
+def select_fastest(package: Package) -> list[EngineEntry]:
+    """The fastest engine per route of `package` that passes its golden vectors on this GPU.
 
-    Raises BackendError where no engine of a route does.
+    Raises BackendError where no engine of a route passes.
     """
     host, cache = EngineHost(), Cache()
     try:
-        return [_fastest_of(host, package, route.index, cache) for route in package.manifest.routes]
+        return [_select(host, package, route.index, cache) for route in package.manifest.routes]
     finally:
         host.close()
 
 
-def _fastest_of(host: EngineHost, package: Package, route: int, cache: Cache) -> EngineEntry:
-    took: list[tuple[float, EngineEntry]] = []
+def _select(host: EngineHost, package: Package, route: int, cache: Cache) -> EngineEntry:
+    passed: list[tuple[float, EngineEntry]] = []
     faults = []
     for entry in (engine for engine in package.manifest.engines if engine.route == route):
         try:
             session = EngineSession(host, package, entry, cache)
             try:
                 check_golden_vectors(session, package, route)
-                took.append((milliseconds(session, package, route), entry))
+                passed.append((measure_milliseconds(session, package, route), entry))
             finally:
                 session.close()
         except BackendError as error:
             faults.append(str(error))
-    if not took:
+    if not passed:
         raise BackendError("; ".join(faults))
-    return min(took, key=lambda pair: pair[0])[1]
+    return min(passed, key=lambda pair: pair[0])[1]
 
 
-def milliseconds(session: Session, package: Package, route: int) -> float:
-    """The median time of a run on the typical golden vector, copies included."""
+def measure_milliseconds(session: Session, package: Package, route: int) -> float:
+    """The median time in ms of a run on the typical golden vector, copies included."""
     vectors = read_golden_vectors(package, route)
     typical = next((one.scan for one in vectors if one.entry.kind == "typical"), None)
     if typical is None:

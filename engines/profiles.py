@@ -9,14 +9,15 @@ from rare_trt.plan.resampling import BUCKET
 from rare_trt.scan.geometry import Shape
 
 
-def profile_shapes(entry: RouteEntry, model: Model, *, static: bool) -> dict[str, Shapes]:
-    """Shapes of the graph's seven inputs for a route; with `static` the typical ones alone.
+def profile_from_route(entry: RouteEntry, model: Model, *, static: bool) -> dict[str, Shapes]:
+    """The profile of a route: smallest, typical and largest shape of the graph's seven inputs.
 
-    A maximum is paid for in GPU memory, so it is no larger than the scans a package takes: the
-    largest field of view at the finest spacing, and the largest working shape run in one piece.
+    With `static` all three are the typical one. A maximum costs GPU memory, so it is no larger than
+    the scans that the package takes: the largest field of view at the finest spacing, and the
+    largest working shape run in one piece.
     """
     typical = _buckets(model.field_of_view_mm.typical, entry.spacing_mm)
-    answer = _buckets(model.field_of_view_mm.typical, model.base_spacing_mm)
+    output = _buckets(model.field_of_view_mm.typical, model.base_spacing_mm)
     largest = _buckets(model.field_of_view_mm.max, model.spacing_limits_mm[0])
     smallest = (BUCKET, BUCKET, BUCKET)
     working = entry.profile
@@ -27,7 +28,7 @@ def profile_shapes(entry: RouteEntry, model: Model, *, static: bool) -> dict[str
     for axis, name in enumerate("ijk"):
         low, mid, high = working.min[axis], working.typical[axis], working.max[axis]
         shapes[f"in_{name}"] = ((low, BUCKET), (mid, typical[axis]), (high, largest[axis]))
-        shapes[f"out_{name}"] = ((BUCKET, low), (answer[axis], mid), (largest[axis], high))
+        shapes[f"out_{name}"] = ((BUCKET, low), (output[axis], mid), (largest[axis], high))
     if static:
         return {name: (typical, typical, typical) for name, (_, typical, _) in shapes.items()}
     return shapes

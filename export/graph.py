@@ -10,9 +10,9 @@ from rare_trt.training.passes import resampled
 
 
 class RouteGraph(nn.Module):
-    """Resample, network, resample, arg-max for one route.
+    """Resampling, network, resampling and arg-max of one route.
 
-    Takes image float32 [1, c, i, j, k] and six matrices in_* [I, i] and out_* [oi, I]; gives
+    Takes image float32 [1, c, i, j, k] and six matrices, in_* [I, i] and out_* [oi, I]; returns
     labels uint8 [1, oi, oj, ok].
     """
 
@@ -21,17 +21,9 @@ class RouteGraph(nn.Module):
         self.network = network
         self.route = route
 
-    def logits(
-        self,
-        image: Tensor,
-        in_i: Tensor,
-        in_j: Tensor,
-        in_k: Tensor,
-        out_i: Tensor,
-        out_j: Tensor,
-        out_k: Tensor,
-    ) -> Tensor:
-        """Logits [1, classes, oi, oj, ok] on the output grid."""
+    def logits(self, image: Tensor, *matrices: Tensor) -> Tensor:
+        """Logits [1, classes, oi, oj, ok] on the output grid; `matrices` are in_* and out_*."""
+        in_i, in_j, in_k, out_i, out_j, out_k = matrices
         working = resampled(image, in_i, in_j, in_k)
         return resampled(self.network(working, self.route), out_i, out_j, out_k)
 
@@ -45,14 +37,15 @@ class RouteGraph(nn.Module):
         out_j: Tensor,
         out_k: Tensor,
     ) -> Tensor:
-        logits = self.logits(image, in_i, in_j, in_k, out_i, out_j, out_k)
-        return largest(logits)
+        """Labels uint8 [1, oi, oj, ok] on the output grid."""
+        return argmax_labels(self.logits(image, in_i, in_j, in_k, out_i, out_j, out_k))
 
 
-def largest(logits: Tensor) -> Tensor:
-    """Arg-max over axis 1 as a chain of comparisons, uint8; ties go to the lower label.
+def argmax_labels(logits: Tensor) -> Tensor:
+    """Labels uint8 [n, ...], the arg-max of `logits` [n, classes, ...]; ties go to the lower label.
 
-    TensorRT turns ArgMax into a slow TopK, and casts to uint8 only from float.
+    A chain of comparisons, because TensorRT turns ArgMax into a slow TopK, and casts to uint8 only
+    from float.
     """
     best, label = logits[:, 0], torch.zeros_like(logits[:, 0])
     for value in range(1, logits.shape[1]):

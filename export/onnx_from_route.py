@@ -1,4 +1,4 @@
-"""ONNX from a route: exported with dynamic shapes, simplified, named, checked."""
+"""ONNX from a route: export with dynamic shapes, simplify, name, check; graphs as files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from rare_trt.training.network import RareUNet
 
 MAX_AXIS: Final = 4096
 
-# Smaller tensors stay inside the graph: parsers want shapes and scalars at hand.
+# Smaller tensors stay inside the graph: parsers need shapes and scalars there.
 EXTERNAL_BYTES: Final = 1024
 ALIGNMENT: Final = 64
 
-# Dimensions by name. Output dimensions have their own: labels may lie on another grid.
+# Names of the dimensions. Those of the output differ: labels may lie on another grid.
 DIMENSIONS: Final[Mapping[str, tuple[str | int, ...]]] = {
     "image": (1, "channels", "i", "j", "k"),
     "in_i": ("I", "i"),
@@ -42,31 +42,22 @@ DIMENSIONS: Final[Mapping[str, tuple[str | int, ...]]] = {
 
 @dataclass(frozen=True, eq=False)
 class GraphFiles:
-    """The routes' graphs as file contents; all refer to one file of weights."""
+    """Graphs, one per route, as file contents; all refer to one file of weights."""
 
     graphs: tuple[bytes, ...]
     weights: bytes
 
 
-NOTHING: Final = GraphFiles((), b"")
-
-
-def graph_files(
-    models: Sequence[ModelProto], weights_name: str, beside: GraphFiles = NOTHING
-) -> GraphFiles:
-    """`models`, one per route, with their weights moved out; what routes share is stored once.
-
-    Their weights follow those of the graphs `beside`, which stay as they are, and what those hold
-    is not stored again.
-    """
-    weights = externalise(models, weights_name, beside)
-    return GraphFiles(tuple(model.SerializeToString() for model in models), weights)
+NO_FILES: Final = GraphFiles((), b"")
 
 
 def onnx_from_route(network: RareUNet, route: int) -> ModelProto:
-    """The graph of `route` with its weights inside, checked by onnx and by the lint."""
+    """The graph of `route` with its weights inside, checked by onnx and by the lint.
+
+    Raises RareTrtError where TensorRT 10.3 would refuse it.
+    """
     model: ModelProto
-    model, _ = onnxsim.simplify(_exported(RouteGraph(network, route).eval(), network, route))
+    model, _ = onnxsim.simplify(_export(RouteGraph(network, route).eval()))
     _name_dimensions(model, network.config.channels)
     _name_logits(model)
     onnx.checker.check_model(model, full_check=True)
@@ -76,27 +67,21 @@ def onnx_from_route(network: RareUNet, route: int) -> ModelProto:
     return model
 
 
-def load_graph(graph: bytes, weights: bytes) -> ModelProto:
-    """The model that `graph_files` made into a file, its weights inside again."""
-    model = onnx.load_model_from_string(graph)
-    for tensor in model.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            tensor.raw_data = weights[_place(tensor)]
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-    return model
+def files_from_models(
+    models: Sequence[ModelProto], weights_name: str, beside: GraphFiles = NO_FILES
+) -> GraphFiles:
+    """`models`, one per route, with their weights moved to the file `weights_name`.
 
-
-def externalise(models: Sequence[ModelProto], location: str, beside: GraphFiles = NOTHING) -> bytes:
-    """Moves the weights of `models` into one file at `location`, each distinct tensor once, behind
-    those of the graphs `beside`."""
+    Each distinct tensor is stored once. The weights start with those of the graphs `beside`, which
+    stay as they are, and tensors among those are not stored again. Changes `models`.
+    """
     data = bytearray()
-    places: dict[bytes, int] = {}
+    offsets: dict[bytes, int] = {}
     for graph in beside.graphs:
         for tensor in onnx.load_model_from_string(graph).graph.initializer:
             if tensor.data_location == TensorProto.EXTERNAL:
-                place = _place(tensor)
-                places[sha256(beside.weights[place]).digest()] = place.start
+                place = _weights_slice(tensor)
+                offsets[sha256(beside.weights[place]).digest()] = place.start
                 data.extend(beside.weights[len(data) : place.stop])
     for model in models:
         for tensor in model.graph.initializer:
@@ -104,35 +89,49 @@ def externalise(models: Sequence[ModelProto], location: str, beside: GraphFiles 
             if len(raw) < EXTERNAL_BYTES:
                 continue
             digest = sha256(raw).digest()
-            if digest not in places:
+            if digest not in offsets:
                 data.extend(bytes(-len(data) % ALIGNMENT))
-                places[digest] = len(data)
+                offsets[digest] = len(data)
                 data.extend(raw)
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (
-                ("location", location),
-                ("offset", str(places[digest])),
-                ("length", str(len(raw))),
-            ):
-                tensor.external_data.add(key=key, value=value)
-    return bytes(data)
+            _refer(tensor, weights_name, offsets[digest], len(raw))
+    return GraphFiles(tuple(model.SerializeToString() for model in models), bytes(data))
 
 
-def _place(tensor: TensorProto) -> slice:
-    """Where in the file of weights an external `tensor` lies."""
+def load_graph(graph: bytes, weights: bytes) -> ModelProto:
+    """The model in the file contents of one of GraphFiles, with its weights inside."""
+    model = onnx.load_model_from_string(graph)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.raw_data = weights[_weights_slice(tensor)]
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    return model
+
+
+def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Replaces the values of `tensor` by a reference to bytes of the file `location`."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+
+
+def _weights_slice(tensor: TensorProto) -> slice:
+    """The bytes of an external `tensor` in the file of weights."""
     place = {entry.key: entry.value for entry in tensor.external_data}
     start = int(place["offset"])
     return slice(start, start + int(place["length"]))
 
 
-def _exported(graph: RouteGraph, network: RareUNet, route: int) -> ModelProto:
-    multiple = network.config.multiple(route)
+def _export(graph: RouteGraph) -> ModelProto:
+    """The traced `graph`; every spatial axis is dynamic, working axes by whole multiples."""
+    config = graph.network.config
+    multiple = config.multiple(graph.route)
     image = (48, 56, 40)
     working = tuple(multiple * n for n in (2, 3, 4))
     output = (45, 33, 50)
     example = (
-        torch.zeros(1, network.config.channels, *image),
+        torch.zeros(1, config.channels, *image),
         *(torch.zeros(w, i) for w, i in zip(working, image, strict=True)),
         *(torch.zeros(o, w) for o, w in zip(output, working, strict=True)),
     )
@@ -145,7 +144,7 @@ def _exported(graph: RouteGraph, network: RareUNet, route: int) -> ModelProto:
         *({0: w, 1: n} for w, n in ((wi, i), (wj, j), (wk, k))),
         *({0: n, 1: w} for n, w in ((oi, wi), (oj, wj), (ok, wk))),
     )
-    # The exporter warns about torchvision, and about dimension names that are replaced below.
+    # The exporter warns about torchvision, and about dimension names that are replaced later.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -166,7 +165,7 @@ def _exported(graph: RouteGraph, network: RareUNet, route: int) -> ModelProto:
 
 
 def _name_logits(model: ModelProto) -> None:
-    """Calls what the arg-max takes `logits`, so that checks can ask for it by name."""
+    """Names the input of the arg-max `logits`, so that checks can fetch it by name."""
     (old,) = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
     for node in model.graph.node:
         for names in (node.input, node.output):
@@ -176,7 +175,7 @@ def _name_logits(model: ModelProto) -> None:
 
 
 def _name_dimensions(model: ModelProto, channels: int) -> None:
-    """Puts DIMENSIONS on inputs and outputs and drops everything derived from other names."""
+    """Sets DIMENSIONS on inputs and outputs and drops everything derived from other names."""
     model.graph.ClearField("value_info")
     for value in (*model.graph.input, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
@@ -189,6 +188,6 @@ def _name_dimensions(model: ModelProto, channels: int) -> None:
                 dim.dim_param = name
     model.ClearField("metadata_props")
     for node in model.graph.node:
-        # The exporter notes the Python source of every node, paths of this machine included.
+        # The exporter records the Python source of every node, paths of this machine included.
         node.ClearField("metadata_props")
         node.ClearField("doc_string")

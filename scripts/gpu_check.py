@@ -26,7 +26,7 @@ import numpy as np
 
 from rare_trt import cli
 from rare_trt.backends import EngineBackend, Precision
-from rare_trt.engines.engines_from_package import Built, build_engines
+from rare_trt.engines.engines_from_package import BuiltEngine, build_engines
 from rare_trt.errors import BackendError, RareTrtError
 from rare_trt.package.manifest import BuilderOptions, EngineEntry
 from rare_trt.package.reading import Package, open_package
@@ -148,7 +148,7 @@ def _rows(
 
 def _built(
     package: Package, backend: EngineBackend, variant: Variant, machine: Machine, folder: Path
-) -> tuple[Package, list[Built]]:
+) -> tuple[Package, list[BuiltEngine]]:
     """A copy of the package with the engines of `variant`."""
     options = BuilderOptions(static_shapes=variant.static)
     out = _target(folder, variant)

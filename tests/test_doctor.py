@@ -1,4 +1,4 @@
-"""What a machine is told about itself: `rare-trt doctor`, the engines in `rare-trt info`."""
+"""Reports on a machine: `rare-trt doctor`, and the engines in `rare-trt info`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import pytest
 
 from rare_trt.cli import main
 from rare_trt.commands.doctor import (
-    Surroundings,
-    advisory_lines,
-    backend_lines,
-    machine_lines,
-    package_lines,
+    report_advisories,
+    report_backends,
+    report_machine,
+    report_package,
 )
-from rare_trt.commands.info import engine_lines
+from rare_trt.commands.info import describe_engines
 from rare_trt.package.manifest import BuilderOptions
 from rare_trt.package.reading import Package, open_package
 from rare_trt.sessions.advisories import ADVISORIES, Advisory, State, advisories
 from rare_trt.sessions.device import Gpu
+from rare_trt.sessions.environment import Environment
 from rare_trt.sessions.machine import Machine
 from rare_trt.sessions.openvino import OpenVinoFacts
 
@@ -34,7 +34,7 @@ ADA = Gpu("NVIDIA L4", "8.9", 24 * GIB, False, "580.65.06 CUDA 13.0")
 ORIN = Gpu("Orin", "8.7", 16 * GIB, True, "CUDA 12.6")
 
 # A machine on which nothing is amiss, to be broken in one place at a time.
-WHOLE = Surroundings(
+WHOLE = Environment(
     python="3.12.3 (CPython)",
     driver="580.65.06",
     bindings="cuda-bindings 13.0.0",
@@ -107,7 +107,7 @@ def test_doctor_needs_no_extra(tiny_package_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["tensorrt", "openvino", "cuda.bindings", "pycuda"])
-def test_what_breaks_at_import_is_a_line(
+def test_a_library_that_breaks_at_import_is_a_line(
     tmp_path: Path, tiny_package_folder: Path, module: str
 ) -> None:
     path = tmp_path.joinpath(*module.split("."), "__init__.py")
@@ -136,9 +136,9 @@ def test_a_package_that_cannot_be_opened_is_a_line(
 
 
 def test_a_damaged_engine_does_not_run(built: Package, damaged: Path, rtx_machine: Machine) -> None:
-    whole = package_lines(built, rtx_machine, WHOLE)
+    whole = report_package(built, rtx_machine, WHOLE).lines()
     assert "route 0, 1  tensorrt-rtx fp32  runs" in whole
-    broken = package_lines(open_package(damaged), rtx_machine, WHOLE)
+    broken = report_package(open_package(damaged), rtx_machine, WHOLE).lines()
     assert any(line.startswith("route 0     tensorrt-rtx fp32") for line in broken)
     assert any("damaged or tampered with" in line for line in broken)
     assert "route 1     tensorrt-rtx fp32  runs" in broken
@@ -146,7 +146,7 @@ def test_a_damaged_engine_does_not_run(built: Package, damaged: Path, rtx_machin
 
 def test_the_machine_is_described() -> None:
     machine = Machine("linux-aarch64", ORIN, "", {"tensorrt": "10.3.0"})
-    text = "\n".join(machine_lines(machine, WHOLE))
+    text = "\n".join(report_machine(machine, WHOLE).lines())
     assert "Orin, compute capability 8.7, 16.0 GiB, shared with the CPU" in text
     assert "driver            CUDA 12.6" in text
     assert "TensorRT          10.3.0" in text
@@ -167,15 +167,15 @@ def test_the_machine_is_described() -> None:
         ({"gpu": replace(ADA, compute_capability="9.0")}, {}, "has 9.0: use tensorrt"),
     ],
 )
-def test_a_backend_that_cannot_be_used_says_what_to_do(
+def test_a_backend_that_cannot_be_used_has_a_remedy(
     built: Package,
     rtx_machine: Machine,
     change: dict[str, object],
     around: dict[str, object],
     expected: str,
 ) -> None:
-    machine, surroundings = replace(rtx_machine, **change), replace(WHOLE, **around)
-    openvino, tensorrt, rtx = backend_lines("tiny.rare", built, machine, surroundings)
+    machine, environment = replace(rtx_machine, **change), replace(WHOLE, **around)
+    openvino, tensorrt, rtx = report_backends("tiny.rare", built, machine, environment).lines()
     assert openvino.split() == ["openvino", "usable"]
     assert not tensorrt.endswith("usable")
     assert rtx.startswith("tensorrt-rtx  ")
@@ -184,23 +184,25 @@ def test_a_backend_that_cannot_be_used_says_what_to_do(
 
 def test_a_backend_without_engines_names_the_command(built: Package) -> None:
     machine = Machine("linux-x86_64", ADA, "", {"tensorrt": "10.13.3.9"})
-    lines = backend_lines("tiny.rare", built, machine, WHOLE)
+    lines = report_backends("tiny.rare", built, machine, WHOLE).lines()
     assert lines[1].endswith("`rare-trt build --package tiny.rare --backend tensorrt`")
 
 
 def test_openvino_that_cannot_be_loaded(built: Package, rtx_machine: Machine) -> None:
     around = replace(WHOLE, openvino="OpenVINO cannot be loaded")
-    assert backend_lines("x", built, rtx_machine, around)[0].endswith("cannot be loaded")
-    lines = package_lines(built, rtx_machine, around)
+    assert report_backends("x", built, rtx_machine, around).lines()[0].endswith("cannot be loaded")
+    lines = report_package(built, rtx_machine, around).lines()
     assert "route 0, 1  openvino fp32      OpenVINO cannot be loaded" in lines
     assert "route 0, 1  tensorrt-rtx fp32  runs" in lines
 
 
 def test_a_version_that_cannot_be_read_is_a_line(built: Package, rtx_machine: Machine) -> None:
     machine = replace(rtx_machine, libraries={"tensorrt-rtx": "nightly", "tensorrt": "nightly"})
-    assert len(package_lines(built, machine, WHOLE)) == 3
-    assert len(backend_lines("x", built, machine, WHOLE)) == 3
-    assert sum("unknown" in line for line in advisory_lines(machine)) == len(ADVISORIES) + 2
+    assert len(report_package(built, machine, WHOLE).lines()) == 3
+    assert len(report_backends("x", built, machine, WHOLE).lines()) == 3
+    assert (
+        sum("unknown" in line for line in report_advisories(machine).lines()) == len(ADVISORIES) + 2
+    )
 
 
 FIRST, *LATER = ADVISORIES
@@ -242,7 +244,8 @@ def test_the_document_names_the_same_vulnerabilities() -> None:
 
 def test_advisories_are_reported() -> None:
     def lines(version: str) -> list[str]:
-        return advisory_lines(Machine("linux-x86_64", ADA, "", {"tensorrt": version}))
+        machine = Machine("linux-x86_64", ADA, "", {"tensorrt": version})
+        return report_advisories(machine).lines()
 
     old = "\n".join(lines("10.3.0"))
     assert all(advisory.cve in old for advisory in ADVISORIES)
@@ -251,10 +254,11 @@ def test_advisories_are_reported() -> None:
     between = "\n".join(lines("10.16.2.10"))
     assert "CVE-2026-24188" not in between
     assert between.count("unknown") == 5
-    assert "the bulletins say nothing of this release" in between
+    assert "the bulletins do not cover this release" in between
     assert "unknown" not in old
     assert "TensorRT 11.4.0: none known" in lines("11.4.0")
-    assert "TensorRT: none could be loaded" in advisory_lines(Machine("linux-x86_64", None, "", {}))
+    nothing = report_advisories(Machine("linux-x86_64", None, "", {})).lines()
+    assert "TensorRT: none could be loaded" in nothing
 
 
 def test_info_lists_engines(built: Package, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,10 +273,10 @@ def test_info_lists_engines(built: Package, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_info_says_which_engines_run(built: Package, rtx_machine: Machine) -> None:
-    _, *rows = engine_lines(built.manifest, rtx_machine)
-    assert [row.endswith("  runs here") for row in rows] == [True, True]
-    _, *rows = engine_lines(built.manifest, replace(rtx_machine, platform="linux-aarch64"))
-    assert all("built for linux-x86_64; this is linux-aarch64" in row for row in rows)
+    _, *rows = describe_engines(built.manifest, rtx_machine)
+    assert [row[-1] for row in rows] == ["runs here", "runs here"]
+    _, *rows = describe_engines(built.manifest, replace(rtx_machine, platform="linux-aarch64"))
+    assert all("built for linux-x86_64; this is linux-aarch64" in row[-1] for row in rows)
     bound = replace(
         built.manifest.engines[0],
         backend="tensorrt",
@@ -280,8 +284,9 @@ def test_info_says_which_engines_run(built: Package, rtx_machine: Machine) -> No
         compute_capabilities=("8.9",),
         options=BuilderOptions(version_compatible=True, workspace_mib=512),
     )
-    _, row = engine_lines(replace(built.manifest, engines=(bound,)), rtx_machine)
-    assert "NVIDIA L4 (8.9)  workspace_mib=512 version_compatible  tensorrt is not" in row
+    _, row = describe_engines(replace(built.manifest, engines=(bound,)), rtx_machine)
+    assert row[5:7] == ("NVIDIA L4 (8.9)", "workspace_mib=512 version_compatible")
+    assert row[7].startswith("tensorrt is not")
 
 
 def test_info_without_engines_is_as_it_was(

@@ -1,4 +1,4 @@
-"""Engines: profiles, builds with the real TensorRT for RTX, what fits where, the planner."""
+"""Engines: profiles, builds with the real TensorRT for RTX, compatibility, the build plan."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from conftest import FakeGpu
 from fake_tensorrt import FOREIGN_TIMINGS
 
 from rare_trt import Segmenter
-from rare_trt.building.package_from_checkpoint import field_of_view
+from rare_trt.building.manifest_from_checkpoint import field_of_view_from_facts
 from rare_trt.cli import main
 from rare_trt.engines import fastest as best
-from rare_trt.engines.builder import RTX_CAPABILITIES, EngineBuilder
-from rare_trt.engines.engines_from_package import build_engines, typed_graph
-from rare_trt.engines.profiles import profile_shapes
-from rare_trt.engines.targets import TARGETS, Target, outlooks
+from rare_trt.engines.builder import EngineBuilder
+from rare_trt.engines.engines_from_package import build_engines, typed_graph_from_package
+from rare_trt.engines.profiles import profile_from_route
+from rare_trt.engines.rtx import RTX_CAPABILITIES
+from rare_trt.engines.targets import TARGETS, Target, plan_builds
 from rare_trt.errors import BackendError, OutputError, PackageError
 from rare_trt.package.manifest import BuilderOptions, EngineEntry
 from rare_trt.package.manifest_json import json_with_seal
@@ -61,7 +62,7 @@ def package() -> Package:
 @pytest.mark.parametrize("route", range(4))
 def test_profiles_hold_every_scan_the_package_takes(package: Package, route: int) -> None:
     entry = package.manifest.routes[route]
-    shapes = profile_shapes(entry, package.manifest.model, static=False)
+    shapes = profile_from_route(entry, package.manifest.model, static=False)
     assert set(shapes) == set(INPUT_NAMES)
     for low, typical, high in shapes.values():
         assert all(a <= b <= c for a, b, c in zip(low, typical, high, strict=True))
@@ -85,18 +86,18 @@ def test_static_profiles_take_the_typical_golden_vectors(package: Package) -> No
     manifest = package.manifest
     view = (48.4, 50.0, 36.0)
     facts = TrainingFacts(1, (), view, view, view, ((0.0, 1.0), (0.0, 1.0)))
-    found = field_of_view(facts, manifest.model.base_spacing_mm)
+    found = field_of_view_from_facts(facts, manifest.model.base_spacing_mm)
     assert found.typical == (48.0, 50.0, 36.0)
     model = replace(manifest.model, field_of_view_mm=found)
     for entry in manifest.routes:
         # As calibration/golden.py and `--at` make them.
         voxels = tuple(ceil(mm / entry.spacing_mm) for mm in found.typical)
-        shapes = profile_shapes(entry, model, static=True)
+        shapes = profile_from_route(entry, model, static=True)
         assert shapes["image"][0][2:] == tuple(ceil(n / BUCKET) * BUCKET for n in voxels)
 
 
 def test_static_profiles_have_one_shape(package: Package) -> None:
-    shapes = profile_shapes(package.manifest.routes[1], package.manifest.model, static=True)
+    shapes = profile_from_route(package.manifest.routes[1], package.manifest.model, static=True)
     assert all(low == typical == high for low, typical, high in shapes.values())
 
 
@@ -135,7 +136,7 @@ def test_a_second_build_builds_nothing(
     before = {path: path.stat().st_mtime_ns for path in rtx_engines.folder.rglob("*")}
     for where in (["-o", out], ["--package", out]):
         assert main(["build", "--backend", "tensorrt-rtx", "--precision", "fp16", *where]) == 0
-        assert capsys.readouterr().out.count("there already") == 4
+        assert capsys.readouterr().out.count("exists already") == 4
     assert {path: path.stat().st_mtime_ns for path in rtx_engines.folder.rglob("*")} == before
 
 
@@ -224,19 +225,21 @@ def test_an_output_that_is_something_else_is_left_alone(package: Package, tmp_pa
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
 
 
-def test_a_graph_that_cannot_be_parsed_is_told_with_its_route(package: Package) -> None:
+def test_a_graph_that_cannot_be_parsed_is_reported_with_its_route(package: Package) -> None:
     pytest.importorskip("tensorrt_rtx")
     builder = EngineBuilder("tensorrt-rtx", BuilderOptions(), this_machine())
-    source = typed_graph(package, package.graph(2, "fp16"))
+    source = typed_graph_from_package(package, package.graph(2, "fp16"))
     with pytest.raises(BackendError, match=r"route 2: the graph cannot be parsed: .+"):
-        builder.network(replace(source, graph=b"not onnx"))
+        builder.parse(replace(source, graph=b"not onnx"))
     with pytest.raises(BackendError, match=r"route 2: the optimisation profile .+ was refused"):
-        shapes = profile_shapes(package.manifest.routes[2], package.manifest.model, static=False)
+        shapes = profile_from_route(
+            package.manifest.routes[2], package.manifest.model, static=False
+        )
         low, typical, high = shapes["image"]
         builder.build(source, shapes | {"image": (high, typical, low)})
 
 
-def test_what_rtx_cannot_do_is_refused(package: Package) -> None:
+def test_options_that_rtx_does_not_support_are_refused(package: Package) -> None:
     pytest.importorskip("tensorrt_rtx")
     for options in (
         BuilderOptions(version_compatible=True),
@@ -249,9 +252,7 @@ def test_what_rtx_cannot_do_is_refused(package: Package) -> None:
 # Builds with the fake TensorRT, which needs its fake GPU
 
 
-def test_tensorrt_needs_a_gpu_to_build_and_says_so(
-    gpu: FakeGpu, package: Package, tmp_path: Path
-) -> None:
+def test_tensorrt_needs_a_gpu_to_build(gpu: FakeGpu, package: Package, tmp_path: Path) -> None:
     gpu.driver.set_devices(0)
     with pytest.raises(BackendError, match="builds engines only on a machine with an NVIDIA GPU"):
         build_engines(
@@ -265,7 +266,7 @@ def test_tensorrt_needs_a_gpu_to_build_and_says_so(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_driver_too_old_for_tensorrt_is_told_before_a_build(
+def test_a_driver_too_old_for_tensorrt_is_reported_before_a_build(
     gpu: FakeGpu, package: Package, tmp_path: Path
 ) -> None:
     gpu.trt.fail("Builder")
@@ -385,7 +386,7 @@ def test_best_measures_warm_runs(package: Package) -> None:
 
     timed = Timed()
     # Milliseconds, and neither the first runs nor all of them together.
-    assert 1.0 <= best.milliseconds(cast(Session, timed), package, 0) < 20.0
+    assert 1.0 <= best.measure_milliseconds(cast(Session, timed), package, 0) < 20.0
     assert timed.runs == best.WARM_UP + best.RUNS
 
 
@@ -397,27 +398,27 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
+def failing(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
     """Which (precision, route) fail their golden vectors; fp16 takes half the time of fp32."""
-    failing: set[tuple[str, int]] = set()
-    prove = best.check_golden_vectors
+    found: set[tuple[str, int]] = set()
+    check = best.check_golden_vectors
 
-    def judged(session: Session, package: Package, route: int) -> None:
-        if (session.precision, route) in failing:
+    def checked(session: Session, package: Package, route: int) -> None:
+        if (session.precision, route) in found:
             raise BackendError(f"{session.precision} gives other labels than the golden vector")
-        prove(session, package, route)
+        check(session, package, route)
 
-    monkeypatch.setattr(best, "check_golden_vectors", judged)
+    monkeypatch.setattr(best, "check_golden_vectors", checked)
     took = {"fp16": 1.0, "fp32": 2.0, "int8": 3.0}
-    monkeypatch.setattr(best, "milliseconds", lambda session, *_: took[session.precision])
-    return failing
+    monkeypatch.setattr(best, "measure_milliseconds", lambda session, *_: took[session.precision])
+    return found
 
 
-def test_best_keeps_the_fastest_that_holds_the_bounds(
-    gpu: FakeGpu, package: Package, tmp_path: Path, told: set[tuple[str, int]]
+def test_best_keeps_the_fastest_within_the_bounds(
+    gpu: FakeGpu, package: Package, tmp_path: Path, failing: set[tuple[str, int]]
 ) -> None:
     """fp16 is the faster one here, but on route 1 it fails its golden vectors."""
-    told.add(("fp16", 1))
+    failing.add(("fp16", 1))
     here, out = this_machine(), tmp_path / "best.rare"
     # What was there before gives way to the fastest, but for engines of other options.
     build_engines(package, "tensorrt", "fp32", BuilderOptions(), here, out=out)
@@ -437,17 +438,17 @@ def test_best_keeps_the_fastest_that_holds_the_bounds(
 
 
 def test_best_that_fails_leaves_the_package_as_it_was(
-    gpu: FakeGpu, package: Package, tmp_path: Path, told: set[tuple[str, int]]
+    gpu: FakeGpu, package: Package, tmp_path: Path, failing: set[tuple[str, int]]
 ) -> None:
     here, out = this_machine(), tmp_path / "best.rare"
     build_engines(package, "tensorrt", "fp16", BuilderOptions(), here, out=out)
     before = files_of(tmp_path)
-    told.update({("fp16", 2), ("fp32", 2), ("int8", 2)})
+    failing.update({("fp16", 2), ("fp32", 2), ("int8", 2)})
     with pytest.raises(BackendError, match="golden vector"):
         build_engines(package, "tensorrt", "best", BuilderOptions(), here, out=out)
     assert files_of(tmp_path) == before
     # The build of the second precision fails.
-    told.clear()
+    failing.clear()
     shutil.rmtree(out)
     for path in tmp_path.iterdir():
         path.unlink()
@@ -472,16 +473,16 @@ def test_an_interrupt_stops_the_real_build_and_leaves_nothing(
 ) -> None:
     """TensorRT's bindings swallow what its callbacks raise; the build must end all the same."""
     pytest.importorskip("tensorrt_rtx")
-    from rare_trt.engines import builder
+    from rare_trt.engines import progress
 
-    class Interrupted(builder.tqdm):
+    class Interrupted(progress.tqdm):
         pass
 
     def interrupt(self: object, *_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Interrupted, callback, interrupt)
-    monkeypatch.setattr(builder, "tqdm", Interrupted)
+    monkeypatch.setattr(progress, "tqdm", Interrupted)
     out = str(tmp_path / "never.rare")
     assert main(["build", "--backend", "tensorrt-rtx", "-o", out]) == 130
     assert list(tmp_path.iterdir()) == []
@@ -529,7 +530,7 @@ def test_a_package_changed_by_another_program_meanwhile_is_left_alone(
     assert files_of(own) == before
 
 
-def test_what_cannot_be_written_is_told_before_anything_is_built(
+def test_a_folder_that_cannot_be_written_is_reported_before_a_build(
     gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -567,7 +568,7 @@ def test_the_package_can_be_named_by_a_dot(
         ("12.0", False),
     ],
 )
-def test_releases_of_tensorrt_that_will_not_do_are_named(
+def test_releases_of_tensorrt_that_are_not_supported_are_named(
     gpu: FakeGpu, tiny_package_folder: Path, tmp_path: Path, version: str, fits: bool
 ) -> None:
     gpu.trt.__version__ = version
@@ -595,22 +596,20 @@ def test_releases_of_tensorrt_that_will_not_do_are_named(
         ["mine.rare"],
     ],
 )
-def test_wrong_usage_is_told_as_such(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["build", *arguments])
     assert stopped.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
-# What fits
+# Compatibility
 
 
 def entry_of(**changes: object) -> EngineEntry:
     package = open_package("hippocampus")
     graph = package.graph(0, "fp16")
-    shapes = profile_shapes(package.manifest.routes[0], package.manifest.model, static=False)
+    shapes = profile_from_route(package.manifest.routes[0], package.manifest.model, static=False)
     entry = EngineEntry(
         backend="tensorrt",
         precision="fp16",
@@ -687,7 +686,7 @@ HOPPER = replace(L4, name="NVIDIA H100", compute_capability="9.0")
         ),
     ],
 )
-def test_what_keeps_an_engine_from_running_is_named(
+def test_the_obstacle_of_an_engine_that_cannot_run_is_named(
     changes: dict[str, object], where: Machine, words: str | None
 ) -> None:
     found = incompatibility(entry_of(**changes), open_package("hippocampus").manifest, where)
@@ -697,13 +696,13 @@ def test_what_keeps_an_engine_from_running_is_named(
         assert found is not None and words in found
 
 
-# The planner
+# The build plan
 
 
-def test_the_planner_says_what_can_be_built_from_here() -> None:
+def test_the_plan_lists_the_backends_that_can_build_here() -> None:
     def backends(where: Machine, options: BuilderOptions | None = None) -> dict[str, str]:
-        looks = outlooks(where, options or BuilderOptions())
-        return {look.target.name: ",".join(look.backends) for look in looks}
+        plans = plan_builds(where, options or BuilderOptions())
+        return {plan.target.name: ",".join(plan.backends) for plan in plans}
 
     nothing = backends(machine())
     assert set(nothing.values()) == {""}
@@ -723,8 +722,8 @@ def test_the_planner_says_what_can_be_built_from_here() -> None:
 
 
 def test_this_machine_as_a_target() -> None:
-    assert Target.here(machine()) is None
-    here = Target.here(FITTING)
+    assert Target.from_machine(machine()) is None
+    here = Target.from_machine(FITTING)
     assert here is not None
     assert (here.gpu, here.compute_capability, here.tensorrt) == ("NVIDIA L4", "8.9", "10.13.0.35")
 

@@ -1,4 +1,4 @@
-"""The exported graphs: what is in them, and that torch, OpenVINO and TensorRT take them alike."""
+"""The exported graphs: their contents, and equal labels from torch and OpenVINO."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from rare_trt import Segmenter
-from rare_trt.building.package_from_checkpoint import MAX_PROOF_CASES, prove
+from rare_trt.building.package_from_checkpoint import MAX_CHECK_CASES, check_against_network
 from rare_trt.evaluation.cases import CaseFiles, load_cases
 from rare_trt.export.agreement import Agreement
 from rare_trt.export.lint import lint
@@ -40,10 +40,10 @@ def graph_path(package: Package, route: int) -> Path:
     return package.folder / package.graph(route, "fp32").file
 
 
-def test_the_graphs_answer_as_torch_does_on_real_scans(
+def test_the_graphs_give_the_labels_of_torch_on_real_scans(
     package: Package, checkpoint: Checkpoint, shared_data: Path, tmp_path: Path
 ) -> None:
-    """At most 1 voxel in 100,000 differs, each where two classes were as good as equal."""
+    """At most 1 voxel in 100,000 differs, each where two classes were nearly equal."""
     files = [
         CaseFiles(
             name,
@@ -54,19 +54,19 @@ def test_the_graphs_answer_as_torch_does_on_real_scans(
         )
         for name in checkpoint.facts.validation[::4]
     ]
-    assert len(files) <= MAX_PROOF_CASES
+    assert len(files) <= MAX_CHECK_CASES
     cases = load_cases(files, 1, 3)
-    results = prove(package, checkpoint, cases, Cache(tmp_path))
+    results = check_against_network(package, checkpoint, cases, Cache(tmp_path))
     assert [result.route for result in results] == list(ROUTES)
     for result in results:
         assert result.voxels > 100_000
-        assert result.holds, str(result)
+        assert result.within_bounds, str(result)
 
 
-def test_a_proof_does_not_hold_where_a_sure_voxel_or_too_many_differ() -> None:
-    assert Agreement(0, 1_000_000, 10, 9e-3).holds
-    assert not Agreement(0, 1_000_000, 11, 9e-3).holds
-    assert not Agreement(0, 1_000_000, 1, 2e-2).holds
+def test_an_agreement_is_out_of_bounds_where_a_sure_voxel_or_too_many_differ() -> None:
+    assert Agreement(0, 1_000_000, 10, 9e-3).within_bounds
+    assert not Agreement(0, 1_000_000, 11, 9e-3).within_bounds
+    assert not Agreement(0, 1_000_000, 1, 2e-2).within_bounds
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -152,7 +152,7 @@ DOUBLE = TensorProto.DOUBLE
         ),
     ],
 )
-def test_the_lint_finds_what_it_is_for(model: onnx.ModelProto, words: str) -> None:
+def test_the_lint_finds_every_fault(model: onnx.ModelProto, words: str) -> None:
     onnx.checker.check_model(model, full_check=True)
     assert any(words in fault for fault in lint(model)), lint(model)
 
@@ -164,8 +164,8 @@ def test_the_lint_wants_opset_19() -> None:
     assert lint(model) == ["opset is not 19"]
 
 
-def test_one_graph_answers_on_grids_other_than_the_images(package: Package, examples: Path) -> None:
-    """The same scan answered on its own grid, a finer one and a part of it: one answer."""
+def test_one_graph_labels_grids_other_than_the_images(package: Package, examples: Path) -> None:
+    """The same scan labelled on its own grid and on a finer one: equal labels."""
     with Segmenter(package) as segmenter:
         own = segmenter.segment(examples / "hippocampus_1mm.nii.gz")
         fine = segmenter.segment(examples / "hippocampus_1mm.nii.gz", spacing_out_mm=0.5)

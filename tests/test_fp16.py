@@ -1,4 +1,4 @@
-"""The fp16 graphs: typed as they should be, in ONNX and in TensorRT's parser, and as good."""
+"""The fp16 graphs: types in ONNX and in TensorRT's parser, and accuracy."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from rare_trt.calibration.fp16 import fp16_model, typing_faults
-from rare_trt.commands.verify import MAX_CASES, scans_by_route
+from rare_trt.calibration.fp16 import find_typing_faults, fp16_from_float32
+from rare_trt.commands.verify import MAX_CASES, open_scans
 from rare_trt.engines.builder import EngineBuilder
-from rare_trt.engines.engines_from_package import typed_graph
+from rare_trt.engines.engines_from_package import typed_graph_from_package
 from rare_trt.errors import RareTrtError
 from rare_trt.evaluation.verification import compare_with_float32
 from rare_trt.export.lint import lint
@@ -41,9 +41,9 @@ def test_convolutions_are_fp16_and_norms_and_the_images_resampling_float32(
     model = loaded(package, route, "fp16")
     onnx.checker.check_model(model, full_check=True)
     assert lint(model) == []
-    assert typing_faults(model) == []
+    assert find_typing_faults(model) == []
     # The same check finds the float32 graph wrongly typed: at every convolution, at no norm.
-    faults = typing_faults(loaded(package, route, "fp32"))
+    faults = find_typing_faults(loaded(package, route, "fp32"))
     nodes = loaded(package, route, "fp32").graph.node
     convolutions = {node.name for node in nodes if node.op_type in ("Conv", "ConvTranspose")}
     assert {fault.partition(":")[0] for fault in faults} == convolutions
@@ -56,7 +56,7 @@ def test_tensorrts_parser_sees_fp16_data_and_weights_at_every_convolution(
     trt = pytest.importorskip("tensorrt_rtx")
     machine = Machine(this_platform(), None, "no GPU", {"tensorrt-rtx": trt.__version__})
     builder = EngineBuilder("tensorrt-rtx", BuilderOptions(), machine)
-    network = builder.network(typed_graph(package, package.graph(route, "fp16")))
+    network = builder.parse(typed_graph_from_package(package, package.graph(route, "fp16")))
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     convolutions = [
         layer
@@ -78,7 +78,7 @@ def test_tensorrts_parser_sees_fp16_data_and_weights_at_every_convolution(
     assert network.get_input(0).dtype == trt.float32
 
 
-def test_every_precision_answers_as_float32_does_on_real_scans(
+def test_every_precision_agrees_with_float32_on_real_scans(
     shared_data: Path, tmp_path: Path
 ) -> None:
     """fp16: mean Dice of the labels at least .999, against manual labels at most .001 lower. What
@@ -86,7 +86,7 @@ def test_every_precision_answers_as_float32_does_on_real_scans(
     package = open_package("hippocampus")
     budgets = {entry.route: entry.dice_budget for entry in package.manifest.calibration}
     assert budgets == {0: 0.003, 1: 0.003, 2: 0.006, 3: 0.006}
-    cases = scans_by_route(package, shared_data / "hippocampus")
+    cases = open_scans(package, shared_data / "hippocampus")
     choice = SessionCandidates(package, "openvino", Cache(tmp_path))
     for route in ROUTES:
         samples = cases(route)
@@ -112,4 +112,4 @@ def test_a_weight_beyond_fp16_is_refused(package: Package) -> None:
     weights.flat[0] = 1e5
     tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
     with pytest.raises(RareTrtError, match=r"network.heads.3.weight: holds 100000; fp16 ends at"):
-        fp16_model(model)
+        fp16_from_float32(model)

@@ -1,4 +1,4 @@
-"""INT8: what is quantised, how the search decides, what a calibrated package says and runs."""
+"""INT8: quantised graphs, the search, and calibrated packages."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from onnx import ModelProto, numpy_helper
 
 from rare_trt import Scan, Segmenter, Volume, read_scan
 from rare_trt.backends import Arithmetic
-from rare_trt.calibration.calibrate import _proven, calibrate_package
-from rare_trt.calibration.fp16 import fp16_model
+from rare_trt.calibration.fp16 import fp16_from_float32
 from rare_trt.calibration.golden import MAX_SHARE
 from rare_trt.calibration.int8 import (
     METHODS,
     Method,
-    activation_ranges,
-    convolutions,
-    int8_model,
-    quantisation_faults,
+    find_quantisable,
+    find_quantisation_faults,
+    int8_from_float32,
+    measure_ranges,
 )
+from rare_trt.calibration.package_calibration import calibrate_package
+from rare_trt.calibration.route_calibration import _confirm_int8
 from rare_trt.calibration.search import Budget, Outcome, search
 from rare_trt.calibration.trial import Score, Trials
 from rare_trt.cli import main
@@ -40,7 +41,7 @@ from rare_trt.evaluation.cases import CaseFiles, load_cases
 from rare_trt.evaluation.route_samples import route_sample
 from rare_trt.evaluation.simulation import acquired, whole_voxels
 from rare_trt.export.lint import lint
-from rare_trt.export.onnx_from_route import graph_files, load_graph, onnx_from_route
+from rare_trt.export.onnx_from_route import files_from_models, load_graph, onnx_from_route
 from rare_trt.package.manifest import (
     BuilderOptions,
     CalibrationEntry,
@@ -80,7 +81,7 @@ def scan(seed: int, shape: tuple[int, int, int] = SHAPE) -> Inputs:
 
 @pytest.fixture(scope="module")
 def ranges(model: ModelProto) -> dict[str, float]:
-    return dict(activation_ranges(model, [scan(0), scan(1, (24, 16, 20))], "minmax"))
+    return dict(measure_ranges(model, [scan(0), scan(1, (24, 16, 20))], "minmax"))
 
 
 def convolution_inputs(model: ModelProto) -> dict[str, str]:
@@ -102,8 +103,8 @@ def observed(model: ModelProto, tensor: str, inputs: Inputs) -> NDArray[np.float
 def test_the_first_convolution_and_the_head_stay_floating_point(model: ModelProto) -> None:
     every = list(convolution_inputs(model))
     # Two per encoder level and bottleneck, one per decoder level, less the first; no head.
-    assert convolutions(model) == every[1:-1]
-    assert len(convolutions(model)) == 2 * 2 + 2 + 2 - 1
+    assert find_quantisable(model) == every[1:-1]
+    assert len(find_quantisable(model)) == 2 * 2 + 2 + 2 - 1
 
 
 def test_ranges_are_the_largest_values_over_scans_of_different_shapes(
@@ -111,7 +112,7 @@ def test_ranges_are_the_largest_values_over_scans_of_different_shapes(
 ) -> None:
     tensors = convolution_inputs(model)
     assert set(ranges) == set(tensors.values())
-    for tensor in [tensors[name] for name in convolutions(model)[:3]]:
+    for tensor in [tensors[name] for name in find_quantisable(model)[:3]]:
         scans = [scan(0), scan(1, (24, 16, 20))]
         largest = max(float(np.abs(observed(model, tensor, one)).max()) for one in scans)
         assert ranges[tensor] == pytest.approx(largest, rel=1e-4)
@@ -121,7 +122,7 @@ def test_ranges_are_the_largest_values_over_scans_of_different_shapes(
 def test_other_methods_leave_out_the_rarest_values_at_most(
     model: ModelProto, ranges: dict[str, float], method: Method
 ) -> None:
-    found = activation_ranges(model, [scan(0), scan(1, (24, 16, 20))], method)
+    found = measure_ranges(model, [scan(0), scan(1, (24, 16, 20))], method)
     for tensor, top in found.items():
         assert 0.0 < top <= ranges[tensor] * 1.001, tensor
 
@@ -129,15 +130,17 @@ def test_other_methods_leave_out_the_rarest_values_at_most(
 def test_chosen_convolutions_are_int8_and_no_others(
     model: ModelProto, ranges: dict[str, float]
 ) -> None:
-    names = convolutions(model)[1:4]
-    typed = int8_model(model, ranges, names)
+    names = find_quantisable(model)[1:4]
+    typed = int8_from_float32(model, ranges, names)
     onnx.checker.check_model(typed, full_check=True)
     assert lint(typed) == []
-    assert quantisation_faults(typed, names) == []
-    assert quantisation_faults(typed, names[1:]) == [f"{names[0]}: takes what was quantised"]
-    more = convolutions(model)[:4]
-    assert quantisation_faults(typed, more) == [f"{more[0]}: data or weights do not come from INT8"]
-    assert quantisation_faults(typed, ["x"])[-1] == "x: is not there"
+    assert find_quantisation_faults(typed, names) == []
+    assert find_quantisation_faults(typed, names[1:]) == [f"{names[0]}: takes a quantised tensor"]
+    more = find_quantisable(model)[:4]
+    assert find_quantisation_faults(typed, more) == [
+        f"{more[0]}: data or weights do not come from INT8"
+    ]
+    assert find_quantisation_faults(typed, ["x"])[-1] == "x: is not in the graph"
     made_by = {output: node for node in typed.graph.node for output in node.output}
     constants = {tensor.name: tensor for tensor in typed.graph.initializer}
     tensors = convolution_inputs(model)
@@ -155,7 +158,7 @@ def test_chosen_convolutions_are_int8_and_no_others(
 
 
 def test_int8_answers_nearly_as_float32(model: ModelProto, ranges: dict[str, float]) -> None:
-    typed = int8_model(model, ranges, convolutions(model))
+    typed = int8_from_float32(model, ranges, find_quantisable(model))
     expected, found = (observed(one, LOGITS, scan(2)).ravel() for one in (model, typed))
     assert np.corrcoef(expected, found)[0, 1] > 0.98
     assert (expected != found).any()
@@ -164,14 +167,14 @@ def test_int8_answers_nearly_as_float32(model: ModelProto, ranges: dict[str, flo
 def test_without_convolutions_the_graph_is_the_fp16_graph(
     model: ModelProto, ranges: dict[str, float]
 ) -> None:
-    kinds = {node.op_type for node in int8_model(model, ranges, []).graph.node}
+    kinds = {node.op_type for node in int8_from_float32(model, ranges, []).graph.node}
     assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
 
 
 def test_a_zero_point_that_is_not_zero_is_found(
     model: ModelProto, ranges: dict[str, float]
 ) -> None:
-    typed = int8_model(model, ranges, convolutions(model)[:1])
+    typed = int8_from_float32(model, ranges, find_quantisable(model)[:1])
     (node,) = (n for n in typed.graph.node if n.op_type == "QuantizeLinear")
     (zero,) = (t for t in typed.graph.initializer if t.name == node.input[2])
     zero.CopyFrom(numpy_helper.from_array(np.array(3, np.int8), zero.name))
@@ -181,10 +184,10 @@ def test_a_zero_point_that_is_not_zero_is_found(
 def test_files_give_back_the_model_they_were_made_of(
     model: ModelProto, ranges: dict[str, float]
 ) -> None:
-    for one in (model, int8_model(model, ranges, convolutions(model))):
+    for one in (model, int8_from_float32(model, ranges, find_quantisable(model))):
         copied = ModelProto()
         copied.CopyFrom(one)
-        files = graph_files([copied], "weights.bin")
+        files = files_from_models([copied], "weights.bin")
         again = load_graph(files.graphs[0], files.weights)
         for tensor, kept in zip(one.graph.initializer, again.graph.initializer, strict=True):
             assert (numpy_helper.to_array(tensor) == numpy_helper.to_array(kept)).all()
@@ -194,13 +197,16 @@ def test_files_give_back_the_model_they_were_made_of(
 def test_int8_graphs_share_the_weights_of_the_fp16_graphs(
     model: ModelProto, ranges: dict[str, float]
 ) -> None:
-    fp16, int8 = fp16_model(model), int8_model(model, ranges, convolutions(model)[3:5])
+    fp16, int8 = (
+        fp16_from_float32(model),
+        int8_from_float32(model, ranges, find_quantisable(model)[3:5]),
+    )
     expected = [numpy_helper.to_array(tensor).copy() for tensor in int8.graph.initializer]
-    beside = graph_files([fp16], "weights.bin")
+    beside = files_from_models([fp16], "weights.bin")
     again = ModelProto()
     again.CopyFrom(int8)
-    alone = len(graph_files([again], "weights.bin").weights)
-    files = graph_files([int8], "weights.bin", beside)
+    alone = len(files_from_models([again], "weights.bin").weights)
+    files = files_from_models([int8], "weights.bin", beside)
     assert files.weights.startswith(beside.weights)
     assert 0 < len(files.weights) - len(beside.weights) < 0.6 * alone
     found = load_graph(files.graphs[0], files.weights).graph.initializer
@@ -212,14 +218,14 @@ def test_tensorrts_parser_sees_int8_data_and_weights_where_they_are_meant_to_be(
     model: ModelProto, ranges: dict[str, float]
 ) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    names = convolutions(model)[1:]
-    files = graph_files([int8_model(model, ranges, names)], "weights.bin")
+    names = find_quantisable(model)[1:]
+    files = files_from_models([int8_from_float32(model, ranges, names)], "weights.bin")
     builder = EngineBuilder(
         "tensorrt-rtx",
         BuilderOptions(),
         Machine(this_platform(), None, "no GPU", {"tensorrt-rtx": trt.__version__}),
     )
-    network = builder.network(TypedGraph(0, files.graphs[0], "weights.bin", files.weights))
+    network = builder.parse(TypedGraph(0, files.graphs[0], "weights.bin", files.weights))
     assert quantised_convolutions(trt, network) == names
 
 
@@ -237,8 +243,8 @@ def test_tensorrt_takes_the_shipped_int8_graphs(tmp_path: Path) -> None:
         model = load_graph(data, weights)
         onnx.checker.check_model(model, full_check=True)
         assert lint(model) == []
-        assert quantisation_faults(model, names) == []
-        network = builder.network(TypedGraph(route, data, Path(graph.weights).name, weights))
+        assert find_quantisation_faults(model, names) == []
+        network = builder.parse(TypedGraph(route, data, Path(graph.weights).name, weights))
         assert quantised_convolutions(trt, network) == list(names)
     engines, built = build_engines(
         package, "tensorrt-rtx", "int8", BuilderOptions(), machine, out=tmp_path / "int8.rare"
@@ -337,7 +343,7 @@ def test_training_scans_far_from_zero_lose_what_float32_cannot_hold(examples: Pa
 def test_the_search_keeps_all_where_all_hold_the_budget(
     model: ModelProto, ranges: dict[str, float]
 ) -> None:
-    names = convolutions(model)
+    names = find_quantisable(model)
     trials = Scripted(dict.fromkeys(names, 1e-4), dict.fromkeys(names, 0.1))
     outcome = search(model, {"minmax": ranges}, trials, Budget(0.003))
     assert outcome.names == tuple(names)
@@ -368,7 +374,7 @@ def test_the_search_takes_the_ranges_that_move_the_fewest_labels(
 def test_the_search_gives_back_what_costs_most_for_least_time(
     model: ModelProto, ranges: dict[str, float]
 ) -> None:
-    names = convolutions(model)
+    names = find_quantisable(model)
     cost = dict.fromkeys(names, 1e-4) | {names[2]: 0.004, names[4]: 0.003}
     gain = dict.fromkeys(names, 0.1) | {names[2]: 0.3}
     outcome = search(model, {"minmax": ranges}, Scripted(cost, gain), Budget(0.0055))
@@ -382,7 +388,7 @@ def test_the_search_gives_back_what_costs_most_for_least_time(
 def test_the_search_gives_back_what_moves_most_labels_for_least_time(
     model: ModelProto, ranges: dict[str, float]
 ) -> None:
-    names = convolutions(model)
+    names = find_quantisable(model)
     cost, gain = dict.fromkeys(names, 1e-4), dict.fromkeys(names, 0.1) | {names[1]: 0.3}
     moves = {names[1]: 6e-5, names[2]: 5e-5, names[4]: 1e-5}
     outcome = search(model, {"minmax": ranges}, Scripted(cost, gain, moves), Budget(0.003))
@@ -397,7 +403,7 @@ def test_the_search_gives_back_what_moves_most_labels_for_least_time(
 def test_the_search_gives_back_what_is_slower_in_int8(
     model: ModelProto, ranges: dict[str, float]
 ) -> None:
-    names = convolutions(model)
+    names = find_quantisable(model)
     gain = dict.fromkeys(names, 0.1) | {names[0]: -0.2, names[3]: -0.01}
     trials = Scripted(dict.fromkeys(names, 0.0), gain)
     outcome = search(model, {"minmax": ranges}, trials, Budget(0.003))
@@ -406,7 +412,7 @@ def test_the_search_gives_back_what_is_slower_in_int8(
 
 
 def test_the_search_says_why_there_is_no_int8(model: ModelProto, ranges: dict[str, float]) -> None:
-    names = convolutions(model)
+    names = find_quantisable(model)
     dear = Scripted(dict.fromkeys(names, 0.1), dict.fromkeys(names, 0.1))
     outcome = search(model, {"minmax": ranges}, dear, Budget(0.003))
     assert (outcome.names, outcome.score) == ((), None)
@@ -433,8 +439,11 @@ def half(tiny_package_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The small package with fp16 graphs beside its float32 ones, as packages are built today."""
     old = open_package(tiny_package_folder)
     manifest = old.manifest
-    files = graph_files(
-        [fp16_model(load_graph(old.read(g.file), old.read(g.weights))) for g in manifest.graphs],
+    files = files_from_models(
+        [
+            fp16_from_float32(load_graph(old.read(g.file), old.read(g.weights)))
+            for g in manifest.graphs
+        ],
         "weights.bin",
     )
     graphs = [
@@ -448,7 +457,7 @@ def half(tiny_package_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         replace(one, max_disagreement={**one.max_disagreement, "fp16": MAX_SHARE["fp16"]})
         for one in manifest.golden
     )
-    # Of the three few_cases one was kept back from training.
+    # Of the three few_cases one was held out from training.
     training = replace(manifest.model.training, validation_cases=("case_002",))
     model = replace(manifest.model, training=training)
     manifest = replace(manifest, model=model, graphs=(*manifest.graphs, *graphs), golden=golden)
@@ -480,7 +489,7 @@ def test_a_calibrated_package_says_how_it_came_about(calibrated: Package) -> Non
     assert [entry.route for entry in manifest.calibration] == [0, 1]
     for entry in manifest.calibration:
         assert entry.method in METHODS
-        # Ranges and search never see what the proof is made on.
+        # Ranges and search use other scans than the check.
         assert (entry.scans, entry.measured_scans) == (2, 1)
         rows = list(csv.DictReader(io.StringIO(calibrated.read(entry.table).decode())))
         assert {row["ranges"] for row in rows if row["round"] == "0"} == set(METHODS)
@@ -518,7 +527,7 @@ def test_ranges_are_taken_once_for_a_graph_and_a_set_of_scans(
     def never(*arguments: object) -> None:
         raise AssertionError("the ranges are known")
 
-    monkeypatch.setattr("rare_trt.calibration.calibrate.activation_ranges", never)
+    monkeypatch.setattr("rare_trt.calibration.route_calibration.measure_ranges", never)
     command = ["calibrate", str(calibrated.folder), "--data", str(few_cases)]
     assert main([*command, "-o", str(tmp_path / "x.rare")]) == 0
     monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "empty"))
@@ -532,15 +541,15 @@ def test_ranges_are_taken_once_for_a_graph_and_a_set_of_scans(
     [
         ({"int8": 2.0, "fp16": 1.0}, None),
         ({"int8": 1.05, "fp16": 1.0}, "INT8 runs at 1.05 times the speed of fp16"),
-        ({"fp16": 1.0}, "INT8 held the budget on the scans of the search, and not on those kept"),
+        ({"fp16": 1.0}, "INT8 was within the budget on the scans of the search, and not on"),
     ],
 )
-def test_int8_stays_where_the_proof_bears_it_out(
+def test_int8_stays_where_the_check_confirms_it(
     model: ModelProto, speeds: dict[Arithmetic, float], reason: str | None
 ) -> None:
     found = Outcome("minmax", ("x",), Score(0.0, 1.0, 0.0, 2.0), None, ())
     variants = [Variant(name, 0.0, 1.0, speed) for name, speed in speeds.items()]
-    left, graphs = _proven(found, {"fp16": model, "int8": model}, variants)
+    left, graphs = _confirm_int8(found, {"fp16": model, "int8": model}, variants)
     if reason is None:
         assert (left, set(graphs)) == (found, {"fp16", "int8"})
     else:
@@ -560,7 +569,7 @@ def test_what_another_program_did_to_the_package_meanwhile_is_not_undone(
         write_package(folder, changed, contents, overwrite=True)
         return package.manifest, contents
 
-    monkeypatch.setattr("rare_trt.calibration.calibrate.calibrated", meanwhile)
+    monkeypatch.setattr("rare_trt.calibration.package_calibration.compute_calibration", meanwhile)
     with pytest.raises(OutputError, match="changed by another program meanwhile"):
         calibrate_package(own, few_cases, 0.1, folder, overwrite=True)
     assert open_package(folder).manifest.created_with == "another program"
@@ -621,7 +630,7 @@ SCALES_AND_OFFSETS = [*((factor, 0.0) for factor in (1e-3, 1e5)), (1.0, 1e5), (1
 
 @pytest.fixture(scope="module")
 def full_scans(examples: Path) -> list[Volume]:
-    """Eight kept-back scans at 1 mm where there are any, else the example."""
+    """Eight held-out scans at 1 mm where there are any, else the example."""
     held = open_package("hippocampus").manifest.model.training.validation_cases[::2][:8]
     paths = [SHARED / "hippocampus" / "images" / f"{name}.nii.gz" for name in held]
     if not all(path.is_file() for path in paths):

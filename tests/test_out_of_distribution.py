@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rare_trt import Scan, Segmenter, Volume, read_scan
-from rare_trt.calibration.training_distribution import seen
+from rare_trt.calibration.training_distribution import measure_training_distribution
 from rare_trt.errors import PackageError, ScanError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
 from rare_trt.evaluation.measurements import acquisitions
@@ -42,7 +42,8 @@ def package(cases: list[Case], recipe: Recipe) -> Package:
     """The shipped package, and what the first two thirds of the cases look like."""
     shipped = open_package("hippocampus")
     manifest = shipped.manifest
-    found = seen(cases[:24], replace(manifest.model, seen=None), manifest.routes, recipe)
+    model = replace(manifest.model, seen=None)
+    found = measure_training_distribution(cases[:24], model, manifest.routes, recipe)
     model = replace(manifest.model, seen=found)
     return replace(shipped, manifest=replace(manifest, model=model))
 

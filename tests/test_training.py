@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save
 
 from rare_trt import Segmenter, read_scan
 from rare_trt.building import package_from_checkpoint as building
-from rare_trt.building.model_card import model_card
+from rare_trt.building.model_card import card_from_manifest
 from rare_trt.building.package_from_checkpoint import build_package
 from rare_trt.cli import main
-from rare_trt.commands.info import described
+from rare_trt.commands.info import describe_model
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
 from rare_trt.evaluation.cases import CaseFiles, find_cases, load_case, split_by_subject
 from rare_trt.export.agreement import Agreement
@@ -80,7 +80,7 @@ def test_the_same_labels_from_torch_and_from_the_runtime(
 ) -> None:
     """One preprocessing: two epochs of training, export, and the same NIfTI file both ways."""
     built, agreements = build_package(trained, labelled, tmp_path / "x.rare", overwrite=False)
-    assert all(result.holds for result in agreements)
+    assert all(result.within_bounds for result in agreements)
     # The float32 graphs alone: fp16 would blur a difference in preprocessing.
     manifest = built.manifest
     graphs = tuple(graph for graph in manifest.graphs if graph.precision == "fp32")
@@ -146,9 +146,9 @@ def test_graphs_that_do_not_answer_as_the_network_does_are_not_packed(
     def wrong(*arguments: object) -> list[Agreement]:
         return [replace(one, different=one.voxels) for one in proven(*arguments)]
 
-    proven = building.prove
-    monkeypatch.setattr(building, "prove", wrong)
-    with pytest.raises(BackendError, match="do not answer as the network does"):
+    proven = building.check_against_network
+    monkeypatch.setattr(building, "check_against_network", wrong)
+    with pytest.raises(BackendError, match="do not give the network's labels"):
         build_package(trained, labelled, tmp_path / "x.rare", overwrite=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -159,16 +159,16 @@ def test_a_card_claims_no_training_that_was_not_or_is_not_known(
     with Segmenter.load("hippocampus") as segmenter:
         manifest = segmenter.package.manifest
     recipe = load_checkpoint(trained).recipe
-    learnt = "learnt 50% from what"
-    assert learnt in model_card(manifest, replace(recipe, cycles=(1, 1))).decode()
+    learnt = "were 50% the predictions of the network's EMA"
+    assert learnt in card_from_manifest(manifest, replace(recipe, cycles=(1, 1))).decode()
     # In later cycles.
-    assert learnt not in model_card(manifest, replace(recipe, cycles=(2,))).decode()
+    assert learnt not in card_from_manifest(manifest, replace(recipe, cycles=(2,))).decode()
     training = replace(manifest.model.training, cases=0)
     converted = replace(manifest, model=replace(manifest.model, training=training))
-    card = model_card(converted, recipe).decode()
-    assert "does not say what it was trained on" in card
-    assert "shown simulated acquisitions" not in card
-    assert any("epochs on unknown cases: " in line for line in described(converted))
+    card = card_from_manifest(converted, recipe).decode()
+    assert "does not record its training data" in card
+    assert "trained on simulated acquisitions" not in card
+    assert "epochs on unknown cases: " in dict(describe_model(converted))["trained"]
 
 
 def test_a_run_leaves_a_checkpoint_a_log_and_curves(trained: Path, recipe: Recipe) -> None:

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rare_trt.building.package_from_checkpoint import (
-    field_of_view,
-    graph_contents,
-    manifest_of,
-    typed_graphs,
+from rare_trt.building.manifest_from_checkpoint import (
+    field_of_view_from_facts,
+    manifest_from_checkpoint,
 )
-from rare_trt.calibration.golden import golden_vectors
-from rare_trt.calibration.training_distribution import seen
+from rare_trt.building.package_from_checkpoint import contents_from_graphs, graphs_from_checkpoint
+from rare_trt.calibration.golden import make_golden_vectors
+from rare_trt.calibration.training_distribution import measure_training_distribution
 from rare_trt.evaluation.cases import Case
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import write_package
@@ -57,10 +56,10 @@ def three_channel_package(folder: Path, scan: Volume) -> Package:
     checkpoint = Checkpoint(RareUNet(recipe.network).eval(), recipe, facts)
     images = np.moveaxis(scan.voxels, 3, 0).astype(np.float32)
     case = Case("real", images, np.zeros(grid.shape, np.uint8), grid)
-    view = field_of_view(facts, recipe.base_spacing_mm)
-    golden = golden_vectors(checkpoint, [case], view)
-    manifest = manifest_of("three", checkpoint, view, golden)
-    known = seen([case], manifest.model, manifest.routes, recipe)
+    view = field_of_view_from_facts(facts, recipe.base_spacing_mm)
+    golden = make_golden_vectors(checkpoint, [case], view)
+    manifest = manifest_from_checkpoint("three", checkpoint, view, golden)
+    known = measure_training_distribution([case], manifest.model, manifest.routes, recipe)
     manifest = replace(manifest, model=replace(manifest.model, seen=known))
-    contents = {**graph_contents(typed_graphs(checkpoint)), **golden.files}
+    contents = {**contents_from_graphs(graphs_from_checkpoint(checkpoint)), **golden.files}
     return write_package(folder, manifest, contents, overwrite=True)

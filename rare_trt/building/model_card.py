@@ -1,7 +1,7 @@
-"""The model card of a package: what the network is for, what it learnt from, how well it answers.
+"""The model card of a package: intended use, training data, accuracy, limitations.
 
-After Mitchell et al., "Model Cards for Model Reporting", FAT* 2019. Everything in it is said by the
-manifest and the recipe, so that it cannot fall behind them.
+After Mitchell et al., "Model Cards for Model Reporting", FAT* 2019. Everything in it comes from the
+manifest and the recipe, so that it cannot contradict them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rare_trt.training.recipe import Recipe
 MODEL_CARD: Final = "MODEL_CARD.md"
 
 
-def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
-    """The card of the package with `manifest`, trained by `recipe`, as Markdown."""
+def card_from_manifest(manifest: Manifest, recipe: Recipe) -> bytes:
+    """The card of the package with `manifest`, trained by `recipe`, as Markdown in UTF-8."""
     model = manifest.model
     training = model.training
     view, limits = model.field_of_view_mm, model.spacing_limits_mm
@@ -23,9 +23,9 @@ def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
     lines = [
         f"# {manifest.name}",
         "",
-        f"Segments {model.task}. Research use only: not a medical device, nothing for diagnosis.",
+        f"Segments {model.task}. Research use only: not a medical device, not for diagnosis.",
         "",
-        "## What it takes and gives",
+        "## Input and output",
         "",
         f"- Channels: {', '.join(model.channels)}.",
         f"- Labels: {names}.",
@@ -36,12 +36,12 @@ def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
         f"{model.intensity.clip_percentiles[1]:g}, then centred and scaled by mean and deviation "
         f"of the voxels above {model.intensity.foreground_share:g} of that range.",
         "",
-        "## What it learnt from",
+        "## Training data",
         "",
         f"- Data: {training.data}, {training.licence}.",
-        *(_learnt(model, recipe) if training.cases else _not_known(training)),
+        *(_training_lines(model, recipe) if training.cases else _unknown_lines(training)),
         "",
-        "## How well it answers",
+        "## Accuracy",
         "",
         f"Dice on the validation scans, averaged to each route's spacing and padded to whole "
         f"voxels, against the full label at {model.base_spacing_mm:g} mm:",
@@ -53,17 +53,17 @@ def model_card(manifest: Manifest, recipe: Recipe) -> bytes:
             for entry, scores in zip(manifest.routes, training.dice, strict=True)
         ),
         "",
-        f"`rare-trt evaluate {manifest.name} --data DIR -o FOLDER` measures many more; there scans "
-        "end with their last whole voxel, which costs coarse ones something.",
+        f"`rare-trt evaluate {manifest.name} --data DIR -o FOLDER` measures more acquisitions; "
+        "its scans end with their last whole voxel, which lowers Dice of coarse ones.",
         "",
-        "## What is not known",
+        "## Limitations",
         "",
         "- Every scan of low resolution was simulated; real thick-slice and low-field scans were "
         "not measured.",
         "- Other contrasts, other sites and other scanners than the training data's were not "
         "measured against manual labels.",
-        "- Scans that show no such structure, or disease that deforms it beyond the training "
-        "data, get an answer all the same.",
+        "- Scans without such a structure, or with disease that deforms it beyond the training "
+        "data, get labels all the same.",
         "",
     ]
     return "\n".join(lines).encode()
@@ -73,37 +73,38 @@ def _mm(size: tuple[float, float, float]) -> str:
     return " x ".join(f"{value:g}" for value in size)
 
 
-def _learnt(model: Model, recipe: Recipe) -> list[str]:
-    """What the network was trained on, and how."""
+def _training_lines(model: Model, recipe: Recipe) -> list[str]:
+    """Lines about the training data and the training."""
     training, acquisition = model.training, recipe.acquisition
     finest, coarsest = acquisition.spacing_mm
-    kept_back = len(training.validation_cases)
+    held_out = len(training.validation_cases)
     lines = [
-        f"- {training.cases} labelled scans, {kept_back} of them kept back for validation"
+        f"- {training.cases} labelled scans, {held_out} of them held out for validation"
         + (
             f" (scans are split by subject, {recipe.cases_per_subject} consecutive ones to each)."
             if recipe.cases_per_subject > 1
             else "."
         ),
-        f"- Kept back: {', '.join(training.validation_cases)}.",
-        f"- {training.epochs} epochs. Every route was shown simulated acquisitions, the finest one "
-        f"in {acquisition.simulated_share:.0%} of the steps: voxels of {finest:g} to {coarsest:g} "
-        f"mm per axis, up to 1:{acquisition.largest_ratio:g} between axes, slice profiles, tilts "
-        "to 45 degrees, air, noise, spikes.",
+        f"- Held out: {', '.join(training.validation_cases)}.",
+        f"- {training.epochs} epochs. Every route was trained on simulated acquisitions, the "
+        f"finest one in {acquisition.simulated_share:.0%} of the steps: voxels of {finest:g} to "
+        f"{coarsest:g} mm per axis, up to 1:{acquisition.largest_ratio:g} between axes, slice "
+        "profiles, tilts to 45 degrees, air, noise, spikes.",
     ]
     if recipe.distillation and len(recipe.cycles) > 1:
         lines += [
-            "- In later cycles of the learning rate coarser routes learnt "
-            f"{recipe.distillation:.0%} from what the network's running mean made of the same "
-            f"place at {model.base_spacing_mm:g} mm, the rest from the labels."
+            "- In later cycles of the learning rate the targets of coarser routes were "
+            f"{recipe.distillation:.0%} the predictions of the network's EMA for the same place at "
+            f"{model.base_spacing_mm:g} mm, the rest the labels."
         ]
     return [*lines, "- Volumes were balanced on the training scans."]
 
 
-def _not_known(training: TrainingRecord) -> list[str]:
+def _unknown_lines(training: TrainingRecord) -> list[str]:
+    """Lines about a converted checkpoint, whose training data are unknown."""
     return [
-        f"- Converted from a checkpoint of {training.epochs} epochs that does not say what it was "
-        "trained on; calibrated and measured here on the data above.",
-        f"- Kept back from calibration, perhaps not from training: "
+        f"- Converted from a checkpoint of {training.epochs} epochs that does not record its "
+        "training data; calibrated and measured here on the data above.",
+        f"- Held out from calibration, perhaps not from training: "
         f"{', '.join(training.validation_cases)}.",
     ]

@@ -13,6 +13,7 @@ from rare_trt.backends import ARITHMETICS, BACKENDS, Arithmetic
 from rare_trt.bench.benchmark import bench
 from rare_trt.bench.figures import Bench, Repeats, Warm
 from rare_trt.commands import add_signature_option
+from rare_trt.commands.tables import markdown_table
 from rare_trt.package.reading import open_package
 from rare_trt.storage.files import refuse_existing, write_files
 
@@ -73,42 +74,41 @@ def _lines(found: Bench) -> Iterator[str]:
     where = {**found.versions, **found.machine}
     yield "; ".join(f"{name} {value}" for name, value in where.items())
     yield f"package {found.package} ({found.manifest_sha256[:12]}); {found.load}"
-    yield ""
-    yield "Warm, file to file, milliseconds:"
-    yield ""
-    yield "| route | runs in | p50 | rounds' p50 | p90 | p99 | new shape | first call | peak MiB |"
-    yield "|---" * 9 + "|"
-    for warm in found.warm:
-        repeated, new = warm.repeated, warm.new_shape
-        cells = (
+    yield "\nWarm, file to file, milliseconds:\n"
+    head = ("route", "runs in", "p50", "rounds' p50", "p90", "p99", "new shape", "first call")
+    yield markdown_table([(*head, "peak MiB"), *map(_warm_row, found.warm)])
+    yield "\nOf that by stage (p50):\n"
+    stages = list(found.warm[0].stages)
+    by_stage = [
+        (
             str(warm.route),
             f"{warm.backend} {warm.precision}",
-            f"{repeated.p50:.1f}",
-            f"{min(warm.round_p50):.1f} to {max(warm.round_p50):.1f}",
-            f"{repeated.p90:.1f}",
-            f"{repeated.p99:.1f}",
-            "" if new is None else f"{new.p50:.1f}",
-            f"{warm.first_call.p50:.1f}",
-            _memory(warm),
+            *(f"{warm.stages[name].p50:.2f}" for name in stages),
         )
-        yield f"| {' | '.join(cells)} |"
-    yield ""
-    yield "Of that by stage (p50):"
-    yield ""
-    stages = list(found.warm[0].stages)
-    yield f"| route | runs in | {' | '.join(stages)} |"
-    yield "|---" * (2 + len(stages)) + "|"
-    for warm in found.warm:
-        values = " | ".join(f"{warm.stages[name].p50:.2f}" for name in stages)
-        yield f"| {warm.route} | {warm.backend} {warm.precision} | {values} |"
-    yield ""
-    yield "Cold, from the start of `rare-trt infer` to its end, milliseconds:"
-    yield ""
-    yield "| route | scan | processes | p50 | p90 |"
-    yield "|---" * 5 + "|"
-    for cold in found.cold:
-        took = cold.process
-        yield f"| {cold.route} | {cold.scan} | {took.runs} | {took.p50:.0f} | {took.p90:.0f} |"
+        for warm in found.warm
+    ]
+    yield markdown_table([("route", "runs in", *stages), *by_stage])
+    yield "\nCold, from the start of `rare-trt infer` to its end, milliseconds:\n"
+    cold = [
+        (str(c.route), c.scan, str(c.process.runs), f"{c.process.p50:.0f}", f"{c.process.p90:.0f}")
+        for c in found.cold
+    ]
+    yield markdown_table([("route", "scan", "processes", "p50", "p90"), *cold])
+
+
+def _warm_row(warm: Warm) -> tuple[str, ...]:
+    repeated, new = warm.repeated, warm.new_shape
+    return (
+        str(warm.route),
+        f"{warm.backend} {warm.precision}",
+        f"{repeated.p50:.1f}",
+        f"{min(warm.round_p50):.1f} to {max(warm.round_p50):.1f}",
+        f"{repeated.p90:.1f}",
+        f"{repeated.p99:.1f}",
+        "" if new is None else f"{new.p50:.1f}",
+        f"{warm.first_call.p50:.1f}",
+        _memory(warm),
+    )
 
 
 def _memory(warm: Warm) -> str:

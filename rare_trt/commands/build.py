@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from rare_trt.backends import ENGINE_BACKENDS, PRECISIONS, EngineBackend
 from rare_trt.commands import add_signature_option, missing_extra
+from rare_trt.commands.tables import text_table
 from rare_trt.errors import BackendError
 from rare_trt.package.manifest import BuilderOptions
 from rare_trt.package.reading import open_package
@@ -16,7 +17,7 @@ from rare_trt.sessions.machine import INSTALL, Machine, this_machine
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
 
-# What a package from a checkpoint has no use for.
+# Options that have no meaning for a package from a checkpoint.
 FOR_ENGINES: Final = (
     "--package",
     "--backend",
@@ -32,21 +33,23 @@ FOR_ENGINES: Final = (
 
 
 def add_parser(commands: Parsers) -> None:
+    """Adds `build` to the command line."""
     parser = commands.add_parser(
         "build",
         help="build engines for a package, or a package from a checkpoint",
         description="Without CHECKPOINT: builds one engine per route and adds them to the package, "
         "or to a copy of it (-o). With CHECKPOINT: exports one graph per route and precision, "
-        "proves each on real scans, records golden vectors and writes the package -o.",
+        "checks each against the network on real scans, records golden vectors, calibrates and "
+        "writes the package -o.",
     )
     parser.add_argument(
-        "checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="what `train` wrote"
+        "checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="folder that `train` wrote"
     )
     parser.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
-        help="with CHECKPOINT: labelled scans for the proof; some become golden vectors",
+        help="with CHECKPOINT: labelled scans for the checks; some become golden vectors",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="NAME.rare")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing package")
@@ -61,10 +64,10 @@ def add_parser(commands: Parsers) -> None:
         "--precision",
         choices=(*PRECISIONS, "best"),
         default="fp16",
-        help="default: fp16; best: per route the fastest on this GPU that holds the bounds",
+        help="default: fp16; best: per route the fastest on this GPU within the bounds",
     )
     engines.add_argument(
-        "--plan", action="store_true", help="print what can be built here for which machines"
+        "--plan", action="store_true", help="print which engines can be built here, per machine"
     )
     engines.add_argument("--workspace", type=mebibytes, metavar="MIB", help="scratch memory limit")
     engines.add_argument("--optimization-level", type=int, choices=range(6), metavar="0..5")
@@ -74,17 +77,16 @@ def add_parser(commands: Parsers) -> None:
         default="none",
     )
     engines.add_argument(
-        "--version-compatible", action="store_true", help="run on later TensorRT releases too"
+        "--version-compatible", action="store_true", help="also run on later TensorRT releases"
     )
     engines.add_argument("--tf32", action="store_true", help="let float32 parts use TF32")
-    engines.add_argument(
-        "--static", action="store_true", help="for scans of the typical size alone"
-    )
+    engines.add_argument("--static", action="store_true", help="only for scans of the typical size")
     add_signature_option(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    """Builds a package or engines, or prints the build plan."""
     if options.checkpoint is not None:
         for name in FOR_ENGINES:
             dest = name.removeprefix("--").replace("-", "_")
@@ -100,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         options.parser.error("--data goes with CHECKPOINT")
     if options.overwrite and options.output is None:
         options.parser.error("--overwrite goes with -o")
-    return _plan(options) if options.plan else _build_engines(options)
+    return _print_plan(options) if options.plan else _build_engines(options)
 
 
 def _build_package(options: argparse.Namespace) -> int:
@@ -122,8 +124,8 @@ def _build_engines(options: argparse.Namespace) -> int:
 
     package = open_package(options.package, require_signature=options.require_signature)
     machine = this_machine()
-    backend = options.backend or _backend(machine)
-    builder_options = _builder_options(options)
+    backend = options.backend or _choose_backend(machine)
+    builder_options = _make_builder_options(options)
     package, built = build_engines(
         package,
         backend,
@@ -136,26 +138,28 @@ def _build_engines(options: argparse.Namespace) -> int:
     for item in built:
         entry = item.entry
         size = package.manifest.files[entry.file].bytes / 2**20
-        took = f"built in {item.seconds:.1f} s" if item.seconds else "there already"
-        print(f"route {entry.route}: {entry.backend} {entry.precision}, {size:.1f} MiB, {took}")
+        origin = f"built in {item.seconds:.1f} s" if item.seconds else "exists already"
+        print(f"route {entry.route}: {entry.backend} {entry.precision}, {size:.1f} MiB, {origin}")
     print(package.folder)
     return 0
 
 
-def _plan(options: argparse.Namespace) -> int:
-    from rare_trt.engines.targets import outlooks
+def _print_plan(options: argparse.Namespace) -> int:
+    from rare_trt.engines.targets import plan_builds
 
     machine = this_machine()
     print(f"building on {machine.platform}, {machine.gpu.name if machine.gpu else 'no GPU'}")
-    for outlook in outlooks(machine, _builder_options(options)):
-        target = outlook.target
-        what = f"TensorRT {target.tensorrt}" + (f", {target.jetpack}" if target.jetpack else "")
-        can = ", ".join(outlook.backends) or f"nothing: {outlook.why_not}"
-        print(f"{target.name:<13}  {target.compute_capability:>4}  {what:<38}  {can}")
+    rows = []
+    for plan in plan_builds(machine, _make_builder_options(options)):
+        target = plan.target
+        releases = f"TensorRT {target.tensorrt}" + (f", {target.jetpack}" if target.jetpack else "")
+        engines = ", ".join(plan.backends) or f"nothing: {plan.reason}"
+        rows.append((target.name, target.compute_capability, releases, engines))
+    print(text_table(rows))
     return 0
 
 
-def _backend(machine: Machine) -> EngineBackend:
+def _choose_backend(machine: Machine) -> EngineBackend:
     """The library that can build engines here."""
     if "tensorrt" in machine.libraries and machine.gpu is not None:
         return "tensorrt"
@@ -172,7 +176,7 @@ def _backend(machine: Machine) -> EngineBackend:
     )
 
 
-def _builder_options(options: argparse.Namespace) -> BuilderOptions:
+def _make_builder_options(options: argparse.Namespace) -> BuilderOptions:
     return BuilderOptions(
         workspace_mib=options.workspace,
         optimization_level=options.optimization_level,
@@ -184,7 +188,7 @@ def _builder_options(options: argparse.Namespace) -> BuilderOptions:
 
 
 def mebibytes(text: str) -> int:
-    """A whole number of MiB, at most a TiB."""
+    """A whole number of MiB, at most a TiB, as a parser's type."""
     try:
         value = int(text)
     except ValueError:

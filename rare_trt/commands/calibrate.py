@@ -1,4 +1,4 @@
-"""`rare-trt calibrate`: INT8 graphs for a package, where they hold a Dice budget."""
+"""`rare-trt calibrate`: INT8 graphs for a package, where they are within a Dice budget."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rare_trt.commands import add_signature_option, missing_extra
+from rare_trt.commands import add_package_arguments, missing_extra
+from rare_trt.commands.tables import text_table
 from rare_trt.errors import OutputError
 from rare_trt.package.reading import open_package
 from rare_trt.package.writing import refuse_folder
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Parsers) -> None:
+    """Adds `calibrate` to the command line."""
     parser = commands.add_parser(
         "calibrate",
-        help="add INT8 graphs to a package, where they hold a Dice budget",
-        description="Takes ranges on scans over the whole band of each route, searches the "
-        "convolutions that gain most time within the budget, proves the result on scans kept back "
-        "from training, and records what this CPU can run, fastest first. Every step of the search "
-        "is in the package's calibration folder.",
+        help="add INT8 graphs to a package, where they are within a Dice budget",
+        description="Measures ranges on scans over the whole band of each route, searches the "
+        "convolutions that gain most time within the budget, checks the result on scans held out "
+        "from training, and records every variant that this CPU can run, fastest first. Every step "
+        "of the search is in the package's calibration folder.",
     )
-    parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
+    add_package_arguments(parser)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="labelled scans")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="NAME.rare", help="default: the package itself"
@@ -37,30 +39,37 @@ def add_parser(commands: Parsers) -> None:
         "(default: 0.003)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing package")
-    add_signature_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    """Writes the calibrated package and prints the variants of every route."""
     try:
-        from rare_trt.calibration.calibrate import DICE_BUDGET, calibrate_package
+        from rare_trt.calibration.package_calibration import DICE_BUDGET, calibrate_package
     except ImportError as error:
         raise missing_extra(error, "calibrate") from error
     budget = DICE_BUDGET if options.dice_budget is None else options.dice_budget
     if not 0.0 <= budget <= 1.0:
-        raise OutputError(f"the Dice budget is {budget:g}; expected 0 to 1: mend --dice-budget")
+        raise OutputError(f"the Dice budget is {budget:g}; expected 0 to 1: correct --dice-budget")
     package = open_package(options.package, require_signature=options.require_signature)
     out = options.output or package.folder
     overwrite = options.overwrite or options.output is None
     refuse_folder(out, overwrite=overwrite)
     package = calibrate_package(package, options.data, budget, out, overwrite=overwrite)
+    rows = [("route", "variant", "times float32", "Dice lost", "agreement")]
     for entry in package.manifest.calibration:
-        kept = f"{len(entry.int8_convolutions)} of {entry.convolutions} convolutions in INT8"
-        print(f"route {entry.route}: {entry.reason or kept}")
-        for variant in entry.variants:
-            print(
-                f"  {variant.arithmetic:<9}  {variant.speed:.2f} times float32, Dice lost "
-                f"{variant.dice_lost:+.4f}, agreement {variant.agreement:.4f}"
+        int8 = f"{len(entry.int8_convolutions)} of {entry.convolutions} convolutions in INT8"
+        print(f"route {entry.route}: {entry.reason or int8}")
+        rows += [
+            (
+                str(entry.route),
+                variant.arithmetic,
+                f"{variant.speed:.2f}",
+                f"{variant.dice_lost:+.4f}",
+                f"{variant.agreement:.4f}",
             )
+            for variant in entry.variants
+        ]
+    print(f"\n{text_table(rows)}\n")
     print(package.folder)
     return 0

@@ -1,14 +1,16 @@
-"""`rare-trt evaluate`: how well a package answers on scans of every kind, against manual labels."""
+"""`rare-trt evaluate`: accuracy of a package on simulated acquisitions, against manual labels."""
 
 from __future__ import annotations
 
 import argparse
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rare_trt.commands import add_signature_option, require
+from rare_trt.commands import add_package_arguments, require
+from rare_trt.commands.tables import markdown_table
 from rare_trt.errors import ScanError
 from rare_trt.segmenter import Segmenter
 from rare_trt.storage.files import refuse_existing, write_files
@@ -22,24 +24,28 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Parsers) -> None:
+    """Adds `evaluate` to the command line."""
     parser = commands.add_parser(
         "evaluate",
         help="measure a package on labelled scans, at every spacing",
-        description="Makes scans of other spacings, voxel shapes, angles, noise and fields of view "
-        "from labelled ones, segments them and compares the answers with the full labels. Uses "
-        "the cases that were kept back from training where DIR has them, else all. Scans that the "
-        "package refuses count in no mean and are told. Writes cases.csv, summary.csv and "
+        description="Simulates scans of other spacings, voxel shapes, angles, noise and fields of "
+        "view from labelled ones, segments them and compares the labels with the full ones. Uses "
+        "the cases that were held out from training where DIR has them, else all. Scans that the "
+        "package rejects are excluded from means and listed. Writes cases.csv, summary.csv and "
         "dice.png.",
     )
-    parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
+    add_package_arguments(parser)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    add_signature_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    """Writes the outputs and prints a Markdown table, one row per acquisition.
+
+    Raises ScanError where the package rejects every scan.
+    """
     require("evaluate", "matplotlib", "scipy")
     from rare_trt.evaluation.cases import find_cases, load_cases
     from rare_trt.evaluation.measurements import Refusal, acquisitions, measurements
@@ -51,9 +57,9 @@ def run(options: argparse.Namespace) -> int:
     with Segmenter.load(options.package, require_signature=options.require_signature) as segmenter:
         manifest = segmenter.package.manifest
         files = find_cases(options.data)
-        kept_back = [one for one in files if one.name in manifest.model.training.validation_cases]
+        held_out = [one for one in files if one.name in manifest.model.training.validation_cases]
         cases = load_cases(
-            kept_back or files, len(manifest.model.channels), len(manifest.model.labels)
+            held_out or files, len(manifest.model.channels), len(manifest.model.labels)
         )
         made = acquisitions(manifest.model.base_spacing_mm)
         work = tqdm(
@@ -63,48 +69,51 @@ def run(options: argparse.Namespace) -> int:
     refused = [scan for scan in done if isinstance(scan, Refusal)]
     rows = [row for scan in done if not isinstance(scan, Refusal) for row in scan]
     if not rows:
-        raise ScanError(f"none of {len(done)} scans was answered: {_sentence(refused[0])}")
+        raise ScanError(f"none of {len(done)} scans was segmented: {_sentence(refused[0])}")
     found = summaries(rows)
     contents = (measurements_csv(rows), summaries_csv(found), dice_png({manifest.name: found}))
     write_files(dict(zip(paths, contents, strict=True)), overwrite=options.overwrite)
-    print("\n".join([*_table(found), *_refused(refused, len(cases))]))
-    unseen = kept_back and manifest.model.training.cases
-    of = "kept back from training" if unseen else "of which the network may have seen some"
-    print(f"\n{len(cases)} cases, {of}; all acquisitions are simulated. {options.output}")
+    print(markdown_table(_rows(found)))
+    if refused:
+        print("", *_list_refusals(refused, len(cases)), sep="\n")
+    known = held_out and manifest.model.training.cases
+    origin = "held out from training" if known else "some perhaps used in training"
+    print(f"\n{len(cases)} cases, {origin}; all acquisitions are simulated. {options.output}")
     return 0
 
 
-def _table(found: Sequence[Summary]) -> list[str]:
-    """A Markdown table, one line per acquisition."""
-    labels = list(found[0].label_dice)
-    names = [*(f"Dice {label}" for label in labels), "own grid", "surface, mm", "volume", "ms"]
-    lines = [
-        f"| scan | route | Dice (95 %) | lowest | {' | '.join(names)} |",
-        "|---" * (4 + len(names)) + "|",
-    ]
+def _rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
+    """A head, and one row per acquisition."""
+    labels = [f"Dice {label}" for label in found[0].label_dice]
+    head = ("scan", "route", "Dice (95 %)", "lowest", *labels, "own grid", "surface, mm", "volume")
+    rows: list[tuple[str, ...]] = [(*head, "ms")]
     for one in found:
-        own = "" if one.own_dice != one.own_dice else f"{one.own_dice:.3f}"
-        parts = " | ".join(f"{value:.3f}" for value in one.label_dice.values())
-        routes = ", ".join(str(route) for route in one.routes)
         missed = f" ({one.not_found} not found)" if one.not_found else ""
-        lines.append(
-            f"| {one.acquisition} | {routes} | {one.dice:.3f} ({one.dice_low:.3f} to "
-            f"{one.dice_high:.3f}) | {one.lowest_dice:.3f} | {parts} | {own} | "
-            f"{one.surface_mm:.2f}{missed} | {one.volume_error:+.1%} | {one.milliseconds:.0f} |"
+        rows.append(
+            (
+                one.acquisition,
+                ", ".join(str(route) for route in one.routes),
+                f"{one.dice:.3f} ({one.dice_low:.3f} to {one.dice_high:.3f})",
+                f"{one.lowest_dice:.3f}",
+                *(f"{value:.3f}" for value in one.label_dice.values()),
+                "" if isnan(one.own_dice) else f"{one.own_dice:.3f}",
+                f"{one.surface_mm:.2f}{missed}",
+                f"{one.volume_error:+.1%}",
+                f"{one.milliseconds:.0f}",
+            )
         )
-    return lines
+    return rows
 
 
-def _refused(refused: Sequence[Refusal], cases: int) -> list[str]:
+def _list_refusals(refused: Sequence[Refusal], cases: int) -> list[str]:
     """One line per acquisition of which the package refused scans."""
     by_name: dict[str, list[Refusal]] = {}
     for one in refused:
         by_name.setdefault(one.acquisition, []).append(one)
-    lines = [
+    return [
         f"{name}: {len(those)} of {cases} refused, the first as {_sentence(those[0])}"
         for name, those in by_name.items()
     ]
-    return ["", *lines] if lines else []
 
 
 def _sentence(refusal: Refusal) -> str:

@@ -1,4 +1,4 @@
-"""`rare-trt sign`: says with a key who made a package."""
+"""`rare-trt sign`: a signature that identifies the maker of a package."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Parsers) -> None:
+    """Adds `sign` to the command line."""
     parser = commands.add_parser(
         "sign",
-        help="sign a package, so that --require-signature takes it",
+        help="sign a package, so that --require-signature accepts it",
         description="Checks every file of the package against its hash, then signs the manifest "
-        "with an Ed25519 key (openssl genpkey -algorithm ed25519 -out key.pem). Whoever has the "
-        "public half (openssl pkey -in key.pem -pubout) can ask for this signature with "
-        "--require-signature. A package that is changed afterwards is no longer signed.",
+        "with an Ed25519 key (openssl genpkey -algorithm ed25519 -out key.pem). Users who have "
+        "the public half (openssl pkey -in key.pem -pubout) can require this signature with "
+        "--require-signature. A change of the package removes its signature.",
     )
     parser.add_argument("package", metavar="NAME|DIR")
     parser.add_argument("--key", type=Path, required=True, metavar="KEY.pem", help="private key")
@@ -27,5 +28,6 @@ def add_parser(commands: Parsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Signs the package and prints the path of the signature."""
     print(sign_package(options.package, options.key))
     return 0

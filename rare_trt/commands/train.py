@@ -7,27 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rare_trt.commands import missing_extra, require
+from rare_trt.commands import missing_extra, print_validation_dice, require
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
 
 
 def add_parser(commands: Parsers) -> None:
+    """Adds `train` to the command line."""
     parser = commands.add_parser(
         "train",
         help="train a network on labelled scans",
         description="Trains on images/ and labels/ of equal names, or on a folder in the Medical "
-        "Segmentation Decathlon's layout. Run again, it goes on after the last finished epoch.",
+        "Segmentation Decathlon's layout. A second run resumes after the last finished epoch.",
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint")
     parser.add_argument("--recipe", default="hippocampus", metavar="NAME|FILE.json")
-    parser.add_argument("--epochs", type=int, help="one cycle of as many; default: the recipe's")
+    parser.add_argument(
+        "--epochs", type=int, help="one cycle of this length; default: the recipe's"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    """Trains, or resumes a training, and prints the validation Dice."""
     require("train", "matplotlib", "scipy")
     try:
         from rare_trt.training.recipe import load_recipe
@@ -38,7 +42,6 @@ def run(options: argparse.Namespace) -> int:
     if options.epochs is not None:
         recipe = replace(recipe, cycles=(options.epochs,))
     checkpoint = train(options.data, options.out, recipe)
-    for route, scores in enumerate(checkpoint.facts.dice):
-        print(f"route {route}: validation Dice {' / '.join(f'{s:.3f}' for s in scores)}")
+    print_validation_dice(checkpoint.facts.dice)
     print(options.out)
     return 0
