@@ -18,7 +18,7 @@ from rare_trt.errors import BackendError
 from rare_trt.package.manifest import BuilderOptions, Shapes
 from rare_trt.package.reading import graph_on_disk
 from rare_trt.sessions.machine import Machine, library, version_of
-from rare_trt.sessions.nvidia import recorder, started
+from rare_trt.sessions.nvidia_logger import recorder, started
 
 if TYPE_CHECKING:
     import tensorrt as trt

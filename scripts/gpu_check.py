@@ -31,10 +31,12 @@ from rare_trt.errors import BackendError, RareTrtError
 from rare_trt.package.manifest import BuilderOptions, EngineEntry
 from rare_trt.package.reading import Package, open_package
 from rare_trt.sessions.compatibility import incompatibility
+from rare_trt.sessions.engine import Engine
+from rare_trt.sessions.engine_host import EngineHost
+from rare_trt.sessions.engine_session import EngineSession
 from rare_trt.sessions.golden import read_golden_vectors
 from rare_trt.sessions.machine import INSTALL, Machine, library, this_machine
 from rare_trt.sessions.nvidia import RtxContexts
-from rare_trt.sessions.tensorrt import Engine, EngineHost, EngineSession
 from rare_trt.storage.cache import Cache
 
 WARM_UP: Final = 20

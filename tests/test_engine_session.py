@@ -27,12 +27,13 @@ from rare_trt.package.manifest import BuilderOptions
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
 from rare_trt.scan.geometry import Volume
-from rare_trt.sessions import tensorrt as session_module
+from rare_trt.sessions.bucket import Bucket
 from rare_trt.sessions.candidates import SessionCandidates
+from rare_trt.sessions.engine_host import EngineHost
+from rare_trt.sessions.engine_session import EngineSession
 from rare_trt.sessions.golden import read_golden_vectors
 from rare_trt.sessions.machine import this_machine
 from rare_trt.sessions.session import Inputs
-from rare_trt.sessions.tensorrt import EngineHost, EngineSession
 from rare_trt.storage.cache import Cache
 
 OUT_OF_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 700, 719
@@ -245,7 +246,7 @@ def test_engines_that_do_not_fit_are_named_once_before_openvino_answers(
 def test_the_cache_of_buckets_is_bounded(
     gpu: FakeGpu, tiny_engines: Package, scan: Scan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "MAX_BUCKETS", 2)
+    monkeypatch.setattr("rare_trt.sessions.engine.MAX_BUCKETS", 2)
     i, j, k = scan.volume.grid.shape
     with segmenter(tiny_engines) as on_gpu, Segmenter(tiny_engines, "openvino") as known:
         for _ in range(2):
@@ -603,7 +604,7 @@ def test_an_interrupted_run_leaves_no_work_behind(
 ) -> None:
     """Its memory and graphs may not be used again while the GPU still works on them."""
     settled: list[EngineHost] = []
-    settle, run = EngineHost.settle, session_module.Bucket.run
+    settle, run = EngineHost.settle, Bucket.run
 
     def interrupted(bucket: Any, *arguments: Any) -> Any:
         run(bucket, *arguments)
@@ -614,7 +615,7 @@ def test_an_interrupted_run_leaves_no_work_behind(
         settle(host)
 
     with monkeypatch.context() as during:
-        during.setattr(session_module.Bucket, "run", interrupted)
+        during.setattr(Bucket, "run", interrupted)
         during.setattr(EngineHost, "settle", counted)
         with pytest.raises(KeyboardInterrupt):
             proven.segment(scan, route=1)

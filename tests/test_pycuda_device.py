@@ -19,7 +19,6 @@ from fake_cuda import SONAME, FakeDriver
 from rare_trt import Segmenter, read_scan
 from rare_trt.errors import BackendError
 from rare_trt.package.reading import Package
-from rare_trt.sessions import tensorrt
 from rare_trt.sessions.device import Device, DeviceError, DeviceMemoryError, Gpu, Handle
 
 if find_spec("pycuda") is None:
@@ -421,7 +420,7 @@ def test_a_session_runs_on_it_without_graphs(
     examples: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tensorrt, "open_device", make)
+    monkeypatch.setattr("rare_trt.sessions.engine_host.open_device", make)
     scan = read_scan(examples / "hippocampus_1mm.nii.gz")
     with Segmenter(tiny_engines, "openvino") as known:
         expected = known.segment(scan).labels

@@ -28,7 +28,7 @@ from rare_trt.sessions.session import Session
 from rare_trt.storage.cache import Cache
 
 if TYPE_CHECKING:
-    from rare_trt.sessions.tensorrt import EngineHost
+    from rare_trt.sessions.engine_host import EngineHost
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +194,8 @@ class SessionCandidates:
         return Candidate(name, entry.precision, partial(self._open_engine, entry))
 
     def _open_engine(self, entry: EngineEntry) -> Session:
-        from rare_trt.sessions.tensorrt import EngineHost, EngineSession
+        from rare_trt.sessions.engine_host import EngineHost
+        from rare_trt.sessions.engine_session import EngineSession
 
         with self._starting:
             if self._host is None:
