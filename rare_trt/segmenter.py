@@ -291,7 +291,7 @@ class Segmenter:
     def _candidates_of(self, route: int) -> list[Candidate]:
         with self._opening:
             if route not in self._candidates:
-                self._candidates[route] = self._choice.candidates(route)
+                self._candidates[route] = self._choice.select(route)
             return list(self._candidates[route])
 
     def _opened(self, route: int, candidate: Candidate) -> Session:

@@ -18,13 +18,13 @@ from rare_trt.commands.info import table
 from rare_trt.errors import PackageError, RareTrtError
 from rare_trt.package.manifest import EngineEntry, GraphEntry
 from rare_trt.package.reading import Package, open_package
-from rare_trt.sessions.advisories import LOOKED_AT, Advisory, State, advisories
+from rare_trt.sessions.advisories import REVIEWED, Advisory, State, advisories
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.device import driver_release
 from rare_trt.sessions.machine import (
     INSTALL,
     Machine,
-    library,
+    import_library,
     this_machine,
     this_platform,
     version_of,
@@ -99,7 +99,7 @@ def looked() -> tuple[Machine, Surroundings]:
     """This machine, as far as it can be looked at."""
     from rare_trt.sessions.openvino import openvino_facts
 
-    modules = {backend: _tried(partial(library, backend)) for backend in ENGINE_BACKENDS}
+    modules = {backend: _tried(partial(import_library, backend)) for backend in ENGINE_BACKENDS}
     machine = _tried(this_machine)
     if isinstance(machine, str):
         there = {b: version_of(m) for b, m in modules.items() if not isinstance(m, str)}
@@ -174,7 +174,7 @@ def advisory_lines(machine: Machine) -> list[str]:
         lines.append(f"TensorRT {tensorrt}: none known")
     if rtx := machine.libraries.get("tensorrt-rtx"):
         lines.append(f"TensorRT for RTX {rtx}: unknown, the bulletins do not name it")
-    return [*lines, f"as of NVIDIA's bulletins of {LOOKED_AT}"]
+    return [*lines, f"as of NVIDIA's bulletins of {REVIEWED}"]
 
 
 def _openvino_rows(facts: OpenVinoFacts | str) -> list[tuple[str, str]]:
@@ -254,7 +254,7 @@ def _advisory_row(advisory: Advisory, state: State) -> Sequence[str]:
         state,
         f"affects all before {below}",
         f"fixed in {fixed}",
-        advisory.what,
+        advisory.impact,
         advisory.published,
     )
 

@@ -51,7 +51,9 @@ def run(options: argparse.Namespace) -> int:
         for entry in tqdm(package.manifest.routes, "verifying", unit="route", leave=False):
             found += compare_with_float32(package, entry.index, scans_of(entry.index), choice)
         skipped = [
-            item for entry in package.manifest.routes for item in choice.skipped(entry.index)
+            item
+            for entry in package.manifest.routes
+            for item in choice.incompatible_engines(entry.index)
         ]
     finally:
         choice.close()

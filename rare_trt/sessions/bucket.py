@@ -1,7 +1,7 @@
 """One set of input shapes of a TensorRT engine, run on the GPU and checked at every step.
 
-An ignored failure of TensorRT or CUDA gives zeros, which are labels like any others. So every
-status is looked at, and the labels' memory is filled with a value that is no label before each run.
+An ignored failure of TensorRT or CUDA leaves zeros, which are valid labels. So every status is
+checked, and the memory of the labels is filled with a value that is no label before each run.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from rare_trt.stopwatch import Stopwatch
 
 Sizes: TypeAlias = tuple[tuple[int, ...], ...]
 
-# What labels hold before a run. No label: a package has fewer of them.
+# Value of the labels' memory before a run. It is no label: a package has fewer of them.
 UNWRITTEN: Final = 255
 
 
 class Bucket:
     """One set of shapes: an execution context of its own and, from the second run on, a CUDA graph.
 
-    A graph holds addresses and the state of its context, so a context serves one set of shapes and
-    one place of the arena, and a bucket is made anew for another.
+    A graph contains addresses and the state of its context. So a context serves one set of shapes,
+    and the bucket is made anew when the arena moves. Raises BackendError where the engine refuses
+    the shapes.
     """
 
     def __init__(self, host: EngineHost, contexts: Contexts, sizes: Sizes) -> None:
@@ -42,12 +43,12 @@ class Bucket:
         self._shapes = dict(zip(INPUT_NAMES, sizes, strict=True))
         self._context = contexts.create()
         try:
-            self.layout = self._laid_out()
+            self.layout = self._set_shapes()
         except BackendError:
             self.release()
             raise
 
-    def _laid_out(self) -> Layout:
+    def _set_shapes(self) -> Layout:
         for name, shape in self._shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise BackendError(
@@ -58,29 +59,28 @@ class Bucket:
         try:
             unknown = self._context.infer_shapes()
         except RuntimeError as error:
-            # Raised further on: the frames of this error hold the context.
+            # Raised below: the frames of this error hold the context.
             unknown = f"its tensors ({error})"
         if unknown:
-            raise BackendError(f"the engine cannot tell the shapes of {unknown}: build it again")
-        self._answer = tuple(self._shapes[f"out_{axis}"][0] for axis in "ijk")
-        labels = shape_of(self._context.get_tensor_shape(LABELS))
-        if labels != (1, *self._answer):
+            raise BackendError(f"the engine cannot infer the shapes of {unknown}: build it again")
+        self._output_shape = tuple(self._shapes[f"out_{axis}"][0] for axis in "ijk")
+        found, expected = shape_of(self._context.get_tensor_shape(LABELS)), (1, *self._output_shape)
+        if found != expected:
             raise BackendError(
-                f"the engine gives labels of shape {labels}; expected {(1, *self._answer)}: build "
-                "it again"
+                f"the engine gives labels of shape {found}; expected {expected}: build it again"
             )
         scratch = self._context.update_device_memory_size_for_shapes()
         if scratch <= 0:
-            raise BackendError("the engine cannot tell how much memory it needs: build it again")
-        return layout(self._shapes, prod(self._answer), scratch)
+            raise BackendError("the engine does not report the memory it needs: build it again")
+        return layout(self._shapes, prod(self._output_shape), scratch)
 
     @property
     def is_current(self) -> bool:
-        """Whether the arena still lies where the context was told."""
+        """Whether the context has the arena's present addresses."""
         return self._generation == self._host.arena.generation
 
     def bind(self) -> None:
-        """Gives the context its addresses in the arena."""
+        """Sets the context's addresses in the arena; BackendError where it refuses one."""
         arena = self._host.arena
         start = arena.io_address
         scratch, size = self.layout.scratch
@@ -93,24 +93,27 @@ class Bucket:
         self._generation = arena.generation
 
     def run(self, inputs: Inputs, clock: Stopwatch) -> NDArray[np.uint8]:
-        """Copies in, runs, waits, copies out."""
+        """Copies `inputs` in, runs the engine, waits, and returns a copy of labels [oi, oj, ok].
+
+        Raises BackendError where TensorRT fails, DeviceError where CUDA does.
+        """
         memory = self._host.arena.host.bytes
         first, count = self.layout.labels
-        answer = memory[first : first + count]
+        labels = memory[first : first + count]
         with clock("inputs"):
             for name, (offset, size) in self.layout.inputs.items():
                 place = memory[offset : offset + size].view(np.float32).reshape(self._shapes[name])
                 np.copyto(place, inputs[name])
-            answer.fill(UNWRITTEN)
+            labels.fill(UNWRITTEN)
         with clock("graph"):
             self._run()
         with clock("labels"):
-            return answer.reshape(self._answer).copy()
+            return labels.reshape(self._output_shape).copy()
 
     def _run(self) -> None:
         host, device = self._host, self._host.device
-        # The context settles on new shapes and addresses in its first run, which a graph must not
-        # hold; and a shape seen once does not pay for a graph.
+        # The first run also adapts the context to new shapes and addresses, which a graph must not
+        # contain; and capturing does not pay for a shape that comes once.
         if self._graph is None and self._runs and self._contexts.capturable:
             self._capture()
         if self._graph is not None:
@@ -124,7 +127,7 @@ class Bucket:
         self._runs += 1
 
     def release(self) -> None:
-        """Drops graph and context, also where the frames of an exception hold this object."""
+        """Releases graph and context, also where the frames of an exception hold this object."""
         try:
             self._drop_graph()
         finally:
@@ -133,9 +136,9 @@ class Bucket:
     def _capture(self) -> None:
         host = self._host
         try:
-            self._graph = host.device.captured(self._queue, host.stream)
+            self._graph = host.device.capture(self._queue, host.stream)
         except BackendError as error:
-            # The answers are the same; a fault that matters shows in the run that follows.
+            # The labels are the same; a fault that matters shows in the run that follows.
             self._contexts.capturable = False
             warnings.warn(
                 f"no CUDA graph could be made ({error}): runs are queued one by one, which takes "
@@ -151,8 +154,8 @@ class Bucket:
             device.fill(arena.address + first, UNWRITTEN, count, host.stream)
         if not self._context.execute_async_v3(device.stream_address(host.stream)):
             raise BackendError(
-                "TensorRT could not queue the run: `rare-trt doctor` shows what this machine can "
-                "run; build the engine on it"
+                "TensorRT could not queue the run: build the engine on this machine; "
+                "`rare-trt doctor` lists the usable backends"
             )
         if not arena.shared:
             device.copy_out(arena.host, first, arena.address + first, count, host.stream)

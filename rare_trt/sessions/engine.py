@@ -18,17 +18,15 @@ MAX_BUCKETS: Final = 8
 
 
 class Engine:
-    """A loaded engine with its buckets: one set of shapes each, the last MAX_BUCKETS of them."""
+    """A loaded engine of `size` bytes with the MAX_BUCKETS most recently used buckets."""
 
-    def __init__(
-        self, host: EngineHost, session: EngineOwner, contexts: Contexts, size: int
-    ) -> None:
+    def __init__(self, host: EngineHost, owner: EngineOwner, contexts: Contexts, size: int) -> None:
         self.size = size
-        self._host, self._session, self._contexts = host, session, contexts
+        self._host, self._owner, self._contexts = host, owner, contexts
         self._buckets: OrderedDict[Sizes, Bucket] = OrderedDict()
 
     def bucket(self, sizes: Sizes) -> Bucket:
-        """The bucket of `sizes`; made where it is new, or made before the arena moved."""
+        """Returns the bucket of `sizes`, made anew where the arena has moved since its last run."""
         bucket = self._buckets.pop(sizes, None)
         if bucket is not None and not bucket.is_current:
             bucket.release()
@@ -48,7 +46,7 @@ class Engine:
         return bucket
 
     def release(self) -> None:
-        """Drops the engine with its contexts and graphs."""
+        """Releases the engine with its contexts and graphs."""
         buckets, self._buckets = self._buckets, OrderedDict()
         with ExitStack() as last:
             last.callback(self._contexts.release)
@@ -57,11 +55,11 @@ class Engine:
 
     def _reserve(self, needed: Layout) -> None:
         arena, host = self._host.arena, self._host
-        host.make_room(self._session, max(0, needed.device_bytes - arena.device_bytes))
+        host.make_room(self._owner, max(0, needed.device_bytes - arena.device_bytes))
         while True:
             try:
                 arena.reserve(needed)
                 return
             except DeviceMemoryError:
-                if not host.unload_oldest(but=self._session):
+                if not host.unload_oldest(keep=self._owner):
                     raise

@@ -28,10 +28,11 @@ class EngineOwner(Protocol):
 
 
 class EngineHost:
-    """A GPU with what the engines of a package share: stream, arena, one run at a time.
+    """A GPU with the stream and the arena that the engines of a package share, one run at a time.
 
-    Engines beyond `memory_limit` bytes, or beyond what the GPU has, make room for the one that is
-    needed: those used longest ago are unloaded, and loaded again when their turn comes.
+    Where the engines exceed `memory_limit` bytes or the GPU's memory, the least recently used ones
+    are unloaded, and loaded again for their next run. Raises BackendError where the GPU cannot be
+    used.
     """
 
     def __init__(self, memory_limit: int | None = None) -> None:
@@ -45,9 +46,9 @@ class EngineHost:
         self._open, self._lost = True, False
         try:
             with self.device.current():
-                self.stream: Handle = self.device.stream()
+                self.stream: Handle = self.device.create_stream()
                 self._resources.callback(self.device.destroy_stream, self.stream)
-                self.finished: Handle = self.device.event()
+                self.finished: Handle = self.device.create_event()
                 self._resources.callback(self.device.destroy_event, self.finished)
         except DeviceError as error:
             self.close()
@@ -57,83 +58,87 @@ class EngineHost:
             ) from error
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """The GPU for one thread at a time, its context current."""
+    def acquire(self) -> Iterator[None]:
+        """Reserves the GPU for the calling thread and makes its context current.
+
+        Raises BackendError where the host is closed or the GPU cannot be reached.
+        """
         with self._lock:
             if not self._open:
                 raise BackendError("the segmenter was closed; expected an open one: load it again")
-            with self._on_device():
+            with self._make_current():
                 yield
 
-    def settle(self) -> None:
-        """Waits for what a failed run has queued: it uses memory that is about to be freed."""
+    def synchronize(self) -> None:
+        """Waits for the work that a failed run has queued, because it uses memory to be freed."""
         try:
             self.device.synchronize(self.stream)
         except DeviceError:
-            # As after an illegal address: nothing works in this process any more.
+            # After an illegal address, for example, CUDA fails for the rest of the process.
             self._lost = True
 
     def library(self, backend: EngineBackend) -> Library:
-        """The library of `backend`, loaded once."""
+        """Returns the library of `backend`, loaded once."""
         if backend not in self._libraries:
             self._libraries[backend] = Library(backend)
         return self._libraries[backend]
 
-    def make_room(self, session: EngineOwner, size: int) -> None:
-        """Unloads other engines until `size` more bytes for `session` keep the memory limit.
+    def make_room(self, owner: EngineOwner, size: int) -> None:
+        """Unloads other engines until `size` more bytes for `owner` are within the memory limit.
 
-        To load an engine the arena makes room, too; not for its own growth, which `size` then is.
+        Where `owner` is about to load its engine, the arena is released too if necessary. Raises
+        BackendError where the memory limit is too small.
         """
         if self._memory_limit is None:
             return
         while self.device_bytes + size > self._memory_limit:
-            if self.unload_oldest(but=session):
+            if self.unload_oldest(keep=owner):
                 continue
-            if session in self._engines or not self.arena.device_bytes:
+            if owner in self._engines or not self.arena.device_bytes:
                 raise BackendError(
-                    f"route {session.entry.route} needs {_mib(size)} on top of "
-                    f"{_mib(self.device_bytes)}; the memory limit is {_mib(self._memory_limit)}: "
-                    "raise it"
+                    f"route {owner.entry.route} needs {_mib(size)} of GPU memory beside the "
+                    f"{_mib(self.device_bytes)} in use; the memory limit is "
+                    f"{_mib(self._memory_limit)}: raise it"
                 )
-            # As large as the largest scan so far; the next run takes what it needs.
+            # It has the size of the largest scan so far; the next run reserves its own size.
             self.arena.release()
 
-    def used(self, session: EngineOwner, size: int) -> None:
-        """Notes that `session` holds an engine of `size` bytes and was used last."""
-        self._engines[session] = size
-        self._engines.move_to_end(session)
+    def mark_used(self, owner: EngineOwner, size: int) -> None:
+        """Records that `owner` has an engine of `size` bytes, as the most recently used one."""
+        self._engines[owner] = size
+        self._engines.move_to_end(owner)
 
-    def dropped(self, session: EngineOwner) -> None:
-        """Notes that `session` holds no engine any more."""
-        self._engines.pop(session, None)
+    def forget(self, owner: EngineOwner) -> None:
+        """Records that `owner` has no engine any more."""
+        self._engines.pop(owner, None)
 
-    def unload_oldest(self, but: EngineOwner) -> bool:
-        """Unloads the engine used longest ago other than that of `but`; False if there is none."""
-        for session in self._engines:
-            if session is not but:
-                session.unload()
+    def unload_oldest(self, keep: EngineOwner) -> bool:
+        """Unloads the least recently used engine except that of `keep`; False without any."""
+        for owner in self._engines:
+            if owner is not keep:
+                owner.unload()
                 return True
         return False
 
     def close(self) -> None:
-        """Gives everything back, also where some of it reports faults; safe to call twice.
+        """Releases everything, also where a part of it fails; safe to call twice.
 
-        Where the GPU cannot be reached, BackendError is raised and the next call tries again; not
-        so where a run was lost with it, which was told then.
+        Raises BackendError where the GPU cannot be reached; the next call then tries again. After
+        device loss, already reported, close() does not raise.
         """
         with self._lock:
             try:
-                self._give_back()
+                self._release()
             except BackendError:
                 if not self._lost:
                     raise
                 self._open = False
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         if self._open:
             on_device = ExitStack()
-            on_device.enter_context(self._on_device())
-            # From here on all is released, come what may.
+            on_device.enter_context(self._make_current())
+            # From here on every callback runs, even if others fail.
             self._open = False
             with ExitStack() as last:
                 last.callback(self.device.close)
@@ -141,11 +146,11 @@ class EngineHost:
                 on_device.callback(self._libraries.clear)
                 on_device.callback(self._resources.close)
                 on_device.callback(self.arena.release)
-                for session in list(self._engines):
-                    on_device.callback(session.unload)
+                for owner in list(self._engines):
+                    on_device.callback(owner.unload)
 
     @contextmanager
-    def _on_device(self) -> Iterator[None]:
+    def _make_current(self) -> Iterator[None]:
         with ExitStack() as stack:
             try:
                 stack.enter_context(self.device.current())
@@ -158,7 +163,7 @@ class EngineHost:
 
     @property
     def device_bytes(self) -> int:
-        """What the loaded engines and their working memory take."""
+        """GPU memory that the loaded engines and the arena take."""
         return sum(self._engines.values()) + self.arena.device_bytes
 
 

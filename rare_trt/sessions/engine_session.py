@@ -1,4 +1,4 @@
-"""The TensorRT session: one route's engine on the GPU, with inputs checked before each run."""
+"""The TensorRT session: one route's engine on the GPU, its inputs checked before each run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from rare_trt.storage.cache import Cache
 class EngineSession:
     """One route's engine; see `Session`. Safe to use from several threads."""
 
-    # Queued plainly, captured and launched, launched again.
-    proof_runs = 3
+    # Queued directly, captured and launched, launched again.
+    golden_runs = 3
     bytes_per_voxel: float | None = None
 
     def __init__(
@@ -36,7 +36,7 @@ class EngineSession:
         self.precision: Arithmetic = entry.precision
         self._host, self._package, self._cache = host, package, cache
         self._labels = len(package.manifest.model.labels)
-        with host.running():
+        with host.acquire():
             sha256 = package.manifest.files[entry.file].sha256
             library = host.library(entry.backend)
             self._key = identity(entry, sha256, library, host.device.gpu)
@@ -45,78 +45,82 @@ class EngineSession:
             self._load()
 
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
-        """Labels [oi, oj, ok]; see `Session`.
+        """Returns labels [oi, oj, ok]; see `Session`.
 
         Raises ShapeError, before anything is queued, where the engine was not built for the
-        inputs' shapes, and BackendError where the run failed; the engine is then loaded afresh
-        for the next one.
+        inputs' shapes, and BackendError where the run failed; the next run then loads the engine
+        again.
         """
-        sizes = checked_sizes(inputs, self.entry)
-        with self._host.running():
+        sizes = check_inputs(inputs, self.entry)
+        with self._host.acquire():
             try:
                 engine = self._engine or self._load()
-                self._host.used(self, engine.size)
+                self._host.mark_used(self, engine.size)
                 labels = engine.bucket(sizes).run(inputs, clock or Stopwatch())
             except DeviceError as error:
-                self._abandon()
+                self._discard_engine()
                 raise BackendError(
-                    f"{self._named()} failed ({error}): free GPU memory or restart the program; "
-                    "`rare-trt doctor` shows what this machine can run"
+                    f"{self._name()} failed ({error}): free GPU memory or restart the program; "
+                    "`rare-trt doctor` lists the usable backends"
                 ) from error
             except BaseException:
-                # An interrupt, too, leaves work on the GPU behind.
-                self._abandon()
+                # An interrupt, too, leaves queued work on the GPU.
+                self._discard_engine()
                 raise
-            strange = int(labels.max(initial=0))
-            if strange >= self._labels:
+            highest = int(labels.max(initial=0))
+            if highest >= self._labels:
                 self.unload()
                 raise BackendError(
-                    f"{self._named()} left label {strange} in its answer; expected 0 to "
-                    f"{self._labels - 1}: run `rare-trt verify`, then build the engine again"
+                    f"{self._name()} returned label {highest}; expected 0 to {self._labels - 1}: "
+                    "run `rare-trt verify`, then build the engine again"
                 )
         return labels
 
-    def _abandon(self) -> None:
-        """Lets go of the engine after a failed run, whose fault is what is told."""
-        self._host.settle()
+    def _discard_engine(self) -> None:
+        """Unloads the engine after a failed run, suppressing errors so that its own propagates."""
+        self._host.synchronize()
         with suppress(DeviceError):
             self.unload()
 
     def unload(self) -> None:
-        """Gives back the engine's memory; the next run loads it again."""
+        """Releases the engine's memory; the next run loads it again."""
         engine, self._engine = self._engine, None
-        self._host.dropped(self)
+        self._host.forget(self)
         if engine is not None:
             engine.release()
 
     def close(self) -> None:
-        """Gives back the engine's memory, from any thread."""
-        with self._host.running():
+        """Releases the engine's memory, from any thread."""
+        with self._host.acquire():
             self.unload()
 
     def _load(self) -> Engine:
         entry, host = self.entry, self._host
-        plan = self._package.read(entry.file)
-        host.make_room(self, len(plan))
+        engine_bytes = self._package.read(entry.file)
+        host.make_room(self, len(engine_bytes))
         library = host.library(entry.backend)
         while True:
             try:
-                contexts = library.contexts(plan, entry, self._cache, self._key)
+                contexts = library.load(engine_bytes, entry, self._cache, self._key)
                 break
             except EngineLoadError:
-                # It may be for want of memory: TensorRT does not tell.
-                if not host.unload_oldest(but=self):
+                # Perhaps the GPU is out of memory: TensorRT does not report the reason.
+                if not host.unload_oldest(keep=self):
                     raise
-        self._engine = Engine(host, self, contexts, len(plan))
-        host.used(self, len(plan))
+        self._engine = Engine(host, self, contexts, len(engine_bytes))
+        host.mark_used(self, len(engine_bytes))
         return self._engine
 
-    def _named(self) -> str:
+    def _name(self) -> str:
         return f"{self.backend} {self.precision} on route {self.entry.route}"
 
 
-def checked_sizes(inputs: Inputs, entry: EngineEntry) -> Sizes:
-    """The shapes of `inputs` in the graph's order, held to what the engine was built for."""
+def check_inputs(inputs: Inputs, entry: EngineEntry) -> Sizes:
+    """Returns the shapes of `inputs` in the graph's order, checked against the engine's profile.
+
+    Raises ShapeError where the engine was not built for them, where an array is not float32, or
+    where the matrices do not fit each other or the image.
+    """
     sizes = []
     for name in INPUT_NAMES:
         array = inputs[name]

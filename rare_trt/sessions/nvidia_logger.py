@@ -1,4 +1,4 @@
-"""The logger of TensorRT and TensorRT for RTX, and the objects that are made with it."""
+"""The logger of TensorRT and TensorRT for RTX, and the construction of their objects with it."""
 
 from __future__ import annotations
 
@@ -14,44 +14,45 @@ from rare_trt.errors import BackendError
 LOGGER: Final = logging.getLogger(__name__)
 
 
-def started(kind: Any, backend: EngineBackend, version: str, log: Any) -> Any:
-    """The runtime or builder that the class `kind` makes.
+def construct(kind: Any, backend: EngineBackend, version: str, log: Any) -> Any:
+    """Returns an object of the library's class `kind`, its runtime or its builder.
 
     Raises BackendError where the library cannot use the GPU, most often because the driver is older
-    than the CUDA that the library was built for: it says so in a warning and gives nothing, which
-    its bindings turn into a TypeError.
+    than the CUDA that the library was built for: the library then logs a warning and returns
+    nothing, which its bindings turn into a TypeError.
     """
     log.errors.clear()
     log.warnings.clear()
     try:
         return kind(log)
     except TypeError as error:
-        said = "; ".join((*log.errors, *log.warnings)) or str(error)
+        reason = "; ".join((*log.errors, *log.warnings)) or str(error)
         raise BackendError(
-            f"{backend} {version} cannot use this GPU ({said}): install the driver that "
+            f"{backend} {version} cannot use this GPU ({reason}): install the driver that "
             "docs/TENSORRT.md names for its CUDA release, or use --backend openvino"
         ) from error
 
 
-def recorder(module: Any) -> Any:
-    """The one logger that a library gets: TensorRT keeps the first one of a process for good.
+def logger_of(module: Any) -> Any:
+    """Returns the one logger of a library: TensorRT uses the first one until the process ends.
 
-    Errors and warnings are kept, the last few of each; warnings go to `logging` too. An interrupt
-    that comes while TensorRT logs would be lost in its bindings: it is kept in `interrupts`.
+    Its `errors` and `warnings` are the last few messages of each kind; warnings go to `logging`
+    too. An interrupt during a log call would be lost in TensorRT's bindings: `interrupts` stores
+    it.
     """
-    with _RECORDING:
-        if module not in _RECORDERS:
-            _RECORDERS[module] = _new_recorder(module)
-        return _RECORDERS[module]
+    with _LOCK:
+        if module not in _LOGGERS:
+            _LOGGERS[module] = _create_logger(module)
+        return _LOGGERS[module]
 
 
-_RECORDING = Lock()
-_RECORDERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_LOCK = Lock()
+_LOGGERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
-def _new_recorder(module: Any) -> Any:
-    # Which library it is, is known at run time only.
-    class Recorder(module.ILogger):  # type: ignore[misc]
+def _create_logger(module: Any) -> Any:
+    # The base class is known at run time only.
+    class MessageLogger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=4)
@@ -68,4 +69,4 @@ def _new_recorder(module: Any) -> Any:
             except BaseException as interrupt:
                 self.interrupts.append(interrupt)
 
-    return Recorder()
+    return MessageLogger()
