@@ -16,8 +16,8 @@ from rare_trt.engines.rtx import find_capabilities, set_capabilities
 from rare_trt.errors import BackendError
 from rare_trt.package.manifest import BuilderOptions, Shapes
 from rare_trt.package.reading import graph_on_disk
-from rare_trt.sessions.machine import Machine, library, version_of
-from rare_trt.sessions.nvidia import recorder, started
+from rare_trt.sessions.machine import Machine, import_library, version_of
+from rare_trt.sessions.nvidia_logger import construct, logger_of
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -52,14 +52,16 @@ class EngineBuilder:
         timing_cache: bytes = b"",
     ) -> None:
         self.backend, self.options = backend, options
-        self._module = library(backend)
+        self._module = import_library(backend)
         self.version = version_of(self._module)
         fault = self._find_fault(machine)
         if fault:
             raise BackendError(fault)
         self._machine = machine
-        self._log = recorder(self._module)
-        self._builder: trt.Builder = started(self._module.Builder, backend, self.version, self._log)
+        self._log = logger_of(self._module)
+        self._builder: trt.Builder = construct(
+            self._module.Builder, backend, self.version, self._log
+        )
         self.timing_cache = timing_cache
 
     @property

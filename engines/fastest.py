@@ -9,9 +9,10 @@ from typing import Final
 from rare_trt.errors import BackendError
 from rare_trt.package.manifest import EngineEntry
 from rare_trt.package.reading import Package
+from rare_trt.sessions.engine_host import EngineHost
+from rare_trt.sessions.engine_session import EngineSession
 from rare_trt.sessions.golden import check_golden_vectors, read_golden_vectors
 from rare_trt.sessions.session import Session
-from rare_trt.sessions.tensorrt import EngineHost, EngineSession
 from rare_trt.storage.cache import Cache
 
 WARM_UP: Final = 5

@@ -2,10 +2,10 @@
 
     python scripts/gpu_check.py [PACKAGE] > report.md
 
-It compares fp32 with fp16 and, in fp16, static with dynamic shapes, runs with and without a CUDA
-graph, and TensorRT's own instance norm with the plug-in's. Times are of one run on the typical
-golden vector, copies included. What fails is a row of the table. The package stays as it is:
-engines go into copies of it in a temporary folder.
+It compares fp32, fp16 and int8 and, in fp16, static with dynamic shapes, runs with and without a
+CUDA graph, and TensorRT's own instance norm with the plug-in's. Times are of one run on the typical
+golden vector, copies included. A failure is a row of the table. The package is not changed: engines
+are written to copies of it in a temporary folder.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from rare_trt.errors import BackendError, RareTrtError
 from rare_trt.package.manifest import BuilderOptions, EngineEntry
 from rare_trt.package.reading import Package, open_package
 from rare_trt.sessions.compatibility import incompatibility
+from rare_trt.sessions.engine import Engine
+from rare_trt.sessions.engine_host import EngineHost
+from rare_trt.sessions.engine_session import EngineSession
 from rare_trt.sessions.golden import read_golden_vectors
-from rare_trt.sessions.machine import INSTALL, Machine, library, this_machine
+from rare_trt.sessions.machine import INSTALL, Machine, import_library, this_machine
 from rare_trt.sessions.nvidia import RtxContexts
-from rare_trt.sessions.tensorrt import Engine, EngineHost, EngineSession
 from rare_trt.storage.cache import Cache
 
 WARM_UP: Final = 20
@@ -68,21 +70,21 @@ VARIANTS: Final = (
 
 
 class GraphlessSession(EngineSession):
-    """Queues every run anew, where others replay a CUDA graph."""
+    """A session that queues every run anew instead of launching a CUDA graph."""
 
     def _load(self) -> Engine:
         engine = super()._load()
         contexts = engine._contexts
         contexts.capturable = False
         if isinstance(contexts, RtxContexts):
-            # Read when a context is made, and none is before the first run.
-            strategies: Any = library("tensorrt-rtx").CudaGraphStrategy
+            # Takes effect when a context is made, which is not before the first run.
+            strategies: Any = import_library("tensorrt-rtx").CudaGraphStrategy
             contexts._config.cuda_graph_strategy = strategies.DISABLED
         return engine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the report: 0 where everything passed, 1 where something did not."""
+    """Prints the report; returns 0 where everything passed, else 1."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
     options = parser.parse_args(arguments)
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for variant in VARIANTS:
                 rows += list(_rows(package, backend, variant, machine, folder))
             for command in ("verify", "doctor"):
-                code, text = _said([command, str(_target(folder, VARIANTS[0]))])
+                code, text = _run_command([command, str(_target(folder, VARIANTS[0]))])
                 sections.append((f"rare-trt {command}, engines of {backend}: exit {code}", text))
                 status = status or code
     _print(rows, sections)
@@ -114,42 +116,42 @@ def _refuse_without_gpu(machine: Machine) -> None:
         raise BackendError(f"this check needs an NVIDIA GPU: {machine.no_gpu}")
     if not machine.libraries:
         raise BackendError(
-            f"no library that builds engines is here: {' or '.join(INSTALL.values())}"
+            f"no library that builds engines is installed: {' or '.join(INSTALL.values())}"
         )
 
 
 def _rows(
     package: Package, backend: EngineBackend, variant: Variant, machine: Machine, folder: Path
 ) -> Iterator[tuple[str, ...]]:
-    """One row per route, or one that says what went wrong."""
+    """Yields one row per route, and one with the error where the variant fails."""
     if variant.plugin_norm and backend == "tensorrt-rtx":
         return
     head = (backend, variant.name)
     host = None
     try:
-        package, built = _built(package, backend, variant, machine, folder)
+        package, built = _build(package, backend, variant, machine, folder)
         host = EngineHost()
         for item in built:
-            fault = incompatibility(item.entry, package.manifest, machine)
-            if fault:
-                raise BackendError(fault)
+            reason = incompatibility(item.entry, package.manifest, machine)
+            if reason:
+                raise BackendError(reason)
             size = package.manifest.files[item.entry.file].bytes / 2**20
             facts = (f"{item.seconds:.1f}" if item.seconds else "", f"{size:.1f}")
-            measures = _measured(host, package, item.entry, variant, Cache(folder / "cache"))
+            measures = _measure(host, package, item.entry, variant, Cache(folder / "cache"))
             yield (*head, str(item.entry.route), *facts, *measures)
     except Exception as error:
-        # What ran so far is worth having, whatever stopped the rest.
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        yield (*head, *[""] * (len(HEAD) - 3), said)
+        # The report keeps the rows measured so far, whatever the error.
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        yield (*head, *[""] * (len(HEAD) - 3), message)
     finally:
         if host is not None:
             host.close()
 
 
-def _built(
+def _build(
     package: Package, backend: EngineBackend, variant: Variant, machine: Machine, folder: Path
 ) -> tuple[Package, list[BuiltEngine]]:
-    """A copy of the package with the engines of `variant`."""
+    """Builds the engines of `variant` in a copy of the package."""
     options = BuilderOptions(static_shapes=variant.static)
     out = _target(folder, variant)
     with _plugin_norm() if variant.plugin_norm else nullcontext():
@@ -157,16 +159,16 @@ def _built(
 
 
 def _target(folder: Path, variant: Variant) -> Path:
-    """Variants that differ in precision alone, or in how they run, share a copy."""
+    """Returns the copy for `variant`; those of other precision or execution alone share it."""
     kind = "static" if variant.static else "plugin" if variant.plugin_norm else "dynamic"
     return folder / f"{kind}.rare"
 
 
 @contextmanager
 def _plugin_norm() -> Iterator[None]:
-    """Has TensorRT's parser take the plug-in for instance norm; its own layer is the default."""
-    module = library("tensorrt")
-    # An engine with plug-ins is built and loaded only where they are registered.
+    """Makes TensorRT's parser use the plug-in for instance norm instead of TensorRT's own layer."""
+    module = import_library("tensorrt")
+    # Registered first, without which an engine with plug-ins can be neither built nor loaded.
     module.init_libnvinfer_plugins(None, "")
     native = module.OnnxParser
 
@@ -182,10 +184,10 @@ def _plugin_norm() -> Iterator[None]:
         module.OnnxParser = native
 
 
-def _measured(
+def _measure(
     host: EngineHost, package: Package, entry: EngineEntry, variant: Variant, cache: Cache
 ) -> tuple[str, ...]:
-    """Milliseconds to load, of the first run, median and 99th percentile; other labels; notes."""
+    """Returns the cells of a row from `load ms` on: milliseconds, other labels and notes."""
     (golden,) = (g for g in read_golden_vectors(package, entry.route) if g.entry.kind == "typical")
     inputs = list(golden.scan.inputs())
     with warnings.catch_warnings(record=True) as caught:
@@ -211,11 +213,11 @@ def _measured(
     return (*(f"{figure:.2f}" for figure in figures), f"{share:.1e}", "; ".join(notes))
 
 
-def _said(arguments: Sequence[str]) -> tuple[int, str]:
-    """What a command of rare-trt answers."""
-    with redirect_stdout(StringIO()) as said:
+def _run_command(arguments: Sequence[str]) -> tuple[int, str]:
+    """Runs a command of rare-trt; returns its exit status and its output."""
+    with redirect_stdout(StringIO()) as output:
         status = cli.main(arguments)
-    return status, said.getvalue()
+    return status, output.getvalue()
 
 
 def _print(rows: Sequence[Sequence[str]], sections: Sequence[tuple[str, str]]) -> None:

@@ -121,7 +121,7 @@ def test_precisions_take_turns_and_are_refused_where_none_has_them(package: Pack
         bench(package, "openvino", ("int8",), (), FEW, anyway=True)
     with (
         Segmenter(package, "openvino", precision="fp16") as segmenter,
-        pytest.raises(BackendError, match=r"route 0 cannot be computed in fp16 here .*\(fp32\)"),
+        pytest.raises(BackendError, match=r"route 0 cannot run in fp16 on this machine .*\(fp32\)"),
     ):
         segmenter.segment(package.folder / "golden" / "route0_typical.nii.gz")
 

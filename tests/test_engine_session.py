@@ -27,12 +27,13 @@ from rare_trt.package.manifest import BuilderOptions
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
 from rare_trt.scan.geometry import Volume
-from rare_trt.sessions import tensorrt as session_module
+from rare_trt.sessions.bucket import Bucket
 from rare_trt.sessions.candidates import SessionCandidates
+from rare_trt.sessions.engine_host import EngineHost
+from rare_trt.sessions.engine_session import EngineSession
 from rare_trt.sessions.golden import read_golden_vectors
 from rare_trt.sessions.machine import this_machine
 from rare_trt.sessions.session import Inputs
-from rare_trt.sessions.tensorrt import EngineHost, EngineSession
 from rare_trt.storage.cache import Cache
 
 OUT_OF_MEMORY, ILLEGAL_ADDRESS, LAUNCH_FAILED = 2, 700, 719
@@ -219,7 +220,7 @@ def test_of_engines_that_fit_the_dynamic_and_the_newest_answers(
         built, _ = build_engines(package, "tensorrt", "fp32", options, this_machine(), out=out)
     assert len(built.manifest.engines) == 8
     choice = SessionCandidates(built, "tensorrt", Cache())
-    sessions = [candidate.open() for candidate in choice.candidates(1)]
+    sessions = [candidate.open() for candidate in choice.select(1)]
     orders = [session.entry.options for session in sessions]
     assert [(o.static_shapes, o.tf32, o.optimization_level) for o in orders] == [
         (False, False, 5),
@@ -245,7 +246,7 @@ def test_engines_that_do_not_fit_are_named_once_before_openvino_answers(
 def test_the_cache_of_buckets_is_bounded(
     gpu: FakeGpu, tiny_engines: Package, scan: Scan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "MAX_BUCKETS", 2)
+    monkeypatch.setattr("rare_trt.sessions.engine.MAX_BUCKETS", 2)
     i, j, k = scan.volume.grid.shape
     with segmenter(tiny_engines) as on_gpu, Segmenter(tiny_engines, "openvino") as known:
         for _ in range(2):
@@ -372,7 +373,7 @@ def test_the_arena_makes_room_too_where_no_other_engine_can(
         (used,) = on_gpu._sessions.values()
         assert isinstance(used, EngineSession)
         assert host.arena.device_bytes
-        with host.running():
+        with host.acquire():
             used.unload()
             host.make_room(used, limit)
             assert not host.arena.device_bytes
@@ -411,15 +412,15 @@ def test_an_engine_in_fp16_does_not_answer_where_fp16_exceeds_the_budget(
     changed = replace(manifest, calibration=calibration)
     package = write_package(tmp_path / "x.rare", changed, contents, overwrite=False)
     choice = SessionCandidates(package, "tensorrt", Cache())
-    assert choice.candidates(1)
+    assert choice.select(1)
     with pytest.raises(BackendError, match="fp16 exceeds the Dice budget: build it with"):
-        choice.candidates(0)
+        choice.select(0)
     built, _ = build_engines(package, "tensorrt", "fp16", BuilderOptions(), this_machine())
     new = [one for one in built.manifest.engines if one not in manifest.engines]
     assert [(one.route, one.precision) for one in new] == [(0, "fp32")]
-    assert [
-        one.arithmetic for one in SessionCandidates(built, "tensorrt", Cache()).candidates(0)
-    ] == ["fp32"]
+    assert [one.arithmetic for one in SessionCandidates(built, "tensorrt", Cache()).select(0)] == [
+        "fp32"
+    ]
 
 
 def test_a_full_gpu_lets_go_of_the_engine_used_longest_ago(
@@ -499,7 +500,7 @@ def test_no_failing_call_gives_a_wrong_answer_or_leaves_memory(
         else:
             assert all(np.array_equal(labels, expected) for labels in answers)
         assert gpu.live() == (0, 0, 0), (function, index)
-    # Without a graph the labels are the same; all else that fails is told.
+    # Without a graph the labels are the same; all other failures raise.
     if "Capture" not in function and "Instantiate" not in function:
         assert raised
 
@@ -526,9 +527,9 @@ FAULTS = {
     "deserialize_cuda_engine": "cannot load it",
     "create_execution_context": "made no execution context",
     "set_input_shape": "the engine refused shape",
-    "infer_shapes": "cannot tell the shapes of its tensors .+ -1",
+    "infer_shapes": "cannot infer the shapes of its tensors .+ -1",
     "get_tensor_shape": "the engine gives labels of shape",
-    "update_device_memory_size_for_shapes": "cannot tell how much memory",
+    "update_device_memory_size_for_shapes": "does not report the memory it needs",
     "set_tensor_address": "the engine refused an address",
     "execute_async_v3": "could not queue the run",
 }
@@ -603,7 +604,7 @@ def test_an_interrupted_run_leaves_no_work_behind(
 ) -> None:
     """Its memory and graphs may not be used again while the GPU still works on them."""
     settled: list[EngineHost] = []
-    settle, run = EngineHost.settle, session_module.Bucket.run
+    synchronize, run = EngineHost.synchronize, Bucket.run
 
     def interrupted(bucket: Any, *arguments: Any) -> Any:
         run(bucket, *arguments)
@@ -611,11 +612,11 @@ def test_an_interrupted_run_leaves_no_work_behind(
 
     def counted(host: EngineHost) -> None:
         settled.append(host)
-        settle(host)
+        synchronize(host)
 
     with monkeypatch.context() as during:
-        during.setattr(session_module.Bucket, "run", interrupted)
-        during.setattr(EngineHost, "settle", counted)
+        during.setattr(Bucket, "run", interrupted)
+        during.setattr(EngineHost, "synchronize", counted)
         with pytest.raises(KeyboardInterrupt):
             proven.segment(scan, route=1)
     assert len(settled) == 1
@@ -662,7 +663,7 @@ def test_an_engine_that_answers_wrongly_never_answers(
 ) -> None:
     monkeypatch.setenv("RARE_TRT_CACHE", str(tmp_path / "fresh"))
     gpu.trt.spoil = spoil
-    words = "left label 255" if spoil == "nothing" else "golden vector"
+    words = "returned label 255" if spoil == "nothing" else "golden vector"
     with segmenter(tiny_engines) as on_gpu:
         for _ in range(2):
             with pytest.raises(BackendError, match=words):
@@ -679,7 +680,7 @@ def test_a_run_that_writes_nothing_is_noticed_after_the_proof_too(
     for _ in range(2):
         proven.segment(scan, route=1)
     gpu.trt.spoil = "nothing"
-    with pytest.raises(BackendError, match="left label 255 in its answer; expected 0 to 2"):
+    with pytest.raises(BackendError, match="returned label 255; expected 0 to 2"):
         proven.segment(scan, route=1)
 
 
@@ -707,7 +708,7 @@ def test_the_proof_is_remembered_per_engine_driver_and_gpu(
     assert [runs(), runs(), runs()] == [proof + 1, 1, 1]
     gpu.driver.set_device("Fake L4", (8, 9), total_bytes=16 << 30)
     assert runs() == 1
-    monkeypatch.setattr("rare_trt.sessions.cuda.driver_release", lambda: "999.1")
+    monkeypatch.setattr("rare_trt.sessions.device.driver_release", lambda: "999.1")
     assert [runs(), runs()] == [proof + 1, 1]
 
 

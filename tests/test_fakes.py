@@ -88,7 +88,7 @@ def test_attributes_that_the_fake_sets_can_be_set_on_the_real_one() -> None:
 
 
 def test_the_real_library_refuses_what_the_fake_refuses_without_a_gpu() -> None:
-    """Contradictory profiles, unknown graphs, broken plans: told, never taken."""
+    """Contradictory profiles, unknown graphs, broken engines are refused and reported."""
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)

@@ -598,7 +598,7 @@ def arithmetics(package: Package, capabilities: Sequence[str]) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rare_trt.sessions.openvino.openvino_facts", lambda: facts)
         choice = SessionCandidates(package, "openvino", Cache())
-        return [candidate.arithmetic for candidate in choice.candidates(0)]
+        return [candidate.arithmetic for candidate in choice.select(0)]
 
 
 def test_the_fastest_that_the_cpu_can_compute_answers() -> None:

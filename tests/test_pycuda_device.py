@@ -19,7 +19,6 @@ from fake_cuda import SONAME, FakeDriver
 from rare_trt import Segmenter, read_scan
 from rare_trt.errors import BackendError
 from rare_trt.package.reading import Package
-from rare_trt.sessions import tensorrt
 from rare_trt.sessions.device import Device, DeviceError, DeviceMemoryError, Gpu, Handle
 
 if find_spec("pycuda") is None:
@@ -81,7 +80,7 @@ def on_other_thread(work: Callable[[], object]) -> object:
 
 
 def finished(device: Device, stream: Handle) -> None:
-    event = device.event()
+    event = device.create_event()
     device.record(event, stream)
     device.wait(event)
     device.destroy_event(event)
@@ -128,10 +127,10 @@ def test_an_error_inside_leaves_the_context(device: Device) -> None:
 
 def test_threads_share_what_the_device_made(device: Device, driver: FakeDriver) -> None:
     with device.current():
-        stream = device.stream()
+        stream = device.create_stream()
         address = device.allocate(SIZE)
         host = device.allocate_host(SIZE)
-        event = device.event()
+        event = device.create_event()
 
     def use() -> int | None:
         with device.current():
@@ -299,7 +298,7 @@ def test_a_refused_release_shows_on_stderr_alone(
 
 def test_copies_and_fills_are_queued(device: Device, driver: FakeDriver) -> None:
     with device.current():
-        stream = device.stream()
+        stream = device.create_stream()
         source, target = device.allocate_host(SIZE), device.allocate_host(SIZE)
         address = device.allocate(SIZE)
         source.bytes[:] = np.arange(SIZE) % 251
@@ -326,7 +325,7 @@ def test_copies_and_fills_are_queued(device: Device, driver: FakeDriver) -> None
 def test_other_libraries_queue_on_the_stream(device: Device, driver: FakeDriver) -> None:
     ran: list[int] = []
     with device.current():
-        stream = device.stream()
+        stream = device.create_stream()
         address = device.allocate(SIZE)
         assert driver.launch(device.stream_address(stream), lambda: ran.append(1)) == 0
         # A default stream's synchronous work would wait for a blocking stream.
@@ -344,7 +343,7 @@ def test_what_was_destroyed_is_gone_at_once_and_for_good(
     device: Device, driver: FakeDriver
 ) -> None:
     with device.current():
-        stream, event = device.stream(), device.event()
+        stream, event = device.create_stream(), device.create_event()
         assert driver.live_handles() == 3
         device.destroy_event(event)
         device.destroy_stream(stream)
@@ -362,7 +361,7 @@ def test_what_was_destroyed_is_gone_at_once_and_for_good(
 
 def test_failures_are_device_errors(device: Device, driver: FakeDriver) -> None:
     with device.current():
-        stream, event = device.stream(), device.event()
+        stream, event = device.create_stream(), device.create_event()
         address, host = device.allocate(SIZE), device.allocate_host(SIZE)
         calls: dict[str, Callable[[], object]] = {
             "cuMemAlloc": lambda: device.allocate(SIZE),
@@ -370,8 +369,8 @@ def test_failures_are_device_errors(device: Device, driver: FakeDriver) -> None:
             "cuMemcpyHtoDAsync": lambda: device.copy_in(address, host, 0, SIZE, stream),
             "cuMemcpyDtoHAsync": lambda: device.copy_out(host, 0, address, SIZE, stream),
             "cuMemsetD8Async": lambda: device.fill(address, 0, SIZE, stream),
-            "cuStreamCreate": device.stream,
-            "cuEventCreate": device.event,
+            "cuStreamCreate": device.create_stream,
+            "cuEventCreate": device.create_event,
             "cuEventRecord": lambda: device.record(event, stream),
             "cuEventSynchronize": lambda: device.wait(event),
             "cuStreamSynchronize": lambda: device.synchronize(stream),
@@ -403,9 +402,9 @@ def test_a_device_that_fails_to_open(make: Make, driver: FakeDriver, function: s
 def test_no_graphs(device: Device) -> None:
     ran: list[int] = []
     with device.current():
-        stream = device.stream()
+        stream = device.create_stream()
         with pytest.raises(DeviceError, match="PyCUDA has no CUDA graphs"):
-            device.captured(lambda: ran.append(1), stream)
+            device.capture(lambda: ran.append(1), stream)
         assert not ran
         finished(device, stream)  # not left in capture mode
         device.destroy_stream(stream)
@@ -421,7 +420,7 @@ def test_a_session_runs_on_it_without_graphs(
     examples: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tensorrt, "open_device", make)
+    monkeypatch.setattr("rare_trt.sessions.engine_host.open_device", make)
     scan = read_scan(examples / "hippocampus_1mm.nii.gz")
     with Segmenter(tiny_engines, "openvino") as known:
         expected = known.segment(scan).labels

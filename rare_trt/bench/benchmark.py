@@ -153,7 +153,7 @@ def _offered(package: Package, backend: Backend, precisions: Sequence[Arithmetic
         return {route: [None] for route in routes}
     choice = SessionCandidates(package, backend, Cache())
     try:
-        known = {route: {one.arithmetic for one in choice.offered(route)} for route in routes}
+        known = {route: {one.arithmetic for one in choice.find_all(route)} for route in routes}
     finally:
         choice.close()
     every = sorted(set().union(*known.values()))

@@ -14,7 +14,7 @@ from rare_trt.commands.tables import text_table
 from rare_trt.errors import PackageError
 from rare_trt.package.manifest import EngineEntry, GraphEntry
 from rare_trt.package.reading import Package, open_package
-from rare_trt.sessions.advisories import LOOKED_AT, Advisory, State, advisories
+from rare_trt.sessions.advisories import Advisory, State, advisories
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.environment import Environment, attempt, inspect_machine
 from rare_trt.sessions.machine import INSTALL, Machine
@@ -138,7 +138,7 @@ def report_advisories(machine: Machine) -> Section:
         notes.append(f"TensorRT {tensorrt}: none known")
     if rtx := machine.libraries.get("tensorrt-rtx"):
         notes.append(f"TensorRT for RTX {rtx}: unknown, the bulletins do not name it")
-    return Section(rows, [*notes, f"as of NVIDIA's bulletins of {LOOKED_AT}"])
+    return Section(rows, [*notes, f"as of NVIDIA's bulletins of {REVIEWED}"])
 
 
 def _openvino_rows(facts: OpenVinoFacts | str) -> list[tuple[str, str]]:
@@ -217,6 +217,6 @@ def _advisory_row(advisory: Advisory, state: State) -> tuple[str, ...]:
         state,
         f"affects all before {below}",
         f"fixed in {fixed}",
-        advisory.what,
+        advisory.impact,
         advisory.published,
     )

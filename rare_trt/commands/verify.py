@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         for route in tqdm(routes, "verifying", unit="route", leave=False):
             found += compare_with_float32(package, route, prepare(route), candidates)
-        skipped = [item for route in routes for item in candidates.skipped(route)]
+        skipped = [item for route in routes for item in candidates.incompatible_engines(route)]
     finally:
         candidates.close()
     print(text_table([HEAD, *map(_row, found)]), end="\n\n")

@@ -15,7 +15,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a run's arrays lie, in bytes from the start of the arena: inputs, labels, scratch.
+    """Offset and size, in bytes from the start of the arena, of inputs, labels and scratch memory.
 
     Host and device share the offsets of inputs and labels, so that one copy carries all inputs.
     """
@@ -26,31 +26,34 @@ class Layout:
 
     @property
     def input_bytes(self) -> int:
+        """Size of all inputs together, with the gaps that alignment leaves."""
         return self.labels[0]
 
     @property
     def host_bytes(self) -> int:
-        return _aligned(sum(self.labels))
+        """Size of the block of host memory."""
+        return _align(sum(self.labels))
 
     @property
     def device_bytes(self) -> int:
-        return _aligned(sum(self.scratch))
+        """Size of the block of GPU memory."""
+        return _align(sum(self.scratch))
 
 
 def layout(shapes: Mapping[str, tuple[int, ...]], label_bytes: int, scratch_bytes: int) -> Layout:
-    """The inputs of `shapes` (float32), the labels and the engine's scratch memory in a row."""
+    """Places the inputs of `shapes` (float32), the labels and scratch memory in a row."""
     inputs: dict[str, tuple[int, int]] = {}
     end = 0
     for name in INPUT_NAMES:
         size = prod(shapes[name]) * FLOAT_BYTES
         inputs[name] = (end, size)
-        end = _aligned(end + size)
-    scratch = _aligned(end + label_bytes)
+        end = _align(end + size)
+    scratch = _align(end + label_bytes)
     return Layout(inputs, (end, label_bytes), (scratch, scratch_bytes))
 
 
 class Arena:
-    """Grows to the largest layout asked for. `generation` changes whenever addresses do.
+    """Memory that grows to the largest layout reserved; `generation` changes with its addresses.
 
     Made and used under the device's context, by one thread at a time.
     """
@@ -64,6 +67,7 @@ class Arena:
 
     @property
     def host(self) -> HostBuffer:
+        """Pinned host memory; only after `reserve`."""
         assert self._host is not None
         return self._host
 
@@ -74,17 +78,17 @@ class Arena:
 
     @property
     def io_address(self) -> int:
-        """Where the GPU finds inputs and labels."""
+        """The GPU's address of inputs and labels."""
         return self.host.device_address if self.shared else self.address
 
     @property
     def address(self) -> int:
-        """Where scratch lies on the GPU, and inputs and labels too where memory is not shared."""
+        """The GPU's address of scratch, and of inputs and labels where memory is not shared."""
         assert self._address is not None
         return self._address
 
     def reserve(self, needed: Layout) -> None:
-        """Makes room for `needed`; raises DeviceError, and then holds what it could get."""
+        """Makes room for `needed`; where DeviceError is raised, keeps the part that it obtained."""
         if self._host is None or self._host.bytes.size < needed.host_bytes:
             self._release_host()
             self._host = self._device.allocate_host(needed.host_bytes)
@@ -94,7 +98,7 @@ class Arena:
             self.device_bytes = needed.device_bytes
 
     def release(self) -> None:
-        """Gives all memory back."""
+        """Frees all memory, also where a part of it cannot be freed and DeviceError is raised."""
         try:
             self._release_device()
         finally:
@@ -113,5 +117,5 @@ class Arena:
             self._device.free_host(host)
 
 
-def _aligned(size: int) -> int:
+def _align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,4 +1,4 @@
-"""Which sessions can answer a route on this machine, best first."""
+"""The sessions that can run a route on this machine, best first."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from rare_trt.sessions.session import Session
 from rare_trt.storage.cache import Cache
 
 if TYPE_CHECKING:
-    from rare_trt.sessions.tensorrt import EngineHost
+    from rare_trt.sessions.engine_host import EngineHost
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A session that could answer, not opened yet."""
+    """A session that can run a route and is not opened yet."""
 
     name: str
     arithmetic: Arithmetic
@@ -41,11 +41,11 @@ class Candidate:
 
 
 class SessionCandidates:
-    """Opens sessions of one package; closes what they share.
+    """Selects and opens sessions of one package, and closes the GPU that its engines share.
 
     Engines come before OpenVINO, TensorRT before TensorRT for RTX, dynamic shapes before static
-    ones, int8 before fp16 before fp32, and of engines alike the one built last. With `precision`
-    only sessions that compute in it are chosen.
+    ones, int8 before fp16 before fp32, and of otherwise equal engines the newest first. With
+    `precision` only sessions that compute in it are selected.
     """
 
     def __init__(
@@ -62,33 +62,33 @@ class SessionCandidates:
         self._memory_limit = memory_limit
         self._precision = precision
         self._host: EngineHost | None = None
-        self._starting = Lock()
+        self._host_lock = Lock()
         self._warned = False
 
-    def candidates(self, route: int) -> list[Candidate]:
-        """What can answer `route`, best first; raises BackendError where nothing can."""
+    def select(self, route: int) -> list[Candidate]:
+        """Returns the sessions to try for `route`, best first; raises BackendError without any."""
         if self._precision is not None:
-            return self._in_precision(route, self._precision)
-        found = [] if self._backend == "openvino" else self._asked_engines(route)
+            return self._select_precision(route, self._precision)
+        selected = [] if self._backend == "openvino" else self._select_engines(route)
         if self._backend in ("auto", "openvino"):
             plain = self.graph(portable_graph(self._package, route))
             faster = takewhile(lambda one: one.arithmetic != plain.arithmetic, self.variants(route))
-            found += [*faster, plain]
-        return found
+            selected += [*faster, plain]
+        return selected
 
-    def offered(self, route: int) -> list[Candidate]:
-        """Everything with which the backend can answer `route` here, in any precision."""
-        found = [] if self._backend == "openvino" else self._fitting_engines(route)
+    def find_all(self, route: int) -> list[Candidate]:
+        """Returns every session of the backend that can run `route` here, in any precision."""
+        found = [] if self._backend == "openvino" else self._backend_engines(route)
         if self._backend in ("auto", "openvino"):
             graphs = self._package.manifest.graphs
-            # INT8 counts only where it was measured to hold the budget.
+            # INT8 counts only where calibration found it within the Dice budget.
             plain = [self.graph(g) for g in graphs if g.route == route and g.precision != "int8"]
             found += {one.name: one for one in [*self.variants(route), *plain]}.values()
         return found
 
     def variants(self, route: int) -> list[Candidate]:
-        """What was measured to hold the package's budget on `route`, as far as this CPU can compute
-        it; fastest first."""
+        """Returns OpenVINO's sessions for `route` that calibration found within the Dice budget
+        and that this CPU can compute, fastest first."""
         from rare_trt.sessions.openvino import openvino_facts
 
         measured = [
@@ -97,89 +97,89 @@ class SessionCandidates:
             if entry.route == route
             for variant in entry.variants
         ]
-        can = openvino_facts().capabilities if measured else ()
+        capabilities = openvino_facts().capabilities if measured else ()
         found = []
         for variant in measured:
             precision, bf16 = graph_precision(variant.arithmetic), needs_bf16(variant.arithmetic)
             needs = {"INT8"} if precision == "int8" else set()
-            if needs | ({"BF16"} if bf16 else set()) <= set(can):
+            if needs | ({"BF16"} if bf16 else set()) <= set(capabilities):
                 found.append(self.graph(self._package.graph(route, precision), bf16=bf16))
         return found
 
     def engines(self, route: int) -> list[Candidate]:
-        """Every engine of `route` that this machine can run."""
-        return [self._engine(entry) for entry in self._runnable(route)]
+        """Returns every engine of `route` that this machine can run."""
+        return [self._engine(entry) for entry in self._compatible_entries(route)]
 
-    def skipped(self, route: int) -> list[tuple[EngineEntry, str]]:
-        """Every engine of `route` that this machine cannot run, and why."""
-        return [(entry, reason) for entry, reason in self._obstacles(route) if reason is not None]
+    def incompatible_engines(self, route: int) -> list[tuple[EngineEntry, str]]:
+        """Returns every engine of `route` that this machine cannot run, with the reason."""
+        return [(entry, reason) for entry, reason in self._reasons(route) if reason is not None]
 
     def graph(self, entry: GraphEntry, *, bf16: bool = False) -> Candidate:
-        """The graph `entry` on OpenVINO, its float parts in float32 or in `bf16`."""
+        """Returns the graph `entry` on OpenVINO, its float parts in float32 or in `bf16`."""
         computed = arithmetic(entry.precision, bf16=bf16)
         return Candidate(f"openvino {computed}", computed, partial(self._open_graph, entry, bf16))
 
     @property
     def device_bytes(self) -> int:
-        """What loaded engines and their working memory take of the GPU's memory."""
+        """GPU memory that loaded engines and their working memory take."""
         return 0 if self._host is None else self._host.device_bytes
 
     def close(self) -> None:
-        """Closes every session opened so far."""
-        with self._starting:
+        """Unloads all engines and releases the GPU; OpenVINO's memory goes with its sessions."""
+        with self._host_lock:
             if self._host is not None:
                 self._host.close()
                 self._host = None
 
-    def _in_precision(self, route: int, precision: Arithmetic) -> list[Candidate]:
-        offered = self.offered(route)
-        found = [one for one in offered if one.arithmetic == precision]
-        if not found:
-            known = ", ".join(dict.fromkeys(one.arithmetic for one in offered)) or "none"
+    def _select_precision(self, route: int, precision: Arithmetic) -> list[Candidate]:
+        possible = self.find_all(route)
+        selected = [one for one in possible if one.arithmetic == precision]
+        if not selected:
+            known = ", ".join(dict.fromkeys(one.arithmetic for one in possible)) or "none"
             raise BackendError(
-                f"route {route} cannot be computed in {precision} here (backend {self._backend}); "
-                f"expected one of the precisions that the package offers ({known}): choose one"
+                f"route {route} cannot run in {precision} on this machine (backend "
+                f"{self._backend}): choose one of the precisions that can ({known})"
             )
-        return found
+        return selected
 
-    def _asked_engines(self, route: int) -> list[Candidate]:
-        found = self._fitting_engines(route)
+    def _select_engines(self, route: int) -> list[Candidate]:
+        found = self._backend_engines(route)
         if not found and self._backend != "auto":
             raise BackendError(
-                f"{self._backend} cannot answer route {route} here ({self._why_not(route)}); "
-                "`rare-trt doctor` shows what can"
+                f"{self._backend} cannot run route {route} on this machine "
+                f"({self._explain(route)}); `rare-trt doctor` lists the usable backends"
             )
-        skipped = [] if found or self._warned else self.skipped(route)
+        skipped = [] if found or self._warned else self.incompatible_engines(route)
         if skipped:
             self._warned = True
             warnings.warn(
-                f"none of the package's engines can run here, OpenVINO answers: {skipped[0][1]}",
+                "no engine of the package can run on this machine, so OpenVINO is used: "
+                f"{skipped[0][1]}",
                 EngineWarning,
                 stacklevel=2,
             )
         return found
 
-    def _fitting_engines(self, route: int) -> list[Candidate]:
-        """The engines of the backend asked for that this machine can run."""
-        runnable = self._runnable(route)
-        return [self._engine(e) for e in runnable if self._backend in ("auto", e.backend)]
+    def _backend_engines(self, route: int) -> list[Candidate]:
+        """Returns the engines of the selected backend that this machine can run."""
+        entries = self._compatible_entries(route)
+        return [self._engine(e) for e in entries if self._backend in ("auto", e.backend)]
 
-    def _runnable(self, route: int) -> list[EngineEntry]:
-        fitting = [entry for entry, reason in self._obstacles(route) if reason is None]
+    def _compatible_entries(self, route: int) -> list[EngineEntry]:
+        found = [entry for entry, reason in self._reasons(route) if reason is None]
         # Later entries were built later, and sorting keeps the order of equals.
-        fitting.reverse()
-        return sorted(fitting, key=_rank)
+        found.reverse()
+        return sorted(found, key=_rank)
 
-    def _obstacles(self, route: int) -> list[tuple[EngineEntry, str | None]]:
-        """Every engine of `route`, and what keeps it from running here."""
+    def _reasons(self, route: int) -> list[tuple[EngineEntry, str | None]]:
+        """Returns every engine of `route`, with the reason where it cannot run on this machine."""
         manifest = self._package.manifest
         entries = [entry for entry in manifest.engines if entry.route == route]
         return [(entry, incompatibility(entry, manifest, self._machine)) for entry in entries]
 
-    def _why_not(self, route: int) -> str:
-        reasons = [
-            reason for entry, reason in self.skipped(route) if entry.backend == self._backend
-        ]
+    def _explain(self, route: int) -> str:
+        skipped = self.incompatible_engines(route)
+        reasons = [reason for entry, reason in skipped if entry.backend == self._backend]
         return (
             "; ".join(dict.fromkeys(reasons))
             or "the package has no engine for it: run `rare-trt build`"
@@ -194,23 +194,24 @@ class SessionCandidates:
         return Candidate(name, entry.precision, partial(self._open_engine, entry))
 
     def _open_engine(self, entry: EngineEntry) -> Session:
-        from rare_trt.sessions.tensorrt import EngineHost, EngineSession
+        from rare_trt.sessions.engine_host import EngineHost
+        from rare_trt.sessions.engine_session import EngineSession
 
-        with self._starting:
+        with self._host_lock:
             if self._host is None:
                 self._host = EngineHost(self._memory_limit)
             host = self._host
         return EngineSession(host, self._package, entry, self._cache)
 
     def _open_graph(self, entry: GraphEntry, bf16: bool) -> Session:
-        # Heavy, so loaded with the first session.
+        # Imported with the first session, because it is slow.
         from rare_trt.sessions.openvino import OpenVinoSession
 
         return OpenVinoSession(self._package, entry, self._cache, bf16=bf16)
 
 
 def _rank(entry: EngineEntry) -> tuple[object, ...]:
-    """The order in which engines are tried: those that answer most scans, fastest first."""
+    """Returns the sort key of an engine: those that run most scans first, then the fastest."""
     options = entry.options
     return (
         entry.backend,
@@ -223,8 +224,8 @@ def _rank(entry: EngineEntry) -> tuple[object, ...]:
 
 
 def portable_graph(package: Package, route: int) -> GraphEntry:
-    """The graph of `route` that runs anywhere: fp16; float32 in packages from before it, and where
-    calibration found that fp16 does not hold the Dice budget."""
+    """Returns the graph of `route` that every machine can run: fp16, or float32 where the package
+    has no fp16 graph or calibration found that fp16 exceeds the Dice budget."""
     manifest = package.manifest
     precisions = {graph.precision for graph in manifest.graphs if graph.route == route}
     holds = "fp16" in precisions and manifest.fp16_holds(route)

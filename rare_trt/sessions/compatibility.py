@@ -1,13 +1,13 @@
-"""Whether an engine of a package can run on a machine, and if not, why."""
+"""Compatibility of a package's engines with a machine."""
 
 from __future__ import annotations
 
 from rare_trt.package.manifest import EngineEntry, Manifest
-from rare_trt.sessions.machine import INSTALL, MODULES, Machine, numbers
+from rare_trt.sessions.machine import INSTALL, MODULES, Machine, version_numbers
 
 
 def incompatibility(entry: EngineEntry, manifest: Manifest, machine: Machine) -> str | None:
-    """What keeps the engine `entry` from running on `machine`, None where nothing does."""
+    """Returns why the engine `entry` cannot run on `machine`, None where it can."""
     graphs = [
         g for g in manifest.graphs if (g.route, g.precision) == (entry.route, entry.precision)
     ]
@@ -19,14 +19,14 @@ def incompatibility(entry: EngineEntry, manifest: Manifest, machine: Machine) ->
         return f"built for {entry.platform}; this is {machine.platform}: build it here"
     if entry.backend not in machine.libraries:
         return f"{MODULES[entry.backend]} is not installed: {INSTALL[entry.backend]}"
-    return _other_library(entry, machine) or _other_gpu(entry, machine)
+    return _library_mismatch(entry, machine) or _gpu_mismatch(entry, machine)
 
 
-def _other_library(entry: EngineEntry, machine: Machine) -> str | None:
+def _library_mismatch(entry: EngineEntry, machine: Machine) -> str | None:
     here = machine.libraries[entry.backend]
     if here == entry.library:
         return None
-    built, found = numbers(entry.library), numbers(here)
+    built, found = version_numbers(entry.library), version_numbers(here)
     if entry.options.version_compatible and built[0] == found[0] and built <= found:
         if entry.library in machine.lean_runtimes:
             return None
@@ -37,12 +37,12 @@ def _other_library(entry: EngineEntry, machine: Machine) -> str | None:
     return f"built with {entry.backend} {entry.library}; this machine has {here}: build it again"
 
 
-def _other_gpu(entry: EngineEntry, machine: Machine) -> str | None:
+def _gpu_mismatch(entry: EngineEntry, machine: Machine) -> str | None:
     gpu = machine.gpu
     if gpu is None:
         return machine.no_gpu
     compatibility = entry.options.hardware_compatibility
-    if compatibility == "ampere_plus" and numbers(gpu.compute_capability) >= (8, 0):
+    if compatibility == "ampere_plus" and version_numbers(gpu.compute_capability) >= (8, 0):
         return None
     if gpu.compute_capability not in entry.compute_capabilities:
         known = ", ".join(entry.compute_capabilities)

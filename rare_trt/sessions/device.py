@@ -1,4 +1,4 @@
-"""The little of CUDA that a session needs, whichever Python binding brings it."""
+"""The part of CUDA that a session needs, independent of the Python binding that provides it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rare_trt.errors import BackendError
 
-# A stream, an event or an executable graph: whatever the binding gives out.
+# A stream, an event or an executable graph: an object of the binding.
 Handle: TypeAlias = Any
 
 # The driver's release is written here on desktops and servers; a Jetson has neither file.
@@ -39,17 +39,33 @@ class Gpu:
     driver: str
 
 
-def gpu_model(name: str, multiprocessors: int, *, integrated: bool) -> str:
-    """What an engine is bound to: the driver's name for the GPU, of which Jetsons need more.
+def describe_gpu(
+    name: str,
+    capability: tuple[int, int],
+    multiprocessors: int,
+    memory_bytes: int,
+    cuda_version: int,
+    *,
+    integrated: bool,
+) -> Gpu:
+    """Returns the description that engines are bound to; `cuda_version` is as the driver gives it.
 
-    Every module with an Orin calls it "Orin", with 4 multiprocessors as with 16.
+    An integrated GPU's name gets its multiprocessors: every Jetson module with an Orin calls it
+    "Orin", with 4 of them as with 16.
     """
-    return f"{name}, {multiprocessors} multiprocessors" if integrated else name
+    cuda = f"CUDA {cuda_version // 1000}.{cuda_version % 1000 // 10}"
+    return Gpu(
+        name=f"{name}, {multiprocessors} multiprocessors" if integrated else name,
+        compute_capability=f"{capability[0]}.{capability[1]}",
+        memory_bytes=memory_bytes,
+        integrated=integrated,
+        driver=f"{driver_release()} {cuda}".strip(),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class HostBuffer:
-    """Pinned host memory: its bytes, and where the GPU sees them."""
+    """Pinned host memory: its bytes, its address, and the GPU's address of it."""
 
     bytes: NDArray[np.uint8]
     address: int
@@ -59,27 +75,31 @@ class HostBuffer:
 class Device(Protocol):
     """The GPU in its primary context. Every call raises DeviceError where CUDA reports a fault.
 
-    All calls but `current` and `close` are made inside `current()`; copies and fills are queued on
-    a stream and done once it was waited for.
+    All calls but `current` and `close` are made inside `current()`. Copies and fills are queued on
+    a stream, and are complete once the caller has waited for it.
     """
 
     gpu: Gpu
 
     def current(self) -> AbstractContextManager[None]:
-        """Makes the GPU's primary context the calling thread's own for the time being."""
+        """Makes the GPU's primary context current on the calling thread while it is entered."""
         ...
 
     def allocate(self, size: int) -> int:
-        """Device memory of `size` bytes, aligned to 256."""
+        """Allocates `size` bytes of device memory, aligned to 256; returns their address."""
         ...
 
-    def free(self, address: int) -> None: ...
+    def free(self, address: int) -> None:
+        """Frees device memory."""
+        ...
 
     def allocate_host(self, size: int) -> HostBuffer:
-        """Pinned host memory of `size` bytes that the GPU can read and write in place."""
+        """Allocates `size` bytes of pinned host memory that the GPU can read and write in place."""
         ...
 
-    def free_host(self, buffer: HostBuffer) -> None: ...
+    def free_host(self, buffer: HostBuffer) -> None:
+        """Frees pinned host memory."""
+        ...
 
     def copy_in(self, target: int, source: HostBuffer, start: int, size: int, on: Handle) -> None:
         """Queues a copy of `size` bytes of `source`, from byte `start`, to device memory."""
@@ -93,43 +113,60 @@ class Device(Protocol):
         """Queues setting `size` bytes of device memory to `value`."""
         ...
 
-    def stream(self) -> Handle: ...
-
-    def stream_address(self, stream: Handle) -> int:
-        """What other libraries know the stream by."""
+    def create_stream(self) -> Handle:
+        """Creates a stream that does not wait for the default stream."""
         ...
 
-    def destroy_stream(self, stream: Handle) -> None: ...
+    def stream_address(self, stream: Handle) -> int:
+        """Returns the address by which other libraries know the stream."""
+        ...
 
-    def event(self) -> Handle: ...
+    def destroy_stream(self, stream: Handle) -> None:
+        """Destroys a stream."""
+        ...
 
-    def record(self, event: Handle, on: Handle) -> None: ...
+    def create_event(self) -> Handle:
+        """Creates an event."""
+        ...
+
+    def record(self, event: Handle, on: Handle) -> None:
+        """Queues the event on the stream."""
+        ...
 
     def wait(self, event: Handle) -> None:
-        """Returns once all that was queued before the event is done."""
+        """Returns once all work that was queued before the event is done."""
         ...
 
     def synchronize(self, stream: Handle) -> None:
-        """Returns once all that was queued on the stream is done."""
+        """Returns once all work that was queued on the stream is done."""
         ...
 
-    def destroy_event(self, event: Handle) -> None: ...
-
-    def captured(self, work: Callable[[], None], on: Handle) -> Handle:
-        """A graph of what `work` queues on the stream, ready to launch; nothing is run."""
+    def destroy_event(self, event: Handle) -> None:
+        """Destroys an event."""
         ...
 
-    def launch(self, graph: Handle, on: Handle) -> None: ...
+    def capture(self, work: Callable[[], None], on: Handle) -> Handle:
+        """Captures the calls that `work` queues on the stream as an executable graph.
 
-    def destroy_graph(self, graph: Handle) -> None: ...
+        Nothing is run.
+        """
+        ...
+
+    def launch(self, graph: Handle, on: Handle) -> None:
+        """Queues an executable graph on the stream."""
+        ...
+
+    def destroy_graph(self, graph: Handle) -> None:
+        """Destroys an executable graph."""
+        ...
 
     def close(self) -> None:
-        """Lets go of the context; safe to call twice."""
+        """Releases the context; safe to call twice."""
         ...
 
 
 def driver_release() -> str:
-    """The release of NVIDIA's kernel driver, empty where it is not written down."""
+    """Returns the release of NVIDIA's kernel driver, empty where no file names it."""
     for path in DRIVER_FILES:
         with suppress(OSError):
             return path.read_text().splitlines()[0].strip()

@@ -1,4 +1,4 @@
-"""Opens the GPU through whichever CUDA binding is installed."""
+"""Opening the GPU through the CUDA binding that is installed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from rare_trt.sessions.device import Device
 
 
 def open_device() -> Device:
-    """The first GPU that CUDA shows, through cuda-python or else PyCUDA.
+    """Opens the first GPU that CUDA lists, through cuda-python or else PyCUDA.
 
-    Raises BackendError that says what is missing.
+    Raises BackendError where the bindings, the driver or the GPU are missing.
     """
     try:
         from rare_trt.sessions.cuda import CudaDevice

@@ -14,7 +14,13 @@ from typing import Final, TypeVar
 from rare_trt.backends import ENGINE_BACKENDS, EngineBackend
 from rare_trt.errors import RareTrtError
 from rare_trt.sessions.device import driver_release
-from rare_trt.sessions.machine import Machine, library, this_machine, this_platform, version_of
+from rare_trt.sessions.machine import (
+    Machine,
+    import_library,
+    this_machine,
+    this_platform,
+    version_of,
+)
 from rare_trt.sessions.openvino import OpenVinoFacts, openvino_facts
 
 Found = TypeVar("Found")
@@ -40,7 +46,7 @@ class Environment:
 
 def inspect_machine() -> tuple[Machine, Environment]:
     """This machine and its software, as far as they can be read; raises nothing."""
-    modules = {backend: attempt(partial(library, backend)) for backend in ENGINE_BACKENDS}
+    modules = {backend: attempt(partial(import_library, backend)) for backend in ENGINE_BACKENDS}
     machine = attempt(this_machine)
     if isinstance(machine, str):
         usable = {b: version_of(m) for b, m in modules.items() if not isinstance(m, str)}

@@ -1,4 +1,4 @@
-"""Golden vectors: real scans that a session must answer as the reference network did."""
+"""Golden-vector check: a session must reproduce the labels of the package's real scans."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rare_trt.plan.resampling import plan_resampling
 from rare_trt.scan.intensity import normalise
 from rare_trt.scan.nifti import scan_from_bytes
 from rare_trt.sessions.run import PreparedScan, run_tiles
-from rare_trt.sessions.session import Runs, Session
+from rare_trt.sessions.session import Runner, Session
 from rare_trt.storage.cache import Cache
 
 
 @dataclass(frozen=True, eq=False)
 class GoldenVector:
-    """A golden vector: its entry, and its scan ready to run, with the labels to expect."""
+    """A golden vector: its entry, and its scan ready to run, with the expected labels."""
 
     entry: GoldenEntry
     scan: PreparedScan
 
-    def disagreement(self, session: Runs) -> float:
-        """The share of voxels that `session` labels otherwise."""
+    def disagreement(self, session: Runner) -> float:
+        """Returns the share of voxels that `session` labels differently."""
         return float((run_tiles(session, self.scan) != self.scan.truth).mean())
 
 
 def read_golden_vectors(package: Package, route: int) -> Iterator[GoldenVector]:
-    """The golden vectors of `route`, read from the package and verified against their hashes."""
+    """Yields the golden vectors of `route`, read from the package and verified by their hashes."""
     model = package.manifest.model
     (entry,) = (entry.route() for entry in package.manifest.routes if entry.index == route)
     for vector in package.manifest.golden:
@@ -50,36 +50,36 @@ def read_golden_vectors(package: Package, route: int) -> Iterator[GoldenVector]:
 
 
 def check_golden_vectors(session: Session, package: Package, route: int) -> None:
-    """Verifies `session` against the golden vectors of `route`; raises BackendError where one
-    differs.
+    """Verifies `session` against the golden vectors of `route`.
 
-    Vectors whose shapes the session was not built for are left out; at least one must be left.
-    Each is run as often as the session changes its way of running.
+    Raises BackendError where the labels of a vector differ beyond its bound, or where the session
+    was built for the shapes of none of them; vectors of other shapes are left out. Each is run
+    `session.golden_runs` times.
     """
     checked = 0
     for vector in read_golden_vectors(package, route):
         bound = vector.entry.max_disagreement[session.precision]
         try:
-            share = max(vector.disagreement(session) for _ in range(session.proof_runs))
+            share = max(vector.disagreement(session) for _ in range(session.golden_runs))
         except ShapeError:
             continue
         checked += 1
         if not share <= bound:
             raise BackendError(
-                f"{session.backend} {session.precision} gives {share:.2%} other labels than the "
-                f"package's golden vector {vector.entry.scan} (at most {bound:.2%} may differ): "
-                "this machine's answers cannot be trusted; report what `rare-trt doctor` prints"
+                f"{session.backend} {session.precision} labels {share:.2%} of the voxels of golden "
+                f"vector {vector.entry.scan} differently than the package (at most {bound:.2%} may "
+                "differ), so it is not used on this machine: report the output of `rare-trt doctor`"
             )
     if not checked:
         raise BackendError(
-            f"{session.backend} {session.precision} takes none of the golden vectors of route "
-            f"{route}, so its answers cannot be checked: build the engine again"
+            f"{session.backend} {session.precision} accepts the shapes of no golden vector of "
+            f"route {route}, so its labels cannot be verified: build the engine again"
         )
 
 
 def check_golden_vectors_once(session: Session, package: Package, route: int, cache: Cache) -> None:
-    """`check_golden_vectors`, but for sessions that passed it on this machine before."""
-    # The manifest names everything else that the answer hangs on, the vectors included.
+    """Calls `check_golden_vectors`, unless `cache` records that an equal session passed it."""
+    # The manifest's hash covers everything else that the labels depend on, the vectors included.
     key = (session.identity, package.manifest_sha256, str(route), VERSION)
     if cache.load("proved", *key) is None:
         check_golden_vectors(session, package, route)

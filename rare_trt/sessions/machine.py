@@ -1,4 +1,4 @@
-"""What this machine has to run engines on: platform, GPU, driver, TensorRT libraries."""
+"""Description of this machine: platform, GPU, driver and TensorRT libraries."""
 
 from __future__ import annotations
 
@@ -22,22 +22,28 @@ MODULES: Final[Mapping[EngineBackend, str]] = {
     "tensorrt-rtx": "tensorrt_rtx",
 }
 
-# The first release that is known to do, and the first that is not.
+# The first release that is supported, and the first later one that is not.
 SUPPORTED: Final[Mapping[EngineBackend, tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "tensorrt": ((10, 3), (12,)),
     "tensorrt-rtx": ((1, 2), (2,)),
 }
 
-# The packages that bring TensorRT's lean runtime.
+# How to install each library, the last part of an error message.
+INSTALL: Final[Mapping[EngineBackend, str]] = {
+    "tensorrt": "install TensorRT 10.3 to 11.x as docs/TENSORRT.md describes for this machine",
+    "tensorrt-rtx": "pip install 'rare-trt[rtx]'",
+}
+
+# The packages that contain TensorRT's lean runtime.
 LEAN_RUNTIMES: Final = ("tensorrt_lean_cu12_libs", "tensorrt_lean_cu13_libs")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where engines are to run. `no_gpu` says in a few words why `gpu` is None.
+    """A machine that may run engines; `no_gpu` is the reason where `gpu` is None.
 
-    `lean_runtimes` are TensorRT's lean runtimes by release: what an engine that is to run on a
-    later release than it was built with needs of its own.
+    `lean_runtimes` are TensorRT's lean runtimes by release. On a later release than it was built
+    with, an engine needs the lean runtime of its own release.
     """
 
     platform: str
@@ -48,7 +54,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Looks at this machine; loads the NVIDIA libraries that are installed."""
+    """Describes this machine; loads the NVIDIA libraries that are installed."""
     gpu, no_gpu = None, ""
     try:
         device = open_device()
@@ -63,17 +69,18 @@ def this_machine() -> Machine:
 
 
 def this_platform() -> str:
-    """Operating system and processor in the manifest's words, as linux-x86_64."""
+    """Returns operating system and processor as manifests name them, for example linux-x86_64."""
     processor = {"amd64": "x86_64", "arm64": "aarch64"}.get(
         system.machine().lower(), system.machine().lower()
     )
     return f"{system.system().lower()}-{processor}"
 
 
-def library(backend: EngineBackend) -> Any:
-    """The Python module of `backend`'s library; raises BackendError where it is absent.
+def import_library(backend: EngineBackend) -> Any:
+    """Imports the Python module of `backend`'s library.
 
-    A folder that holds nothing but type stubs counts as absent.
+    Raises BackendError where it is absent or of an unsupported release. A folder that holds only
+    type stubs counts as absent.
     """
     name = MODULES[backend]
     try:
@@ -87,7 +94,7 @@ def library(backend: EngineBackend) -> Any:
     if version is None:
         raise BackendError(f"the library {name} is not installed: {INSTALL[backend]}")
     oldest, beyond = SUPPORTED[backend]
-    if not oldest <= numbers(version) < beyond:
+    if not oldest <= version_numbers(version) < beyond:
         raise BackendError(
             f"{name} {version} is installed; expected {'.'.join(map(str, oldest))} or later, "
             f"before {'.'.join(map(str, beyond))}: {INSTALL[backend]}"
@@ -96,31 +103,25 @@ def library(backend: EngineBackend) -> Any:
 
 
 def version_of(module: Any) -> str:
-    """The release of a library's module, as 10.13.0: without what marks a preview."""
-    return ".".join(map(str, numbers(module.__version__)))
+    """Returns the release of a library's module without the mark of a preview, as 10.13.0."""
+    return ".".join(map(str, version_numbers(module.__version__)))
 
 
-def numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version."""
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Returns the leading numbers of `version`."""
     (leading,) = re.findall(r"^[\d.]*", version)
     return tuple(int(part) for part in leading.split(".") if part)
 
 
-INSTALL: Final[Mapping[EngineBackend, str]] = {
-    "tensorrt": "install TensorRT 10.3 to 11.x as docs/TENSORRT.md says for this machine",
-    "tensorrt-rtx": "pip install 'rare-trt[rtx]'",
-}
-
-
 def library_version(backend: EngineBackend) -> str | None:
-    """The version of `backend`'s library, None where it is absent."""
+    """Returns the version of `backend`'s library, None where it is absent."""
     with suppress(BackendError):
-        return version_of(library(backend))
+        return version_of(import_library(backend))
     return None
 
 
 def lean_runtimes() -> dict[str, Path]:
-    """The lean runtimes of TensorRT that are installed, by release."""
+    """Returns the installed lean runtimes of TensorRT by release."""
     found = {}
     for name in LEAN_RUNTIMES:
         with suppress(PackageNotFoundError):

@@ -1,41 +1,36 @@
-"""TensorRT's and TensorRT for RTX's runtime: engines from bytes, contexts from engines.
+"""The runtimes of TensorRT and TensorRT for RTX: engines from bytes, contexts from engines.
 
-What differs between the two is here and nowhere else.
+All other modules of the sessions treat the two libraries alike.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Protocol
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rare_trt.backends import EngineBackend
 from rare_trt.errors import BackendError
 from rare_trt.package.manifest import EngineEntry
 from rare_trt.sessions.device import Gpu
-from rare_trt.sessions.machine import lean_runtimes, library, version_of
+from rare_trt.sessions.machine import import_library, lean_runtimes, version_of
+from rare_trt.sessions.nvidia_logger import construct, logger_of
 from rare_trt.sessions.session import INPUT_NAMES, LABELS
 from rare_trt.storage.cache import Cache
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-LOGGER: Final = logging.getLogger(__name__)
-
 
 class Contexts(Protocol):
-    """Execution contexts of one engine. `capturable` says whether CUDA graphs are ours to make."""
+    """Execution contexts of one engine; `capturable` where the caller may capture CUDA graphs."""
 
     capturable: bool
 
     def create(self) -> trt.IExecutionContext:
-        """A context whose scratch memory the caller provides."""
+        """Creates a context whose scratch memory the caller provides; BackendError if it fails."""
         ...
 
     def save(self) -> None:
-        """Keeps what was compiled for this GPU so far."""
+        """Stores the kernels compiled for this GPU so far in the cache."""
         ...
 
     def release(self) -> None:
@@ -44,45 +39,46 @@ class Contexts(Protocol):
 
 
 class EngineLoadError(BackendError):
-    """The library made no engine of a plan, for want of memory or because it does not fit."""
+    """The library cannot deserialise an engine: out of memory, or of another GPU or release."""
 
 
 class Library:
-    """The runtime of one backend, and what its log said last."""
+    """The runtime of one backend, with its release and its log."""
 
     def __init__(self, backend: EngineBackend) -> None:
         self.backend = backend
-        self.module = library(backend)
+        self.module = import_library(backend)
         self.version = version_of(self.module)
-        self.log = recorder(self.module)
-        self._runtime: trt.Runtime = started(self.module.Runtime, backend, self.version, self.log)
-        # Host code in an engine would run here with the rights of whoever segments the scan.
+        self.log = logger_of(self.module)
+        self._runtime: trt.Runtime = construct(self.module.Runtime, backend, self.version, self.log)
+        # Host code in an engine would run with the rights of the user who segments the scan.
         self._runtime.engine_host_code_allowed = False
         self._lean: dict[str, trt.Runtime] = {}
 
-    def contexts(
-        self, plan: bytes, entry: EngineEntry, cache: Cache, key: tuple[str, ...]
+    def load(
+        self, engine_bytes: bytes, entry: EngineEntry, cache: Cache, key: tuple[str, ...]
     ) -> Contexts:
-        """Loads the engine in `plan`, found to be what `entry` says.
+        """Loads the serialised engine `engine_bytes`, verified against `entry`.
 
-        `key` names engine, GPU and driver. Raises BackendError where the engine cannot be loaded.
+        `key` names engine, GPU and driver in the cache. Raises EngineLoadError where the library
+        cannot deserialise the engine, BackendError where it does not match `entry`.
         """
         self.log.errors.clear()
         if self.backend == "tensorrt-rtx":
-            self._refuse_invalid(plan, entry)
-        engine = self._runtime_of(entry).deserialize_cuda_engine(plan)
+            self._check_validity(engine_bytes, entry)
+        engine = self._runtime_for(entry).deserialize_cuda_engine(engine_bytes)
         if engine is None:
             raise EngineLoadError(
                 f"{entry.file}: {self.backend} {self.version} cannot load it "
-                f"({self.last_words()}): run `rare-trt build` on this machine"
+                f"({self.logged_errors()}): run `rare-trt build` on this machine"
             )
-        fault = self._fault(engine, entry)
-        if fault:
-            # Frames of an exception must not keep an engine on the GPU.
+        mismatch = self._mismatch(engine, entry)
+        if mismatch:
+            # The frames of the exception must not keep the engine on the GPU.
             del engine
             raise BackendError(
-                f"{entry.file}: is not the engine the manifest describes ({fault}): run `rare-trt "
-                "build` again"
+                f"{entry.file}: is not the engine that the manifest describes ({mismatch}): run "
+                "`rare-trt build` again"
             )
         if self.backend == "tensorrt":
             return PlainContexts(self, engine)
@@ -95,18 +91,18 @@ class Library:
             raise
         return contexts
 
-    def _refuse_invalid(self, plan: bytes, entry: EngineEntry) -> None:
+    def _check_validity(self, engine_bytes: bytes, entry: EngineEntry) -> None:
         runtime: Any = self._runtime
-        validity, diagnostics = runtime.get_engine_validity(plan)
+        validity, diagnostics = runtime.get_engine_validity(engine_bytes)
         if validity == self.module.EngineValidity.INVALID:
-            said = f"diagnostics {diagnostics}; {self.last_words()}"
+            reason = f"diagnostics {diagnostics}; {self.logged_errors()}"
             raise BackendError(
-                f"{entry.file}: TensorRT for RTX {self.version} cannot run it here ({said}): run "
-                "`rare-trt build` on this machine"
+                f"{entry.file}: TensorRT for RTX {self.version} cannot run it here ({reason}): "
+                "run `rare-trt build` on this machine"
             )
 
-    def _runtime_of(self, entry: EngineEntry) -> trt.Runtime:
-        """This release's own runtime, or the lean one of the release that built the engine."""
+    def _runtime_for(self, entry: EngineEntry) -> trt.Runtime:
+        """Returns this release's runtime, or the lean one of the release that built the engine."""
         if entry.library == self.version:
             return self._runtime
         if entry.library not in self._lean:
@@ -115,17 +111,17 @@ class Library:
             if runtime is None:
                 raise BackendError(
                     f"{entry.file}: the lean runtime of TensorRT {entry.library} cannot be loaded "
-                    f"({self.last_words()}): install it, or run `rare-trt build` on this machine"
+                    f"({self.logged_errors()}): install it, or run `rare-trt build` on this machine"
                 )
             runtime.engine_host_code_allowed = False
             self._lean[entry.library] = runtime
         return self._lean[entry.library]
 
-    def last_words(self) -> str:
-        """What the library logged as errors since the last call into it."""
-        return "; ".join(self.log.errors) or "it did not say why"
+    def logged_errors(self) -> str:
+        """Returns the errors that the library logged since an engine was last loaded."""
+        return "; ".join(self.log.errors) or "it logged no error"
 
-    def _fault(self, engine: trt.ICudaEngine, entry: EngineEntry) -> str | None:
+    def _mismatch(self, engine: trt.ICudaEngine, entry: EngineEntry) -> str | None:
         module = self.module
         names = {engine.get_tensor_name(n) for n in range(engine.num_io_tensors)}
         if names != {*INPUT_NAMES, LABELS}:
@@ -148,7 +144,7 @@ class Library:
 
 
 class PlainContexts:
-    """TensorRT's contexts. They may be captured into CUDA graphs."""
+    """TensorRT's contexts, whose runs may be captured as CUDA graphs."""
 
     def __init__(self, library: Library, engine: trt.ICudaEngine) -> None:
         self.capturable = True
@@ -156,22 +152,25 @@ class PlainContexts:
         self._engine: trt.ICudaEngine | None = engine
 
     def create(self) -> trt.IExecutionContext:
+        """Creates a context; see `Contexts`."""
         assert self._engine is not None
         strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        return _created(self._library, self._engine.create_execution_context(strategy))
+        return _check_context(self._library, self._engine.create_execution_context(strategy))
 
     def save(self) -> None:
-        """TensorRT compiles nothing at run time."""
+        """Does nothing: TensorRT compiles nothing at run time."""
 
     def release(self) -> None:
+        """Drops the engine."""
         self._engine = None
 
 
 class RtxContexts:
-    """TensorRT for RTX's contexts: kernels are compiled on this GPU and kept in the cache.
+    """TensorRT for RTX's contexts: kernels are compiled on this GPU and stored in the cache.
 
-    The library captures and replays CUDA graphs itself. Kernels are compiled when a shape is first
-    met, not replaced in the background later: what the golden vectors proved is what runs.
+    The library captures and replays CUDA graphs itself. Kernels are compiled at the first run of a
+    shape and not replaced in the background later, so that the golden-vector check covers the
+    kernels that run.
     """
 
     def __init__(
@@ -180,18 +179,18 @@ class RtxContexts:
         self.capturable = False
         self._library, self._cache = library, cache
         self._key = ("tensorrt-rtx kernels", *key)
-        # None of its own calls are in the stubs of TensorRT.
+        # The stubs of TensorRT lack the calls of TensorRT for RTX.
         self._engine: Any = engine
         self._config: Any = None
         self._compiled: Any = None
         self._stored_bytes = 0
 
     def configure(self) -> None:
-        """Chooses how contexts run; raises BackendError where the library refuses."""
+        """Sets how contexts run and loads cached kernels; BackendError where the library fails."""
         module: Any = self._library.module
         self._config = self._engine.create_runtime_config()
         if self._config is None:
-            raise self._refused("gave no runtime configuration")
+            raise self._failure("gave no runtime configuration")
         self._config.set_execution_context_allocation_strategy(
             module.ExecutionContextAllocationStrategy.USER_MANAGED
         )
@@ -201,20 +200,22 @@ class RtxContexts:
         )
         self._compiled = self._config.create_runtime_cache()
         if self._compiled is None:
-            raise self._refused("gave no runtime cache")
+            raise self._failure("gave no runtime cache")
         stored = self._cache.load(*self._key)
         if stored is not None and self._compiled.deserialize(stored):
             self._stored_bytes = len(stored)
         if not self._config.set_runtime_cache(self._compiled):
-            raise self._refused("refused its runtime cache")
+            raise self._failure("refused its runtime cache")
 
     def create(self) -> trt.IExecutionContext:
-        return _created(self._library, self._engine.create_execution_context(self._config))
+        """Creates a context; see `Contexts`."""
+        return _check_context(self._library, self._engine.create_execution_context(self._config))
 
     def save(self) -> None:
+        """Stores the compiled kernels in the cache, unless their size is that stored before."""
         serialized = self._compiled.serialize()
         if serialized is None:
-            # It only saves time: the kernels are compiled again at the next start.
+            # Only a loss of time: the kernels are compiled again at the next start.
             return
         compiled = bytes(serialized)
         if len(compiled) != self._stored_bytes:
@@ -222,20 +223,23 @@ class RtxContexts:
             self._stored_bytes = len(compiled)
 
     def release(self) -> None:
+        """Drops the engine with its configuration and kernels."""
         self._compiled = self._config = self._engine = None
 
-    def _refused(self, what: str) -> BackendError:
-        said = self._library.last_words()
-        return BackendError(f"TensorRT for RTX {what} ({said}): report its version")
+    def _failure(self, what: str) -> BackendError:
+        reason = self._library.logged_errors()
+        return BackendError(
+            f"TensorRT for RTX {self._library.version} {what} ({reason}): report this"
+        )
 
 
 def shape_of(dims: trt.Dims) -> tuple[int, ...]:
-    """TensorRT's dimensions as plain numbers."""
+    """Returns TensorRT's dimensions as a tuple."""
     return tuple(dims[axis] for axis in range(len(dims)))
 
 
 def identity(entry: EngineEntry, sha256: str, library: Library, gpu: Gpu) -> tuple[str, ...]:
-    """All that an engine's answers depend on."""
+    """Returns the names of everything that an engine's labels depend on."""
     return (
         entry.backend,
         library.version,
@@ -246,67 +250,12 @@ def identity(entry: EngineEntry, sha256: str, library: Library, gpu: Gpu) -> tup
     )
 
 
-def started(kind: Any, backend: EngineBackend, version: str, log: Any) -> Any:
-    """The runtime or builder that the class `kind` makes.
-
-    Raises BackendError where the library cannot use the GPU, most often because the driver is older
-    than the CUDA that the library was built for: it says so in a warning and gives nothing, which
-    its bindings turn into a TypeError.
-    """
-    log.errors.clear()
-    log.warnings.clear()
-    try:
-        return kind(log)
-    except TypeError as error:
-        said = "; ".join((*log.errors, *log.warnings)) or str(error)
-        raise BackendError(
-            f"{backend} {version} cannot use this GPU ({said}): install the driver that "
-            "docs/TENSORRT.md names for its CUDA release, or use --backend openvino"
-        ) from error
-
-
-def recorder(module: Any) -> Any:
-    """The one logger that a library gets: TensorRT keeps the first one of a process for good.
-
-    Errors and warnings are kept, the last few of each; warnings go to `logging` too. An interrupt
-    that comes while TensorRT logs would be lost in its bindings: it is kept in `interrupts`.
-    """
-    with _RECORDING:
-        if module not in _RECORDERS:
-            _RECORDERS[module] = _new_recorder(module)
-        return _RECORDERS[module]
-
-
-_RECORDING = Lock()
-_RECORDERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-
-
-def _new_recorder(module: Any) -> Any:
-    # Which library it is, is known at run time only.
-    class Recorder(module.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=4)
-            self.warnings: deque[str] = deque(maxlen=4)
-            self.interrupts: deque[BaseException] = deque()
-
-        def log(self, severity: Any, message: str) -> None:
-            try:
-                if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
-                    self.errors.append(message.strip())
-                elif severity == module.ILogger.WARNING:
-                    self.warnings.append(message.strip())
-                    LOGGER.info("%s", message)
-            except BaseException as interrupt:
-                self.interrupts.append(interrupt)
-
-    return Recorder()
-
-
-def _created(library: Library, context: trt.IExecutionContext | None) -> trt.IExecutionContext:
+def _check_context(
+    library: Library, context: trt.IExecutionContext | None
+) -> trt.IExecutionContext:
     if context is None:
         raise BackendError(
             f"{library.backend} {library.version} made no execution context "
-            f"({library.last_words()}): free GPU memory, or build the engine on this machine"
+            f"({library.logged_errors()}): free GPU memory, or build the engine on this machine"
         )
     return context

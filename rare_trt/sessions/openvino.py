@@ -1,4 +1,4 @@
-"""The OpenVINO session: any x86 or Arm CPU, nothing else installed."""
+"""The OpenVINO session: runs a route on any x86 or Arm CPU."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ BFLOAT16: Final = {**FLOAT32, "INFERENCE_PRECISION_HINT": "bf16"}
 
 
 class OpenVinoSession:
-    """One route's graph compiled for this CPU, for any shape; `bf16`: its float parts in bf16.
+    """One route's graph compiled for this CPU, for any shape; with `bf16` its float parts in bf16.
 
-    The compiled model is kept in the cache under the hashes of graph and weights, OpenVINO's
+    The compiled model is stored in the cache under the hashes of graph and weights, OpenVINO's
     version and the CPU, so that a second start neither parses nor compiles.
     """
 
     backend = "openvino"
-    proof_runs = 1
+    golden_runs = 1
 
     def __init__(
         self, package: Package, entry: GraphEntry, cache: Cache, *, bf16: bool = False
@@ -54,14 +54,14 @@ class OpenVinoSession:
         version = core.get_versions("CPU")["CPU"].build_number
         key += (version, cpu, *features, *self._config.values())
         self.identity = "openvino " + " ".join(key)
-        # Read, and so held to their hashes, on every start: a tampered package never answers,
-        # even where its compiled model is cached.
+        # Read, and so verified by their hashes, on every start: a tampered package is refused even
+        # where its compiled model is cached.
         graph, weights = package.read(entry.file), package.read(entry.weights)
         blob = cache.load("openvino", *key)
-        model = self._imported(blob) if blob is not None else None
+        model = self._import(blob) if blob is not None else None
         if model is None:
             on_disk = graph_on_disk(graph, weights, Path(entry.weights).name)
-            with on_disk as path, _compiling(entry.file):
+            with on_disk as path, _compile_errors(entry.file):
                 model = _core().compile_model(_core().read_model(path), "CPU", self._config)
             exported = BytesIO()
             model.export_model(exported)
@@ -70,20 +70,20 @@ class OpenVinoSession:
         self._lock = Lock()
 
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
-        """Labels [oi, oj, ok]; see `Session`."""
+        """Returns labels [oi, oj, ok]; see `Session`. Raises BackendError where OpenVINO fails."""
         clock = clock or Stopwatch()
         with self._lock:
             with clock("graph"):
-                result = _inferred(self._request, inputs, share_outputs=True)
+                result = _infer(self._request, inputs, share_outputs=True)
             with clock("labels"):
-                # The next run overwrites what it answered.
+                # The next run overwrites OpenVINO's output.
                 labels: NDArray[np.uint8] = result[0][0].copy()
         return labels
 
     def close(self) -> None:
-        """OpenVINO frees its memory with this object."""
+        """Does nothing: OpenVINO frees its memory with this object."""
 
-    def _imported(self, blob: bytes) -> Any | None:
+    def _import(self, blob: bytes) -> Any | None:
         try:
             return _core().import_model(BytesIO(blob), "CPU", self._config)
         except RuntimeError:
@@ -91,53 +91,53 @@ class OpenVinoSession:
 
 
 class OpenVinoRun:
-    """A graph with its weights inside, compiled and not kept, for measurements."""
+    """A graph with its weights inside, compiled without the cache, for measurements."""
 
     def __init__(self, graph: bytes, *, bf16: bool = False) -> None:
         config = BFLOAT16 if bf16 else FLOAT32
-        with _compiling("a graph"):
+        with _compile_errors("a graph"):
             model = _core().compile_model(_core().read_model(graph), "CPU", config)
         self._request = model.create_infer_request()
 
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
-        """Labels [oi, oj, ok]; they are overwritten by the next run."""
+        """Returns labels [oi, oj, ok], which the next run overwrites."""
         with (clock or Stopwatch())("graph"):
-            labels: NDArray[np.uint8] = _inferred(self._request, inputs)[0][0]
+            labels: NDArray[np.uint8] = _infer(self._request, inputs)[0][0]
         return labels
 
 
 class OpenVinoProbe:
-    """A graph that gives its logits beside its labels, for checks."""
+    """A graph that returns its logits beside its labels, for checks."""
 
     def __init__(self, package: Package, entry: GraphEntry) -> None:
         graph, weights = package.read(entry.file), package.read(entry.weights)
         on_disk = graph_on_disk(graph, weights, Path(entry.weights).name)
-        with on_disk as path, _compiling(entry.file):
+        with on_disk as path, _compile_errors(entry.file):
             model = _core().read_model(path)
             try:
                 model.add_outputs(LOGITS)
                 self.has_logits = True
             except RuntimeError:
-                # Packages of format 1 do not name them.
+                # Packages of format 1 do not name the logits.
                 self.has_logits = False
             self._request = _core().compile_model(model, "CPU", FLOAT32).create_infer_request()
 
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
-        """Labels [oi, oj, ok]."""
+        """Returns labels [oi, oj, ok]."""
         with (clock or Stopwatch())("graph"):
-            labels: NDArray[np.uint8] = _inferred(self._request, inputs)[0][0].copy()
+            labels: NDArray[np.uint8] = _infer(self._request, inputs)[0][0].copy()
         return labels
 
     def logits(self, inputs: Inputs) -> NDArray[np.float32]:
-        """Logits [class, oi, oj, ok], where the graph names them."""
-        result = _inferred(self._request, inputs)
+        """Returns logits [class, oi, oj, ok]; only where `has_logits`."""
+        result = _infer(self._request, inputs)
         logits: NDArray[np.float32] = result[1][0].astype(np.float32)
         return logits
 
 
 @dataclass(frozen=True)
 class OpenVinoFacts:
-    """OpenVINO's version, the CPU as it names it, and what that CPU can do, as BF16 or INT8."""
+    """OpenVINO's version, its name of the CPU, and the CPU's capabilities, as BF16 or INT8."""
 
     version: str
     cpu: str
@@ -145,7 +145,7 @@ class OpenVinoFacts:
 
 
 def openvino_facts() -> OpenVinoFacts:
-    """What OpenVINO is and finds here; raises BackendError where it cannot be loaded."""
+    """Describes OpenVINO and the CPU; raises BackendError where OpenVINO cannot be loaded."""
     core = _core()
     return OpenVinoFacts(
         version=core.get_versions("CPU")["CPU"].build_number,
@@ -158,18 +158,18 @@ _loading = Lock()
 
 
 def _core() -> Any:
-    """OpenVINO's one Core of this process; threads wait for the first of them to make it."""
+    """Returns OpenVINO's one Core of this process, created by the first thread that calls."""
     with _loading:
-        return _first_core()
+        return _create_core()
 
 
 @once
-def _first_core() -> Any:
+def _create_core() -> Any:
     # OpenVINO's telemetry module opens a connection and writes a file at import. A None entry
-    # makes that import fail, which OpenVINO expects; what was there before is put back.
+    # makes that import fail, which OpenVINO handles; the previous entry is restored afterwards.
     name = "openvino_telemetry"
     before = sys.modules.get(name)
-    # Python's import system knows None there, the type of sys.modules does not.
+    # Python's import system accepts None there, the type of sys.modules does not.
     sys.modules[name] = None  # type: ignore[assignment]
     try:
         import openvino
@@ -183,19 +183,19 @@ def _first_core() -> Any:
             sys.modules[name] = before
     core = openvino.Core()
     try:
-        # Loads the part for CPUs, which is left for later otherwise.
+        # Loads the CPU plugin now instead of at its first use.
         core.get_versions("CPU")
     except RuntimeError as error:
         raise BackendError(
-            f"OpenVINO's part for CPUs cannot be loaded ({_last_line(error)}): free memory, or "
+            f"OpenVINO's CPU plugin cannot be loaded ({_last_line(error)}): free memory, or "
             "install it again with `pip install openvino`"
         ) from error
     return core
 
 
 @contextmanager
-def _compiling(name: str) -> Iterator[None]:
-    """Where a graph is read and compiled; `name` is what an error calls it."""
+def _compile_errors(name: str) -> Iterator[None]:
+    """Turns OpenVINO's failure to read or compile the graph `name` into BackendError."""
     try:
         yield
     except RuntimeError as error:
@@ -205,8 +205,8 @@ def _compiling(name: str) -> Iterator[None]:
         ) from error
 
 
-def _inferred(request: Any, inputs: Inputs, *, share_outputs: bool = False) -> Any:
-    """What a compiled graph answers, its labels of the shape that the inputs ask for."""
+def _infer(request: Any, inputs: Inputs, *, share_outputs: bool = False) -> Any:
+    """Runs a compiled graph; verifies that its labels have the shape that the inputs ask for."""
     try:
         result = request.infer(inputs, share_inputs=True, share_outputs=share_outputs)
     except RuntimeError as error:
@@ -218,10 +218,10 @@ def _inferred(request: Any, inputs: Inputs, *, share_outputs: bool = False) -> A
     expected = tuple(inputs[f"out_{axis}"].shape[0] for axis in "ijk")
     found = result[0].shape[1:]
     if found != expected:
-        # Seen where memory ran out: no error, and nothing in the answer.
+        # Happened where memory ran out: OpenVINO reported no error and returned no labels.
         raise BackendError(
-            f"OpenVINO gave labels of shape {found}; expected {expected}: free memory, or report "
-            "this with the scan's size"
+            f"OpenVINO returned labels of shape {found}; expected {expected}: free memory, or "
+            "report this with the scan's size"
         )
     return result
 

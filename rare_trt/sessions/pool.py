@@ -76,7 +76,7 @@ class SessionPool:
     def _candidates_of(self, route: int) -> list[Candidate]:
         with self._lock:
             if route not in self._candidates:
-                self._candidates[route] = self._choice.candidates(route)
+                self._candidates[route] = self._choice.select(route)
             return list(self._candidates[route])
 
     def _open(self, route: int, candidate: Candidate) -> Session:

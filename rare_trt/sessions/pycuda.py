@@ -1,11 +1,11 @@
-"""The device on PyCUDA 2020.1 or newer, which images for Jetson carry.
+"""The device through PyCUDA 2020.1 or newer, which images for Jetson contain.
 
-PyCUDA lets objects go as Python does, so what others hold are addresses and handles, and the
-object behind each has one reference, here. Two things it cannot do: capture graphs, and report
-that CUDA refused to release something other than by a line on stderr.
+PyCUDA releases an object with its last Python reference, so this module keeps the only reference
+to each, and callers get addresses and handles. PyCUDA cannot capture graphs, and prints a line on
+stderr where CUDA refuses to release something.
 
-The tests have run all of it on PyCUDA 2024.1 and 2026.1, built for CUDA 12.6, over a fake driver.
-The releases from 2020.1 on have the same calls in their sources; no GPU has run this.
+The tests have run on PyCUDA 2024.1 and 2026.1, built for CUDA 12.6, over a fake driver. The
+releases from 2020.1 on have the same calls in their sources. It has not run on a GPU.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from rare_trt.sessions.device import (
     Gpu,
     Handle,
     HostBuffer,
-    driver_release,
-    gpu_model,
+    describe_gpu,
 )
 
 ATTRIBUTE = driver.device_attribute
@@ -43,7 +42,7 @@ class PyCudaDevice:
 
     def __init__(self) -> None:
         try:
-            with _checked():
+            with _cuda_errors():
                 driver.init()
                 self._device = driver.Device(0)
         except DeviceError as error:
@@ -55,44 +54,48 @@ class PyCudaDevice:
         self._lock = Lock()
         self._inside = 0
         self._closed = False
-        with _checked():
-            self.gpu = self._described()
+        with _cuda_errors():
+            self.gpu = self._describe()
             self._context: Any = self._device.retain_primary_context()
-        # At the end of the program if not before: PyCUDA's own end for a context is not that of a
-        # primary one.
+        # At the latest at the end of the program: PyCUDA's own clean-up does not release a primary
+        # context.
         self._detach = finalize(self, _detach, self._context)
 
     @contextmanager
     def current(self) -> Iterator[None]:
+        """Makes the primary context current on this thread while it is entered."""
         with self._lock:
             if self._closed:
                 raise DeviceError("the device was closed")
             self._inside += 1
         try:
-            with _checked():
+            with _cuda_errors():
                 self._context.push()
             try:
                 yield
             finally:
-                with _checked():
+                with _cuda_errors():
                     self._pop()
         finally:
             with self._lock:
                 self._inside -= 1
-            self._let_go()
+            self._detach_if_unused()
 
     def allocate(self, size: int) -> int:
-        with _checked():
+        """Allocates `size` bytes of device memory; returns their address."""
+        with _cuda_errors():
             allocation = driver.mem_alloc(size)
         address = int(allocation)
         self._allocations[address] = allocation
         return address
 
     def free(self, address: int) -> None:
+        """Frees device memory."""
         self._release(address)
 
     def allocate_host(self, size: int) -> HostBuffer:
-        with _checked():
+        """Allocates `size` bytes of pinned host memory, mapped for the GPU."""
+        with _cuda_errors():
             memory: NDArray[np.uint8] = driver.pagelocked_empty(
                 size, np.uint8, mem_flags=driver.host_alloc_flags.DEVICEMAP
             )
@@ -100,7 +103,7 @@ class PyCudaDevice:
         address = memory.ctypes.data
         self._allocations[address] = allocation
         try:
-            with _checked():
+            with _cuda_errors():
                 device_address = int(allocation.get_device_pointer())
         except DeviceError:
             self._release(address)
@@ -108,81 +111,97 @@ class PyCudaDevice:
         return HostBuffer(memory, address, device_address)
 
     def free_host(self, buffer: HostBuffer) -> None:
+        """Frees pinned host memory."""
         self._release(buffer.address)
 
     def copy_in(self, target: int, source: HostBuffer, start: int, size: int, on: Handle) -> None:
-        with _checked():
+        """Queues a copy from host to device memory."""
+        with _cuda_errors():
             driver.memcpy_htod_async(target, _part(source, start, size), _object(on))
 
     def copy_out(self, target: HostBuffer, start: int, source: int, size: int, on: Handle) -> None:
-        with _checked():
+        """Queues a copy from device to host memory."""
+        with _cuda_errors():
             driver.memcpy_dtoh_async(_part(target, start, size), source, _object(on))
 
     def fill(self, target: int, value: int, size: int, on: Handle) -> None:
-        with _checked():
+        """Queues setting device memory to `value`."""
+        with _cuda_errors():
             driver.memset_d8_async(target, value, size, _object(on))
 
-    def stream(self) -> Handle:
-        with _checked():
-            return _Held(driver.Stream(NON_BLOCKING))
+    def create_stream(self) -> Handle:
+        """Creates a non-blocking stream."""
+        with _cuda_errors():
+            return _Reference(driver.Stream(NON_BLOCKING))
 
     def stream_address(self, stream: Handle) -> int:
+        """Returns the stream's CUDA handle as a number."""
         return int(_object(stream).handle)
 
     def destroy_stream(self, stream: Handle) -> None:
+        """Destroys a stream."""
         _destroy(stream)
 
-    def event(self) -> Handle:
-        with _checked():
-            return _Held(driver.Event())
+    def create_event(self) -> Handle:
+        """Creates an event."""
+        with _cuda_errors():
+            return _Reference(driver.Event())
 
     def record(self, event: Handle, on: Handle) -> None:
-        with _checked():
+        """Queues the event on the stream."""
+        with _cuda_errors():
             _object(event).record(_object(on))
 
     def wait(self, event: Handle) -> None:
-        with _checked():
+        """Waits for the event."""
+        with _cuda_errors():
             _object(event).synchronize()
 
     def synchronize(self, stream: Handle) -> None:
-        with _checked():
+        """Waits for all work on the stream."""
+        with _cuda_errors():
             _object(stream).synchronize()
 
     def destroy_event(self, event: Handle) -> None:
+        """Destroys an event."""
         _destroy(event)
 
-    def captured(self, work: Callable[[], None], on: Handle) -> Handle:
+    def capture(self, work: Callable[[], None], on: Handle) -> Handle:
+        """Raises DeviceError: PyCUDA has no graphs."""
         raise DeviceError(NO_GRAPHS)
 
     def launch(self, graph: Handle, on: Handle) -> None:
+        """Raises DeviceError: PyCUDA has no graphs."""
         raise DeviceError(NO_GRAPHS)
 
     def destroy_graph(self, graph: Handle) -> None:
+        """Raises DeviceError: PyCUDA has no graphs."""
         raise DeviceError(NO_GRAPHS)
 
     def close(self) -> None:
+        """Releases the primary context once no thread is inside it; safe to call twice."""
         with self._lock:
             self._closed = True
-        self._let_go()
+        self._detach_if_unused()
 
-    def _let_go(self) -> None:
-        """Detaches the context once the device is closed and no thread is in the context.
+    def _detach_if_unused(self) -> None:
+        """Detaches the context once the device is closed and no thread is inside it.
 
-        PyCUDA cannot pop what is detached, and leaves a context on the stack of the thread that
-        detached it: on that of a thread which ends, it is in nobody's way.
+        PyCUDA leaves a detached context on the stack of the thread that detached it, and cannot pop
+        it. Detach on a short-lived thread so that the stale context dies with it.
         """
         with self._lock:
             due = self._closed and not self._inside and self._detach.alive
         if due:
-            with ThreadPoolExecutor(max_workers=1) as thread, _checked():
+            with ThreadPoolExecutor(max_workers=1) as thread, _cuda_errors():
                 thread.submit(self._detach).result()
 
     def _pop(self) -> None:
         try:
             driver.Context.pop()
         except driver.Error:
-            # PyCUDA ends the whole program with a thread that has a context left. A detached one
-            # it takes off the stack.
+            # PyCUDA aborts the program when a thread ends with a context on its stack. Detaching
+            # takes it off.
             self._closed = True
             if self._detach.detach() is not None:
                 self._context.detach()
@@ -191,56 +210,51 @@ class PyCudaDevice:
     def _release(self, address: int) -> None:
         allocation = self._allocations.pop(address, None)
         if allocation is None:
-            raise DeviceError(f"no memory at {address:#x} is there to be freed")
-        with _checked():
+            raise DeviceError(f"no memory at {address:#x} can be freed: it is not allocated")
+        with _cuda_errors():
             allocation.free()
 
-    def _described(self) -> Gpu:
-        version = int(driver.get_driver_version())
-        cuda = f"CUDA {version // 1000}.{version % 1000 // 10}"
-        integrated = bool(self._device.get_attribute(ATTRIBUTE.INTEGRATED))
-        return Gpu(
-            name=gpu_model(
-                self._device.name().strip(),
-                self._device.get_attribute(ATTRIBUTE.MULTIPROCESSOR_COUNT),
-                integrated=integrated,
+    def _describe(self) -> Gpu:
+        attribute = self._device.get_attribute
+        return describe_gpu(
+            self._device.name().strip(),
+            (
+                attribute(ATTRIBUTE.COMPUTE_CAPABILITY_MAJOR),
+                attribute(ATTRIBUTE.COMPUTE_CAPABILITY_MINOR),
             ),
-            compute_capability=(
-                f"{self._device.get_attribute(ATTRIBUTE.COMPUTE_CAPABILITY_MAJOR)}."
-                f"{self._device.get_attribute(ATTRIBUTE.COMPUTE_CAPABILITY_MINOR)}"
-            ),
-            memory_bytes=int(self._device.total_memory()),
-            integrated=integrated,
-            driver=f"{driver_release()} {cuda}".strip(),
+            attribute(ATTRIBUTE.MULTIPROCESSOR_COUNT),
+            int(self._device.total_memory()),
+            int(driver.get_driver_version()),
+            integrated=bool(attribute(ATTRIBUTE.INTEGRATED)),
         )
 
 
-class _Held:
-    """The one reference to a stream or an event, which goes when that is destroyed."""
+class _Reference:
+    """The only reference to a stream or an event, dropped when that is destroyed."""
 
-    def __init__(self, held: Any) -> None:
-        self.held = held
+    def __init__(self, target: Any) -> None:
+        self.target = target
 
 
-def _object(handle: _Held) -> Any:
-    if handle.held is None:
+def _object(handle: _Reference) -> Any:
+    if handle.target is None:
         raise DeviceError("the stream or event was destroyed")
-    return handle.held
+    return handle.target
 
 
-def _destroy(handle: _Held) -> None:
+def _destroy(handle: _Reference) -> None:
     _object(handle)
-    handle.held = None
+    handle.target = None
 
 
 def _detach(context: Any) -> None:
-    # PyCUDA does nothing on a thread that does not have the context, unless it made it.
+    # PyCUDA ignores it on a thread that neither has nor made the context.
     context.push()
     context.detach()
 
 
 def _part(buffer: HostBuffer, start: int, size: int) -> NDArray[np.uint8]:
-    """Bytes of `buffer`; never fewer than asked for, as a slice would be."""
+    """Returns `size` bytes of `buffer`; raises DeviceError where a slice would be shorter."""
     if not 0 <= start <= start + size <= buffer.bytes.size:
         raise DeviceError(
             f"{size} bytes from byte {start} are not within a buffer of {buffer.bytes.size}"
@@ -249,7 +263,7 @@ def _part(buffer: HostBuffer, start: int, size: int) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _checked() -> Iterator[None]:
+def _cuda_errors() -> Iterator[None]:
     """Turns PyCUDA's errors into DeviceError, and DeviceMemoryError where memory ran out."""
     try:
         yield

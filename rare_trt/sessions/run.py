@@ -1,4 +1,4 @@
-"""Tiled inference: a prepared scan through a session, inputs padded to buckets."""
+"""Tiled inference: runs a prepared scan through a session, tile by tile, padded to buckets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rare_trt.plan.resampling import BUCKET, ResamplingPlan, Tile, tiles
 from rare_trt.scan.geometry import Shape
-from rare_trt.sessions.session import Inputs, Runs
+from rare_trt.sessions.session import Inputs, Runner
 from rare_trt.stopwatch import Stopwatch
 
 
@@ -19,7 +19,7 @@ class PreparedScan:
     """A scan ready for one route: `image` [c, i, j, k], normalised, and its resampling plan.
 
     Working shapes beyond `max_shape` are run in tiles. `truth` holds the labels [oi, oj, ok] to
-    compare with, uint8 on the plan's output grid, where there are any.
+    compare with, uint8 on the plan's output grid, or None.
     """
 
     image: NDArray[np.float32]
@@ -28,14 +28,14 @@ class PreparedScan:
     truth: NDArray[np.uint8] | None = None
 
     def inputs(self) -> Iterator[Inputs]:
-        """What the graph takes, tile by tile."""
+        """Yields the graph's inputs tile by tile."""
         return (graph_inputs(self.image, tile) for tile in tiles(self.plan, self.max_shape))
 
 
 def run_tiles(
-    session: Runs, scan: PreparedScan, clock: Stopwatch | None = None
+    session: Runner, scan: PreparedScan, clock: Stopwatch | None = None
 ) -> NDArray[np.uint8]:
-    """Labels [oi, oj, ok] of `scan` on its plan's output grid."""
+    """Returns labels [oi, oj, ok] of `scan` on its plan's output grid."""
     clock = clock or Stopwatch()
     whole = np.zeros(scan.plan.output_shape, np.uint8)
     for tile in tiles(scan.plan, scan.max_shape):
@@ -49,7 +49,7 @@ def run_tiles(
 
 
 def graph_inputs(image: NDArray[np.float32], tile: Tile) -> Inputs:
-    """What the graph takes for one tile of `image` [c, i, j, k]; axes are padded to buckets."""
+    """Returns the graph's inputs for one tile of `image` [c, i, j, k], axes padded to buckets."""
     slab = image[(slice(None), *tile.image)]
     i, j, k = tile.in_matrices
     oi, oj, ok = tile.out_matrices

@@ -1,4 +1,4 @@
-"""Sessions run one route's graph on one backend: seven arrays in, labels out."""
+"""The interface of a session: one route's graph on one backend, seven arrays in, labels out."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ LOGITS: Final = "logits"
 Inputs: TypeAlias = dict[str, NDArray[np.float32]]
 
 
-class Runs(Protocol):
+class Runner(Protocol):
     """Anything that runs one route's graph."""
 
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
-        """Labels [oi, oj, ok] from image [1, c, i, j, k] and six matrices.
+        """Returns labels [oi, oj, ok] for `inputs`: image [1, c, i, j, k] and six matrices.
 
-        `clock` is told how long copying in (`inputs`), the graph and copying out (`labels`) took.
+        `clock` records the milliseconds spent on copying in (`inputs`), on the graph (`graph`) and
+        on copying out (`labels`).
         """
         ...
 
 
-class Session(Runs, Protocol):
-    """One route, ready to run, safe from threads.
+class Session(Runner, Protocol):
+    """One route, ready to run, safe to use from several threads.
 
-    `identity` names all that its answers depend on. `proof_runs` is after how many runs of one
-    shape nothing about the way it runs changes any more. `bytes_per_voxel` is what a run takes of
-    the host's memory per working voxel, None where the route's largest shape bounds a run.
+    `identity` names everything that its labels depend on. `golden_runs` is the number of times that
+    each golden vector is run: after so many runs of one shape the session no longer changes how it
+    runs. `bytes_per_voxel` is the host memory that a run takes per working voxel, None where the
+    route's largest shape bounds a run.
     """
 
     backend: str
     precision: Arithmetic
     identity: str
-    proof_runs: int
+    golden_runs: int
     bytes_per_voxel: float | None
 
     def close(self) -> None:
-        """Gives back what the session holds."""
+        """Releases the memory that the session holds."""
         ...
