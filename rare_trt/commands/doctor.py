@@ -14,7 +14,7 @@ from rare_trt.commands.tables import text_table
 from rare_trt.errors import PackageError
 from rare_trt.package.manifest import EngineEntry, GraphEntry
 from rare_trt.package.reading import Package, open_package
-from rare_trt.sessions.advisories import Advisory, State, advisories
+from rare_trt.sessions.advisories import REVIEWED, Advisory, State, advisories
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.environment import Environment, attempt, inspect_machine
 from rare_trt.sessions.machine import INSTALL, Machine
