@@ -1,4 +1,4 @@
-"""The commands of `rare-trt`: each module adds its parser and runs on the parsed options."""
+"""The commands of `rare-trt`: each module adds its parser and runs on the parsed arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def missing_extra(error: ImportError, extra: str) -> BackendError:
-    """What to tell a user whose install lacks the packages that a command needs."""
+    """The error for an installation that lacks a package of `extra`, which a command needs."""
     return BackendError(
         f"this command needs the package {error.name}, which the base install leaves out: "
         f"pip install 'rare-trt[{extra}]'"
@@ -22,8 +22,10 @@ def missing_extra(error: ImportError, extra: str) -> BackendError:
 
 
 def require(extra: str, *packages: str) -> None:
-    """Raises BackendError unless `packages` are there: what is imported late is asked for before
-    the long work."""
+    """Raises BackendError unless `packages`, which belong to `extra`, can be imported.
+
+    For packages that a command imports late, so that it fails before the long work.
+    """
     try:
         for name in packages:
             import_module(name)
@@ -32,7 +34,7 @@ def require(extra: str, *packages: str) -> None:
 
 
 def add_signature_option(parser: argparse.ArgumentParser) -> None:
-    """For every command that opens a package."""
+    """Adds --require-signature to a command that opens a package."""
     parser.add_argument(
         "--require-signature",
         type=Path,
@@ -42,7 +44,7 @@ def add_signature_option(parser: argparse.ArgumentParser) -> None:
 
 
 def byte_count(text: str) -> int:
-    """Bytes from a text as 4GiB, for a parser."""
+    """Bytes from a text such as 4GiB, as a parser's type."""
     from rare_trt.plan.memory import bytes_of
 
     try:
