@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto
 from tqdm import tqdm
 
-from rare_trt.backends import Arithmetic, Precision, arithmetic, graph_precision, needs_bf16
+from rare_trt.backends import GRAPH_PRECISION, IN_BF16, NEEDS_BF16, Arithmetic, Precision
 from rare_trt.calibration.fp16 import fp16_model
 from rare_trt.calibration.int8 import (
     METHODS,
@@ -225,7 +225,7 @@ def _route(
     graphs["fp16"] = fp16_model(model)
     variants = _variants(graphs, proof, budget)
     outcome, graphs = _proven(outcome, graphs, variants)
-    variants = [v for v in variants if graph_precision(v.arithmetic) in graphs]
+    variants = [v for v in variants if GRAPH_PRECISION[v.arithmetic] in graphs]
     return _Calibrated(
         entry=CalibrationEntry(
             route=entry.index,
@@ -288,7 +288,7 @@ def _variants(
         for bf16 in (False, True) if _has_bf16() else (False,):
             score = proof.score(graph, bf16=bf16)
             if budget.holds(score):
-                found.append(_variant(arithmetic(precision, bf16=bf16), score))
+                found.append(_variant(IN_BF16[precision] if bf16 else precision, score))
     return sorted(found, key=lambda variant: -variant.speed)
 
 
@@ -306,7 +306,7 @@ def _proven(
         return outcome, graphs
     speeds = {
         precision: max(
-            (v.speed for v in variants if graph_precision(v.arithmetic) == precision), default=0.0
+            (v.speed for v in variants if GRAPH_PRECISION[v.arithmetic] == precision), default=0.0
         )
         for precision in ("int8", "fp16")
     }
@@ -335,7 +335,7 @@ def _bounds(
         bounded.add("int8")
     runs = {
         computed: OpenVinoRun(
-            graphs[graph_precision(computed)].SerializeToString(), bf16=needs_bf16(computed)
+            graphs[GRAPH_PRECISION[computed]].SerializeToString(), bf16=computed in NEEDS_BF16
         )
         for computed in sorted(bounded)
     }

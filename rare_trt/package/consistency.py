@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Final, TypeAlias
 
-from rare_trt.backends import graph_precision
+from rare_trt.backends import GRAPH_PRECISION
 from rare_trt.package.manifest import (
     MANIFEST,
     SIGNATURE,
@@ -82,7 +82,7 @@ def _variants_have_graphs_and_bounds(manifest: Manifest) -> str | None:
     for entry in manifest.calibration:
         vectors = [vector for vector in manifest.golden if vector.route == entry.route]
         for variant in entry.variants:
-            if (entry.route, graph_precision(variant.arithmetic)) not in graphs:
+            if (entry.route, GRAPH_PRECISION[variant.arithmetic]) not in graphs:
                 return f"route {entry.route} has a variant {variant.arithmetic} without its graph"
             if any(variant.arithmetic not in vector.max_disagreement for vector in vectors):
                 return f"no bound for {variant.arithmetic} on route {entry.route}"
