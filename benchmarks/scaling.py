@@ -22,7 +22,7 @@ from wide import mirrored
 
 from rare_trt import Grid, read_scan
 from rare_trt.backends import ARITHMETICS, GRAPH_PRECISION, NEEDS_BF16, Arithmetic
-from rare_trt.package.reading import Package, open_package
+from rare_trt.package.reading import Package, open_package, route_from_entry
 from rare_trt.plan.memory import MemoryNeeds, bytes_of, tile_shape, usual_limit
 from rare_trt.plan.resampling import plan_resampling
 from rare_trt.scan.intensity import normalise
@@ -71,7 +71,7 @@ def cost_of(
     """Nanoseconds per voxel of each image [1, n, n, n] on route 0."""
     entry = package.graph(0, GRAPH_PRECISION[computed])
     session = OpenVinoSession(package, entry, Cache(), bf16=computed in NEEDS_BF16)
-    (route,) = (entry.route() for entry in package.manifest.routes if entry.index == 0)
+    (route,) = (route_from_entry(entry) for entry in package.manifest.routes if entry.index == 0)
     assert session.bytes_per_voxel is not None
     costs: list[float] = []
     runs: dict[int, list[float]] = {size: [] for size in images}

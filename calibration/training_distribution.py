@@ -19,6 +19,7 @@ from rare_trt.errors import RareTrtError, ScanError
 from rare_trt.evaluation.cases import Case
 from rare_trt.evaluation.measurements import acquisitions
 from rare_trt.package.manifest import Model, RouteEntry
+from rare_trt.package.reading import route_from_entry
 from rare_trt.plan.routing import choose_route
 from rare_trt.scan.field_of_view import select_region
 from rare_trt.scan.geometry import Grid, Triple, Volume
@@ -77,7 +78,7 @@ def seen(
             try:
                 image, grid = _prepared(volume, model)
                 spacing = grid.spacing_mm
-                taken = [entry.route() for entry in routes]
+                taken = [route_from_entry(entry) for entry in routes]
                 route = choose_route(spacing, taken, model.spacing_limits_mm, None).route
             except ScanError:
                 # What the runtime refuses it never compares.

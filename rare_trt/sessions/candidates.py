@@ -21,7 +21,7 @@ from rare_trt.backends import (
 )
 from rare_trt.errors import BackendError, EngineWarning
 from rare_trt.package.manifest import EngineEntry, GraphEntry
-from rare_trt.package.reading import Package
+from rare_trt.package.reading import Package, is_fp16_within_budget
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.machine import Machine, this_machine
 from rare_trt.sessions.session import Session
@@ -227,5 +227,5 @@ def portable_graph(package: Package, route: int) -> GraphEntry:
     calibration found that fp16 does not hold the Dice budget."""
     manifest = package.manifest
     precisions = {graph.precision for graph in manifest.graphs if graph.route == route}
-    holds = "fp16" in precisions and manifest.fp16_holds(route)
+    holds = "fp16" in precisions and is_fp16_within_budget(manifest, route)
     return package.graph(route, "fp16" if holds else "fp32")
