@@ -70,8 +70,8 @@ def scan_stem(scan: Path) -> str:
 def check_outputs(jobs: Sequence[Job]) -> None:
     """Raises OutputError where an output is an input too, is written twice, or is misnamed."""
     for job in jobs:
-        if job.picture:
-            check_picture(job.picture)
+        if job.picture and job.picture.suffix.lower() != ".png":
+            raise OutputError(f"{job.picture}: expected a name that ends in .png: rename it")
     # Not Path.resolve, which raises where links form a circle: reading and writing report that
     # better.
     inputs = {realpath(path) for job in jobs for path in job.files}
@@ -89,12 +89,6 @@ def check_outputs(jobs: Sequence[Job]) -> None:
                     f"{path}: is to be written twice, for {writers[path].scan} and {job.scan}: "
                     "rename one of them, or segment them apart"
                 )
-
-
-def check_picture(path: Path) -> None:
-    """Raises OutputError unless the name is that of a PNG."""
-    if path.suffix.lower() != ".png":
-        raise OutputError(f"{path}: expected a name that ends in .png: rename it")
 
 
 @contextmanager

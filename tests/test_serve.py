@@ -105,12 +105,12 @@ def test_a_posted_scan_gets_what_infer_writes(
     assert response.status == 200, response.body
     assert response.headers["content-type"] == "application/zip"
     files = unpacked(response.body)
-    there = infer(scan, tmp_path, *options)
+    expected = infer(scan, tmp_path, *options)
     assert set(files) == {"labels.nii.gz", "labels_dseg.tsv", "report.json", "picture.png"}
-    assert files["labels.nii.gz"] == there["labels"]
-    assert files["labels_dseg.tsv"] == there["names"]
-    assert files["picture.png"] == there["picture"]
-    assert without_timings(files["report.json"]) == without_timings(there["report"])
+    assert files["labels.nii.gz"] == expected["labels"]
+    assert files["labels_dseg.tsv"] == expected["names"]
+    assert files["picture.png"] == expected["picture"]
+    assert without_timings(files["report.json"]) == without_timings(expected["report"])
 
 
 @pytest.mark.parametrize("options", [(), ("--spacing-out", "1.5"), ("--route", "0")])
@@ -124,9 +124,9 @@ def test_infer_through_a_server_is_infer(
     options: tuple[str, ...],
 ) -> None:
     printed = []
-    for way in ((), ("--server", server.address)):
-        out = tmp_path / ("there" if way else "here")
-        arguments = ["infer", str(scan), "-o", str(out / f"l{suffix}"), *options, *way]
+    for server_options in ((), ("--server", server.address)):
+        out = tmp_path / ("remote" if server_options else "local")
+        arguments = ["infer", str(scan), "-o", str(out / f"l{suffix}"), *options, *server_options]
         arguments += ["--report", str(out / "r.json"), "--picture", str(out / "p.png")]
         assert main(arguments) == 0
         text, errors = capsys.readouterr()
@@ -134,8 +134,8 @@ def test_infer_through_a_server_is_infer(
         printed.append(text.replace(str(out), "").rpartition(",")[0])
     assert printed[0] == printed[1]
     for name in (f"l{suffix}", "l_dseg.tsv", "p.png"):
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
-    reports = [(tmp_path / way / "r.json").read_bytes() for way in ("here", "there")]
+        assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "remote" / name).read_bytes()
+    reports = [(tmp_path / name / "r.json").read_bytes() for name in ("local", "remote")]
     assert without_timings(reports[0]) == without_timings(reports[1])
 
 
@@ -163,8 +163,8 @@ def test_a_scan_is_refused_with_infers_sentence(
     bad = damaged(scan, tmp_path, kind)
     before = sorted(tmp_path.iterdir())
     printed = []
-    for way in ([], ["--server", server.address]):
-        assert main(["infer", str(bad), *way]) == 1
+    for server_options in ([], ["--server", server.address]):
+        assert main(["infer", str(bad), *server_options]) == 1
         printed.append(capsys.readouterr())
     assert printed[0] == printed[1]
     assert printed[0].err.count("\n") == 1
@@ -179,8 +179,8 @@ def test_options_are_refused_with_infers_sentence(
     server: Running, scan: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     printed = []
-    for way in ([], ["--server", server.address]):
-        assert main(["infer", str(scan), *arguments, *way]) == 1
+    for server_options in ([], ["--server", server.address]):
+        assert main(["infer", str(scan), *arguments, *server_options]) == 1
         printed.append(capsys.readouterr())
     assert printed[0] == printed[1]
 
@@ -193,8 +193,8 @@ def test_strict_is_refused_with_infers_sentence(
     negative = tmp_path / "negative.nii.gz"
     nib.save(nib.Nifti1Image(voxels.max() - voxels, image.affine), negative)
     printed = []
-    for way in ([], ["--server", server.address]):
-        assert main(["infer", str(negative), "--strict", *way]) == 1
+    for server_options in ([], ["--server", server.address]):
+        assert main(["infer", str(negative), "--strict", *server_options]) == 1
         printed.append(capsys.readouterr())
     assert printed[0] == printed[1]
     assert "leave --strict out" in printed[0].err
@@ -272,7 +272,7 @@ def test_another_kind_of_server_is_recognised(
 def test_a_client_repeats_a_refused_request_until_its_time_is_up(
     scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long the server says that it takes, once more at the end."""
+    """Whatever Retry-After the server sends, once more at the end."""
     times: list[float] = []
 
     class Busy(BaseHTTPRequestHandler):
