@@ -101,6 +101,7 @@ class Prepared:
 
 def prepared(scan: Path, package: Any) -> Prepared:
     """What every road of ours does before the graph, on voxels that nibabel has read."""
+    from rare_trt.package.reading import route_from_entry
     from rare_trt.plan.resampling import plan_resampling, subvoxel_counts
     from rare_trt.plan.routing import choose_route
     from rare_trt.scan.field_of_view import select_region
@@ -111,7 +112,7 @@ def prepared(scan: Path, package: Any) -> Prepared:
     model = package.manifest.model
     volume = Volume(np.asanyarray(image.dataobj), Grid(image.shape, image.affine))
     region = select_region(volume, model.field_of_view_mm, None)
-    routes = [entry.route() for entry in package.manifest.routes]
+    routes = [route_from_entry(entry) for entry in package.manifest.routes]
     route = choose_route(region.grid.spacing_mm, routes, model.spacing_limits_mm).route
     parts = subvoxel_counts(region.grid, model.base_spacing_mm)
     steps = plan_resampling(region.grid, routes[route], region.grid.subdivide(parts))

@@ -16,7 +16,7 @@ from time import perf_counter
 import numpy as np
 from tqdm import tqdm
 
-from rare_trt.backends import Arithmetic, graph_precision, needs_bf16
+from rare_trt.backends import GRAPH_PRECISION, NEEDS_BF16, Arithmetic
 from rare_trt.export.onnx_from_route import load_graph
 from rare_trt.package.reading import Package, open_package
 from rare_trt.sessions.openvino import OpenVinoRun, openvino_facts
@@ -34,7 +34,7 @@ def main(name: str) -> None:
     for entry in package.manifest.calibration:
         n = FINEST >> entry.route
         offered = sorted(v.arithmetic for v in entry.variants)
-        ways: list[Arithmetic] = ["fp32", *(w for w in offered if has_bf16 or not needs_bf16(w))]
+        ways: list[Arithmetic] = ["fp32", *(w for w in offered if has_bf16 or w not in NEEDS_BF16)]
         runs = {computed: load_run(package, entry.route, computed) for computed in ways}
         shape = (1, len(package.manifest.model.channels), n, n, n)
         image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -54,9 +54,9 @@ def main(name: str) -> None:
 
 def load_run(package: Package, route: int, computed: Arithmetic) -> OpenVinoRun:
     """The graph of `route` for `computed`, loaded."""
-    graph = package.graph(route, graph_precision(computed))
+    graph = package.graph(route, GRAPH_PRECISION[computed])
     model = load_graph(package.read(graph.file), package.read(graph.weights))
-    return OpenVinoRun(model.SerializeToString(), bf16=needs_bf16(computed))
+    return OpenVinoRun(model.SerializeToString(), bf16=computed in NEEDS_BF16)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from quiet import require_quiet
 from wide import mirrored
 
 from rare_trt import Grid, read_scan
-from rare_trt.backends import ARITHMETICS, Arithmetic, graph_precision, needs_bf16
-from rare_trt.package.reading import Package, open_package
+from rare_trt.backends import ARITHMETICS, GRAPH_PRECISION, NEEDS_BF16, Arithmetic
+from rare_trt.package.reading import Package, open_package, route_from_entry
 from rare_trt.plan.memory import MemoryNeeds, bytes_of, tile_shape, usual_limit
 from rare_trt.plan.resampling import plan_resampling
 from rare_trt.scan.intensity import normalise
@@ -61,7 +61,7 @@ def requested(precisions: str | None) -> list[Arithmetic]:
     return [
         computed
         for computed in ARITHMETICS
-        if computed in wanted and (not needs_bf16(computed) or "BF16" in can)
+        if computed in wanted and (computed not in NEEDS_BF16 or "BF16" in can)
     ]
 
 
@@ -69,9 +69,9 @@ def cost_of(
     package: Package, computed: Arithmetic, images: dict[int, NDArray[np.float32]], limit: int
 ) -> list[float]:
     """Nanoseconds per voxel of each image [1, n, n, n] on route 0."""
-    entry = package.graph(0, graph_precision(computed))
-    session = OpenVinoSession(package, entry, Cache(), bf16=needs_bf16(computed))
-    (route,) = (entry.route() for entry in package.manifest.routes if entry.index == 0)
+    entry = package.graph(0, GRAPH_PRECISION[computed])
+    session = OpenVinoSession(package, entry, Cache(), bf16=computed in NEEDS_BF16)
+    (route,) = (route_from_entry(entry) for entry in package.manifest.routes if entry.index == 0)
     assert session.bytes_per_voxel is not None
     costs: list[float] = []
     runs: dict[int, list[float]] = {size: [] for size in images}

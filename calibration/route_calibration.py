@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from onnx import ModelProto
 
-from rare_trt.backends import Arithmetic, Precision, arithmetic, graph_precision, needs_bf16
+from rare_trt.backends import GRAPH_PRECISION, IN_BF16, NEEDS_BF16, Arithmetic, Precision
 from rare_trt.calibration.fp16 import fp16_from_float32
 from rare_trt.calibration.int8 import (
     METHODS,
@@ -122,7 +122,7 @@ def calibrate_route(
     graphs["fp16"] = fp16_from_float32(model)
     variants = _measure_variants(graphs, check, budget)
     outcome, graphs = _confirm_int8(outcome, graphs, variants)
-    variants = [v for v in variants if graph_precision(v.arithmetic) in graphs]
+    variants = [v for v in variants if GRAPH_PRECISION[v.arithmetic] in graphs]
     return RouteCalibration(
         entry=CalibrationEntry(
             route=entry.index,
@@ -187,7 +187,9 @@ def _measure_variants(
             if budget.allows(score):
                 lost, agreement = round(score.dice_lost, 6), round(score.agreement, 6)
                 speed = round(score.speed, 3)
-                found.append(Variant(arithmetic(precision, bf16=bf16), lost, agreement, speed))
+                found.append(
+                    Variant(IN_BF16[precision] if bf16 else precision, lost, agreement, speed)
+                )
     return sorted(found, key=lambda variant: -variant.speed)
 
 
@@ -199,7 +201,7 @@ def _confirm_int8(
     if "int8" not in graphs:
         return outcome, graphs
     int8, fp16 = (
-        max((v.speed for v in variants if graph_precision(v.arithmetic) == one), default=0.0)
+        max((v.speed for v in variants if GRAPH_PRECISION[v.arithmetic] == one), default=0.0)
         for one in ("int8", "fp16")
     )
     if int8 == 0.0:
@@ -226,7 +228,7 @@ def _measure_bounds(
         bounded.add("int8")
     runs = {
         computed: OpenVinoRun(
-            graphs[graph_precision(computed)].SerializeToString(), bf16=needs_bf16(computed)
+            graphs[GRAPH_PRECISION[computed]].SerializeToString(), bf16=computed in NEEDS_BF16
         )
         for computed in sorted(bounded)
     }

@@ -19,6 +19,7 @@ from rare_trt.errors import RareTrtError, ScanError
 from rare_trt.evaluation.cases import Case
 from rare_trt.evaluation.measurements import acquisitions
 from rare_trt.package.manifest import Model, RouteEntry
+from rare_trt.package.reading import route_from_entry
 from rare_trt.plan.routing import choose_route
 from rare_trt.scan.field_of_view import select_region
 from rare_trt.scan.geometry import Grid, Triple, Volume
@@ -70,7 +71,7 @@ def measure_training_distribution(
             "view: name the data that the network was trained on"
         )
     patterns = _average_patterns(images, model)
-    geometries = [entry.route() for entry in routes]
+    geometries = [route_from_entry(entry) for entry in routes]
     found: dict[int, list[list[dict[str, float]]]] = {entry.index: [] for entry in routes}
     extents: list[Triple] = []
     for number, case in enumerate(tqdm(kept, "measuring the training scans", unit="case")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
 EngineBackend: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
@@ -19,23 +20,15 @@ PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
 Arithmetic: TypeAlias = Literal["fp32", "fp16", "int8", "fp16+bf16", "int8+bf16"]
 ARITHMETICS: Final[tuple[Arithmetic, ...]] = (*PRECISIONS, "fp16+bf16", "int8+bf16")
 
+# The arithmetic of a graph whose float parts are computed in bf16; float32 graphs never are.
+IN_BF16: Final[Mapping[Precision, Arithmetic]] = {"fp16": "fp16+bf16", "int8": "int8+bf16"}
+NEEDS_BF16: Final = tuple(IN_BF16.values())
 
-def arithmetic(precision: Precision, *, bf16: bool) -> Arithmetic:
-    """What a graph of `precision` is computed in, its float parts in bf16 or not."""
-    if not bf16:
-        return precision
-    if precision == "fp32":
-        raise ValueError("float32 graphs run in float32")
-    return "fp16+bf16" if precision == "fp16" else "int8+bf16"
-
-
-def graph_precision(computed: Arithmetic) -> Precision:
-    """The precision of the graph that is computed so."""
-    if computed == "fp16+bf16":
-        return "fp16"
-    return "int8" if computed == "int8+bf16" else computed
-
-
-def needs_bf16(computed: Arithmetic) -> bool:
-    """Whether the CPU must compute in bf16."""
-    return computed.endswith("+bf16")
+# The precision of the graph that is computed in an arithmetic.
+GRAPH_PRECISION: Final[Mapping[Arithmetic, Precision]] = {
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "int8": "int8",
+    "fp16+bf16": "fp16",
+    "int8+bf16": "int8",
+}

@@ -1,4 +1,4 @@
-"""The command line: `rare-trt COMMAND`. Each command lives in rare_trt/commands."""
+"""The command line: `rare-trt COMMAND`. Each command is a module of rare_trt.commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final, TextIO
 from rare_trt._version import VERSION
 from rare_trt.errors import RareTrtError
 
-# What a shell adds to 128 where a reader went away; Windows has no name for it.
+# The signal of a closed pipe, which a shell adds to 128; Windows has no name for it.
 SIGPIPE: Final = 13
 
 # Each is a module of rare_trt.commands, in the order of the help.
@@ -25,29 +25,31 @@ COMMANDS: Final = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command: 0 done, 1 a user's error in one sentence on stderr, 2 wrong usage."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    # One command's options are read without loading the others: they would double the start.
-    options = parser(given[:1] if given[:1] and given[0] in COMMANDS else COMMANDS).parse_args(
-        given
-    )
+    """Runs one command and returns its exit code.
+
+    0: done; 1: a user's error, printed as one sentence on stderr. Wrong usage exits with 2.
+    """
+    texts = sys.argv[1:] if arguments is None else list(arguments)
+    # Importing one command only halves the start.
+    known = texts[:1] if texts and texts[0] in COMMANDS else COMMANDS
+    parsed = parser(known).parse_args(texts)
     warnings.showwarning = _show_warning
     if isinstance(sys.stdout, TextIOWrapper):
-        # A file's name may hold what the terminal's encoding does not.
+        # A file's name may hold characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status: int = options.run(options)
-        # What fails here would fail unheard at the end of the process.
+        status: int = parsed.run(parsed)
+        # A failure to flush at the end of the process would not be reported.
         print(end="", flush=True)
     except BrokenPipeError:
-        # Whoever read stopped, as `head` does. What is left to print goes nowhere.
+        # The reader stopped, as `head` does: drop the rest of the output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + SIGPIPE
     except RareTrtError as error:
         print(f"rare-trt: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        # What no module met on purpose: a folder that may not be entered, a full disk.
+        # No module expected it: a folder that may not be entered, a full disk.
         print(
             f"rare-trt: {error.filename or 'the system'}: {error.strerror or error}: check the "
             "path, its permissions and the free space",

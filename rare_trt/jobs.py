@@ -1,20 +1,36 @@
-"""A scan and where its labels go: what the command line and the server both do with one.
+"""Segmentation jobs, and the two executors that run them: in this process, or on a server.
 
-Loads nothing that computes: a client of the server plans its jobs with it.
+Imports nothing that computes: a client of the server starts with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import realpath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rare_trt.errors import OutputError, ScanError
 from rare_trt.options import SegmentOptions
-from rare_trt.storage.files import refuse_existing
-from rare_trt.storage.naming import SUFFIXES, output_paths, stem
+from rare_trt.serving.client import Client
+from rare_trt.storage.files import write_files
+from rare_trt.storage.naming import (
+    LABEL_NAMES,
+    LABELS,
+    PICTURE,
+    REPORT,
+    SUFFIXES,
+    is_compressed,
+    names_path,
+    output_paths,
+    read_scan_file,
+    stem,
+)
 
 if TYPE_CHECKING:
     from rare_trt.result import Result
@@ -24,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One scan, as one file or one file per channel, and where its outputs go."""
+    """One scan, as one file or one file per channel, and the paths of its outputs."""
 
     files: tuple[Path, ...]
     labels: Path
@@ -33,16 +49,16 @@ class Job:
 
     @property
     def scan(self) -> Path:
-        """The file that the scan goes by."""
+        """The file that stands for the scan in messages: the first one."""
         return self.files[0]
 
     def outputs(self) -> list[Path]:
-        """Every file that it writes."""
+        """The paths of every file that the job writes."""
         return output_paths(self.labels, self.report, self.picture)
 
 
 def labels_beside(scan: Path) -> Path:
-    """Where the labels of a scan go unless a place is named."""
+    """The default path of a scan's labels."""
     return scan.with_name(f"{scan_stem(scan)}_labels.nii.gz")
 
 
@@ -54,9 +70,10 @@ def scan_stem(scan: Path) -> str:
 def check_outputs(jobs: Sequence[Job]) -> None:
     """Raises OutputError where an output is an input too, is written twice, or is misnamed."""
     for job in jobs:
-        if job.picture:
-            check_picture(job.picture)
-    # Not Path.resolve, which raises where links go in a circle: reading and writing say so better.
+        if job.picture and job.picture.suffix.lower() != ".png":
+            raise OutputError(f"{job.picture}: expected a name that ends in .png: rename it")
+    # Not Path.resolve, which raises where links form a circle: reading and writing report that
+    # better.
     inputs = {realpath(path) for job in jobs for path in job.files}
     writers: dict[str, Job] = {}
     for job in jobs:
@@ -74,39 +91,121 @@ def check_outputs(jobs: Sequence[Job]) -> None:
                 )
 
 
-def check_picture(path: Path) -> None:
-    """Raises OutputError unless the name is that of a PNG."""
-    if path.suffix.lower() != ".png":
-        raise OutputError(f"{path}: expected a name that ends in .png: rename it")
-
-
-def run_job(segmenter: Segmenter, job: Job, asked: SegmentOptions, *, overwrite: bool) -> Result:
-    """Segments and writes; every ScanError names a file of the scan."""
-    if not overwrite:
-        refuse_existing(job.outputs())
-    result = segment_job(segmenter, job, job.files, asked)
-    save(result, job, overwrite=overwrite)
-    return result
-
-
-def segment_job(
-    segmenter: Segmenter, job: Job, scan: tuple[Path, ...] | Scan, asked: SegmentOptions
-) -> Result:
-    """The answer to `scan`, which is the job's files or what was read of them before."""
+@contextmanager
+def prefix_scan_name(files: Sequence[Path]) -> Iterator[None]:
+    """Puts the name of the scan's first file in front of a ScanError that names none of `files`."""
     try:
-        return segmenter.segment(scan, **asked)
+        yield
     except ScanError as error:
-        raise with_scan_name(job.files, error) from error
+        text = str(error)
+        if text.startswith(tuple(f"{path}: " for path in files)):
+            raise
+        raise ScanError(f"{files[0]}: {text}") from error
 
 
-def save(result: Result, job: Job, *, overwrite: bool) -> None:
-    """Writes every output of the job."""
-    result.save(job.labels, report=job.report, picture=job.picture, overwrite=overwrite)
+@dataclass(frozen=True)
+class ScanSummary:
+    """Summary printed for one scan; `computed` names backend and precision."""
+
+    route: str
+    volumes_mm3: dict[str, float]
+    flags: Sequence[str]
+    computed: str
+    total_ms: float
 
 
-def with_scan_name(files: Sequence[Path], error: ScanError) -> ScanError:
-    """`error` with the name of the scan, its first file's, in front, unless that of one of its
-    files is there."""
-    text = str(error)
-    names = tuple(f"{path}: " for path in files)
-    return ScanError(text if text.startswith(names) else f"{files[0]}: {text}")
+class Executor(Protocol):
+    """Runs jobs in three steps, so that one scan is read and another written while a third is
+    segmented. Every ScanError names the scan."""
+
+    def read(self, job: Job) -> Any:
+        """Reads the job's scan."""
+        ...
+
+    def segment(self, job: Job, scan: Any) -> Any:
+        """Segments a scan that `read` returned, or the job's files."""
+        ...
+
+    def save(self, job: Job, result: Any) -> ScanSummary:
+        """Writes what `segment` returned to the job's outputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Runs jobs in this process."""
+
+    segmenter: Segmenter
+    options: SegmentOptions
+    overwrite: bool
+
+    def read(self, job: Job) -> Scan:
+        """Reads and validates the job's scan."""
+        return self.segmenter.read(job.files)
+
+    def segment(self, job: Job, scan: tuple[Path, ...] | Scan) -> Result:
+        """Segments a scan that was read, or the job's files."""
+        with prefix_scan_name(job.files):
+            return self.segmenter.segment(scan, **self.options)
+
+    def save(self, job: Job, result: Result) -> ScanSummary:
+        """Writes every output of the job, or none."""
+        result.save(job.labels, report=job.report, picture=job.picture, overwrite=self.overwrite)
+        names = result.package.manifest.model.labels[1:]
+        return ScanSummary(
+            str(result.route),
+            dict(zip(names, result.volumes_mm3, strict=True)),
+            result.flags(),
+            f"{result.backend} {result.precision}",
+            sum(result.timings_ms.values()),
+        )
+
+
+@dataclass(frozen=True)
+class RemoteExecutor:
+    """Has a server segment scans of one file each, which are read and written in this process."""
+
+    client: Client
+    options: SegmentOptions
+    overwrite: bool
+
+    def read(self, job: Job) -> bytes:
+        """Reads the scan's file."""
+        return read_scan_file(job.scan)
+
+    def segment(self, job: Job, scan: tuple[Path, ...] | bytes) -> tuple[dict[str, bytes], float]:
+        """Sends a scan's file; returns the server's files and the milliseconds that they took."""
+        start = perf_counter()
+        data = scan if isinstance(scan, bytes) else self.read(job)
+        with prefix_scan_name(job.files):
+            files = self.client.segment(data, self.options, picture=job.picture is not None)
+        return files, (perf_counter() - start) * 1e3
+
+    def save(self, job: Job, result: tuple[dict[str, bytes], float]) -> ScanSummary:
+        """Writes the server's files to the job's outputs, all of them or none."""
+        files, total_ms = result
+        try:
+            # Before anything is written.
+            summary = _summary_from_report(json.loads(files[REPORT]), total_ms)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.client.unexpected_response_error() from error
+        labels = files[LABELS]
+        if not is_compressed(job.labels):
+            labels = gzip.decompress(labels)
+        contents = {job.labels: labels, names_path(job.labels): files[LABEL_NAMES]}
+        if job.picture is not None:
+            contents[job.picture] = files[PICTURE]
+        if job.report is not None:
+            contents[job.report] = files[REPORT]
+        write_files(contents, overwrite=self.overwrite)
+        return summary
+
+
+def _summary_from_report(report: dict[str, Any], total_ms: float) -> ScanSummary:
+    return ScanSummary(
+        report["route"]["explained"],
+        report["volumes_mm3"],
+        report["flags"],
+        f"{report['backend']} {report['precision']}",
+        total_ms,
+    )

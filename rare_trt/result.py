@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt.backends import Arithmetic, graph_precision
+from rare_trt.backends import GRAPH_PRECISION, Arithmetic
 from rare_trt.overlay import picture_png
 from rare_trt.package.reading import Package
 from rare_trt.plan.routing import RouteDecision
@@ -78,7 +78,7 @@ class Result:
     def report(self) -> dict[str, Any]:
         """Everything about this run but the labels, ready for JSON."""
         manifest = self.package.manifest
-        graph = self.package.graph(self.route.route, graph_precision(self.precision))
+        graph = self.package.graph(self.route.route, GRAPH_PRECISION[self.precision])
         return {
             "versions": {name: version(name) for name in REPORTED},
             "package": {

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rare_trt.backends import Arithmetic, Backend
 from rare_trt.errors import ScanError, ShapeError
-from rare_trt.package.reading import Package, open_package
+from rare_trt.package.reading import Package, open_package, route_from_entry
 from rare_trt.plan.memory import MemoryNeeds, tile_shape, usual_limit
 from rare_trt.plan.resampling import (
     TOLERANCE,
@@ -74,7 +74,7 @@ class Segmenter:
         self.package = package
         self._pool = SessionPool(package, backend, gpu_memory_limit, precision)
         self._memory_limit = usual_limit() if memory_limit is None else memory_limit
-        self._routes = {entry.index: entry.route() for entry in package.manifest.routes}
+        self._routes = {entry.index: route_from_entry(entry) for entry in package.manifest.routes}
         if preload:
             try:
                 for route in self._routes:

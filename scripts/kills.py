@@ -1,12 +1,13 @@
-"""Kills rare-trt with SIGKILL at random moments, and looks at what is left on the disk.
+"""Kills rare-trt with SIGKILL at random moments, and checks the files that it leaves.
 
     python scripts/kills.py --count 500
     python scripts/kills.py --count 20 --checkpoint DIR --data DIR      # `rare-trt build` as well
 
 Half of the kills fall anywhere in a run, half in the moments after the first temporary file has
 appeared, because writing is a small part of it. After each kill every output must be absent, the
-old one or the new one, whole. After every tenth, and at the end, a run that is left alone must give
-the right labels from what the cache then holds, and leave no temporary file. Exits 1 otherwise.
+old one or the new one, whole. After every tenth, and at the end, a run that is not killed must
+write the right labels with the cache as the kills left it, and leave no temporary file. Exits 1
+otherwise.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ CHECK_EVERY: Final = 10
 
 
 class BrokenError(Exception):
-    """Something half-written was found."""
+    """A half-written file, or a run that fails after a kill."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """How a run ended, and what it left: the outcome per output, and temporary files."""
+    """Whether a run was killed in time, the outcome per output, and the temporary files left."""
 
-    killed: bool
+    in_time: bool
     outcomes: tuple[str, ...]
     leftovers: int
 
 
-def killed(
+def run_and_kill(
     command: Sequence[str | Path],
     cache: Path,
     part: Path,
@@ -61,8 +62,8 @@ def killed(
 ) -> bool:
     """Starts `command` and kills it; False where it ended before.
 
-    `part` is the first file or folder that it makes; `seconds` are about how long it takes, and
-    how long from then on.
+    `part` is the first file or folder that it makes. `seconds` are the approximate length of a
+    run, and of its part after that.
     """
     whole, writing = seconds
     before = _identity(part)
@@ -85,7 +86,7 @@ def killed(
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file has this name now: a name is used again by what comes after."""
+    """Inode and time of the file that has this name now: later files reuse names."""
     try:
         state = path.stat()
     except FileNotFoundError:
@@ -94,7 +95,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 class InferKills:
-    """`rare-trt infer` into `folder`, with labels, names, report and picture."""
+    """Kills `rare-trt infer` into `folder`, with labels, names, report and picture."""
 
     def __init__(self, folder: Path, luck: random.Random) -> None:
         self.folder, self.luck = folder, luck
@@ -107,7 +108,7 @@ class InferKills:
         self.done = 0
 
     def once(self) -> Kill:
-        """One run killed; over old outputs or none, with a filled cache or none."""
+        """Kills one run, over old outputs or none, with a filled cache or an empty one."""
         self.out.mkdir(exist_ok=True)
         over_old = self.luck.random() < 0.5
         for name in OUTPUTS:
@@ -118,22 +119,22 @@ class InferKills:
             for path in self.cache.glob("*.bin"):
                 path.unlink()
         part = self.out / f".{OUTPUTS[0]}.part"
-        was_killed = killed(self._command(self.out), self.cache, part, self.seconds, self.luck)
+        in_time = run_and_kill(self._command(self.out), self.cache, part, self.seconds, self.luck)
         outcomes = tuple(self._outcome(name) for name in OUTPUTS)
         self.done += 1
         leftovers = len(self._leftovers())
         if self.done % CHECK_EVERY == 0:
             self.check()
-        return Kill(was_killed, outcomes, leftovers)
+        return Kill(in_time, outcomes, leftovers)
 
     def check(self) -> None:
-        """A run that is left alone, after all the killed ones."""
+        """Runs without a kill after all the killed runs; raises BrokenError where it fails."""
         found = self._run(self.out)
         if found[OUTPUTS[0]] != self.new[OUTPUTS[0]]:
             raise BrokenError("a run after a killed one gives other labels")
         left = [path for path in self._leftovers() if path.parent == self.out]
         if left:
-            raise BrokenError(f"a whole run left {left[0]} behind")
+            raise BrokenError(f"a run without a kill left {left[0]} behind")
 
     def _leftovers(self) -> list[Path]:
         return [*self.out.glob(".*.part"), *self.cache.glob(".*.part")]
@@ -162,8 +163,8 @@ class InferKills:
 
     def _command(self, out: Path, *more: str) -> list[str | Path]:
         labels, _, report, picture = (out / name for name in OUTPUTS)
-        asked = ["-o", labels, "--report", report, "--picture", picture, "--overwrite"]
-        return ["-m", "rare_trt.cli", "infer", SCAN, "--package", TINY, *asked, *more]
+        options = ["-o", labels, "--report", report, "--picture", picture, "--overwrite"]
+        return ["-m", "rare_trt.cli", "infer", SCAN, "--package", TINY, *options, *more]
 
     def _run(self, out: Path, *more: str) -> dict[str, bytes]:
         command = [sys.executable, *map(str, self._command(out, *more))]
@@ -174,7 +175,7 @@ class InferKills:
         return {name: (out / name).read_bytes() for name in OUTPUTS}
 
 
-# What `build` and `calibrate` end with, again and again, so that every kill falls into it.
+# Repeats the last step of `build` and `calibrate`, so that every kill falls into it.
 WRITER: Final = """
 import sys
 from dataclasses import replace
@@ -191,7 +192,7 @@ while True:
 
 
 class PackageKills:
-    """A package that is written over and over in `folder`."""
+    """Kills a program that writes a package over and over in `folder`."""
 
     def __init__(self, folder: Path, luck: random.Random) -> None:
         self.folder, self.luck = folder / "packages" / "tiny.rare", luck
@@ -199,19 +200,21 @@ class PackageKills:
         self._write()
 
     def once(self) -> Kill:
+        """Kills one run, whatever it was writing."""
         part = self.folder.with_name(f".{self.folder.name}.part")
         command = ["-c", WRITER, TINY, self.folder]
         cache = self.folder.parent / "cache"
-        was_killed = killed(command, cache, part, self.seconds, self.luck)
+        in_time = run_and_kill(command, cache, part, self.seconds, self.luck)
         try:
             package = open_package(self.folder)
             package.check()
         except RareTrtError as error:
             raise BrokenError(str(error)) from error
         left = len(list(self.folder.parent.glob(".*")))
-        return Kill(was_killed, (f"written by {package.manifest.created_with}",), left)
+        return Kill(in_time, (f"written by {package.manifest.created_with}",), left)
 
     def check(self) -> None:
+        """Writes once without a kill; raises BrokenError where a temporary file is left."""
         self._write()
         left = list(self.folder.parent.glob(".*"))
         if left:
@@ -225,7 +228,7 @@ class PackageKills:
 
 
 class BuildKills:
-    """`rare-trt build CHECKPOINT` over a package that is there already."""
+    """Kills `rare-trt build CHECKPOINT` over a package that exists already."""
 
     def __init__(self, folder: Path, luck: random.Random, checkpoint: Path, data: Path) -> None:
         self.folder, self.luck = folder / "build" / "built.rare", luck
@@ -236,19 +239,21 @@ class BuildKills:
         self.seconds = (time.perf_counter() - start, 0.5)
 
     def once(self) -> Kill:
+        """Kills one build."""
         part = self.folder.with_name(f".{self.folder.name}.part")
         before = open_package(self.folder).manifest_sha256
         cache = self.folder.parent / "cache"
-        was_killed = killed(self.command, cache, part, self.seconds, self.luck)
+        in_time = run_and_kill(self.command, cache, part, self.seconds, self.luck)
         try:
             package = open_package(self.folder)
             package.check()
         except RareTrtError as error:
             raise BrokenError(str(error)) from error
         outcome = "old" if package.manifest_sha256 == before else "new"
-        return Kill(was_killed, (outcome,), len(list(self.folder.parent.glob(".*.part"))))
+        return Kill(in_time, (outcome,), len(list(self.folder.parent.glob(".*.part"))))
 
     def check(self) -> None:
+        """Builds once without a kill, which must succeed."""
         subprocess.run(
             [sys.executable, *map(str, self.command)],
             cwd=REPOSITORY,
@@ -257,15 +262,15 @@ class BuildKills:
         )
 
 
-def kills(
+def repeat_kills(
     name: str, subject: InferKills | PackageKills | BuildKills, count: int
 ) -> tuple[Counter[str], int, int]:
-    """`count` kills of `subject`: outcomes, how many were killed in time, temporary files left."""
+    """Kills `subject` `count` times: outcomes, kills in time, kills that left temporary files."""
     outcomes: Counter[str] = Counter()
     in_time = leftovers = 0
     for _ in tqdm(range(count), name, unit="kill"):
         kill = subject.once()
-        in_time += kill.killed
+        in_time += kill.in_time
         leftovers += kill.leftovers > 0
         outcomes.update(kill.outcomes)
     subject.check()
@@ -273,6 +278,7 @@ def kills(
 
 
 def main() -> int:
+    """Prints the outcomes of every kind of kill; 1 where a file was broken."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=500, help="kills of each kind")
     parser.add_argument("--seed", type=int, default=0)
@@ -290,7 +296,7 @@ def main() -> int:
             subjects["build"] = lambda: BuildKills(folder, luck, options.checkpoint, options.data)
         for name, subject in subjects.items():
             try:
-                outcomes, in_time, leftovers = kills(name, subject(), options.count)
+                outcomes, in_time, leftovers = repeat_kills(name, subject(), options.count)
             except BrokenError as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 return 1

@@ -37,7 +37,7 @@ class Plain(http.client.HTTPConnection):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -50,7 +50,7 @@ class Answer:
 
 
 class Running:
-    """A server that is ready; `log` grows with what it says."""
+    """A server that is ready; `log` grows with the lines that it logs."""
 
     def __init__(self, *arguments: str | Path) -> None:
         command = [sys.executable, "-W", "error", "-m", "rare_trt.cli", "serve"]
@@ -79,20 +79,14 @@ class Running:
         target: str,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> Response:
         connection = Plain(self.address)
         try:
             connection.request(method, target, body, dict(headers or {}))
-            answer = connection.getresponse()
-            return Answer(answer.status, dict(answer.headers), answer.read())
+            response = connection.getresponse()
+            return Response(response.status, dict(response.headers), response.read())
         finally:
             connection.close()
-
-    def named(self, query: str = "", **names: Any) -> Answer:
-        """A request that names files."""
-        body = json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in names.items()})
-        kind = {"Content-Type": "application/json"}
-        return self.call("POST", f"/v1/segment{query}", body.encode(), kind)
 
     def metrics(self) -> dict[str, float]:
         lines = self.call("GET", "/metrics").body.decode().splitlines()
@@ -126,7 +120,7 @@ def running(*arguments: str | Path) -> Iterator[Running]:
 
 
 class Half:
-    """A request of which only a part has been sent, and the rest when asked for."""
+    """A request of which half has been sent; `finish` sends the rest."""
 
     def __init__(self, server: Running, body: bytes, target: str = "/v1/segment") -> None:
         self._connection = Plain(server.address)
@@ -135,13 +129,13 @@ class Half:
         self._connection.endheaders(body[: len(body) // 2])
         self._rest = body[len(body) // 2 :]
 
-    def finish(self) -> Answer:
+    def finish(self) -> Response:
         self._connection.send(self._rest)
-        return self.answer()
+        return self.response()
 
-    def answer(self) -> Answer:
-        answer = self._connection.getresponse()
-        found = Answer(answer.status, dict(answer.headers), answer.read())
+    def response(self) -> Response:
+        response = self._connection.getresponse()
+        found = Response(response.status, dict(response.headers), response.read())
         self.leave()
         return found
 

@@ -499,85 +499,24 @@ def test_no_file_of_the_scan_is_an_output(
 
 
 @pytest.fixture(scope="module")
-def server(package: Package, cache_folder: Path) -> Iterator[tuple[Running, Path]]:
-    """A server with the package, and the folder that requests may name files in."""
+def server(package: Package, cache_folder: Path) -> Iterator[Running]:
+    """A server with the package."""
     pytest.importorskip("uvicorn", reason="needs the extra serve")
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="rt-") as name:
         patch.setenv("RARE_TRT_CACHE", str(cache_folder))
-        place = Path(name).resolve()
-        allowed = place / "allowed"
-        allowed.mkdir()
-        options = ("--allow", allowed, "--max-upload", "1")
-        with running(package.folder, "--socket", place / "s", *options) as found:
-            yield found, allowed
-
-
-def post(server: Running, scan: Sequence[Path], **names: Path) -> tuple[int, str]:
-    """Status and answer of a request that names the scan's files."""
-    body = {"scan": [str(p) for p in scan], **{name: str(p) for name, p in names.items()}}
-    kind = {"Content-Type": "application/json"}
-    answer = server.call("POST", "/v1/segment", json.dumps(body).encode(), kind)
-    return answer.status, answer.body.decode()
-
-
-def test_a_server_reads_the_files_that_a_request_names(
-    server: tuple[Running, Path], segmenter: Segmenter, files: list[Path]
-) -> None:
-    running_server, allowed = server
-    there = [Path(shutil.copy(path, allowed)) for path in files]
-    status, answer = post(running_server, there)
-    assert status == 200, answer
-    result = segmenter.segment(files)
-    hashes = json.loads(answer)["scan"]["channel_sha256"]
-    assert hashes == list(result.scan.channel_sha256)
-    labels = nib.load(allowed / "T1w_labels.nii.gz")
-    np.testing.assert_array_equal(np.asarray(labels.dataobj), result.labels)
-    # Another order is another scan.
-    status, _ = post(running_server, there[::-1], labels=allowed / "other.nii.gz")
-    assert status == 200
-    other = np.asarray(nib.load(allowed / "other.nii.gz").dataobj)
-    np.testing.assert_array_equal(other, segmenter.segment(files[::-1]).labels)
-
-
-def test_a_server_checks_every_file_of_a_scan(
-    server: tuple[Running, Path], files: list[Path], tmp_path: Path
-) -> None:
-    running_server, allowed = server
-    folder = allowed / "checked"
-    folder.mkdir()
-    there = [Path(shutil.copy(path, folder)) for path in files]
-    link, pipe, large = folder / "link.nii.gz", folder / "pipe.nii", folder / "large.nii"
-    link.symlink_to(files[1])
-    os.mkfifo(pipe)
-    with large.open("wb") as file:
-        file.truncate((1 << 20) - 1)
-    for second, status, words in (
-        (files[1], 403, "is not inside the folders"),
-        (link, 403, "is not inside the folders"),
-        (folder / ".." / ".." / "s", 403, "is not inside the folders"),
-        (pipe, 422, f"{pipe}: cannot be read (not a file)"),
-        (folder / "absent.nii", 422, "no such file"),
-        # Each is small enough, all of them are not.
-        (large, 413, "the scan is larger than 1048576 bytes"),
-        (there[0], 422, "holds the same voxels as"),
-        (there[0].with_name("T1w_labels.nii.gz"), 409, "is an input"),
-    ):
-        found, answer = post(running_server, [there[0], second, there[2]])
-        assert (found, words in json.loads(answer)["error"]) == (status, True), answer
-    found, answer = post(running_server, there[:2])
-    assert (found, "this package takes 3, one per channel" in answer) == (422, True)
-    assert not (folder / "T1w_labels.nii.gz").exists()
+        with running(package.folder, "--socket", Path(name) / "s") as found:
+            yield found
 
 
 def test_a_client_of_a_server_says_that_it_sends_one_file(
-    server: tuple[Running, Path],
+    server: Running,
     files: list[Path],
     tmp_path: Path,
     voxels: Array,
     affine: Array,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    address = server[0].address
+    address = server.address
     out = tmp_path / "l.nii.gz"
     sentence = refused(capsys, [*arguments(files), "--server", address, "-o", out])
     assert "--channel goes without --server, which is sent one file" in sentence

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: outputs, exit codes, one sentence for what is wrong."""
+"""The command line as its users meet it: outputs, exit codes, one sentence per error."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def test_report_and_picture(scan: Path, tmp_path: Path) -> None:
     values = json.loads(report.read_text())
     assert values["backend"] == "openvino"
     entries = open_package("hippocampus").manifest.calibration
-    ways = [way.arithmetic for entry in entries if entry.route == 1 for way in entry.variants]
-    assert values["precision"] in ways
+    precisions = [v.arithmetic for entry in entries if entry.route == 1 for v in entry.variants]
+    assert values["precision"] in precisions
     assert values["scan"]["sha256"] == sha256(scan.read_bytes()).hexdigest()
     assert set(values["versions"]) == {"rare-trt", "openvino", "numpy", "nibabel"}
     assert values["route"]["route"] == 1
@@ -190,7 +190,7 @@ def test_several_scans_go_into_a_folder_under_their_own_names(
     assert "2 of 3 scans" in captured.out
     assert "not segmented (1)" in captured.err
     assert "bad.nii: not a NIfTI file" in captured.err
-    # Nothing is replaced unasked: each existing output is a failure of its own.
+    # Without --overwrite each existing output is a failure of its own.
     before = {name: (out / name).stat().st_mtime_ns for name in files(out)}
     assert main(["infer", str(scan.parent), "-o", str(out)]) == 1
     assert {name: (out / name).stat().st_mtime_ns for name in files(out)} == before
@@ -208,10 +208,10 @@ def test_several_scans_do_not_go_into_what_names_a_file(
     assert not (tmp_path / name).is_dir()
 
 
-def test_scans_of_a_folder_are_answered_as_each_alone(
+def test_scans_of_a_folder_are_segmented_as_each_alone(
     scan: Path, tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Reading and writing beside the computing mixes up no scans, and hides no failure."""
+    """Reading and writing in parallel mixes up no scans, and hides no failure."""
     for name in ("first", "other", "third"):
         shutil.copy(examples / "hippocampus_1mm.nii.gz", scan.with_name(f"{name}.nii.gz"))
     for name in ("a", "p", "z"):
@@ -229,7 +229,7 @@ def test_scans_of_a_folder_are_answered_as_each_alone(
         assert (out / f"{name}.nii.gz").read_bytes() == alone.read_bytes()
 
 
-def test_a_scan_that_memory_does_not_hold_is_told_and_the_others_are_segmented(
+def test_a_scan_too_large_for_memory_is_reported_and_the_others_are_segmented(
     scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b", "c"):
@@ -237,12 +237,12 @@ def test_a_scan_that_memory_does_not_hold_is_told_and_the_others_are_segmented(
     scan.unlink()
     segment = Segmenter.segment
 
-    def once_too_large(self: Segmenter, scan: Any, **asked: Any) -> Any:
+    def once_too_large(self: Segmenter, scan: Any, **options: Any) -> Any:
         if len(sizes) == 1:
             sizes.append(0)
             raise MemoryError("Unable to allocate 3.2 GiB")
         sizes.append(1)
-        return segment(self, scan, **asked)
+        return segment(self, scan, **options)
 
     sizes: list[int] = []
     monkeypatch.setattr(Segmenter, "segment", once_too_large)
@@ -338,7 +338,7 @@ def test_spacing_out_and_forced_route(scan: Path, capsys: pytest.CaptureFixture[
     assert "the route was forced" in printed
 
 
-def test_an_existing_output_stays_unless_told_otherwise(
+def test_an_existing_output_stays_without_overwrite(
     scan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = scan.with_name("labels.nii.gz")
@@ -415,7 +415,7 @@ def changed(scan: Path, kind: str) -> tuple[str, ...]:
         ("sheared", "off right angles"),
     ],
 )
-def test_what_cannot_be_segmented_gets_one_sentence_and_writes_nothing(
+def test_a_scan_that_cannot_be_segmented_gets_one_sentence_and_writes_nothing(
     scan: Path, capsys: pytest.CaptureFixture[str], kind: str, words: str
 ) -> None:
     arguments = changed(scan, kind)
@@ -429,7 +429,7 @@ def test_what_cannot_be_segmented_gets_one_sentence_and_writes_nothing(
 def test_a_whole_head_is_refused_and_the_way_out_works(
     shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A real head: refused whole, and answered in a box around the right hippocampus."""
+    """A real head: refused whole, and segmented in a box around the right hippocampus."""
     head = next((shared_data / "ixi_t1_2mm").glob("*_T1.nii.gz"))
     structures = nib.load(head.with_name(head.name.replace("_T1", "_T1_DLMUSE")))
     assert "--at X,Y,Z" in refused(capsys, "infer", head, "-o", tmp_path / "l.nii.gz")
@@ -495,7 +495,7 @@ def test_info_says_what_the_package_holds(capsys: pytest.CaptureFixture[str]) ->
         assert words in printed
 
 
-def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
+def test_a_closed_pipe_ends_the_command_silently() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
@@ -506,7 +506,7 @@ def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_what_cannot_be_printed_is_told() -> None:
+def test_a_failure_to_print_is_reported() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "rare_trt.cli", "info"], stdout=full, stderr=subprocess.PIPE

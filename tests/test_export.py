@@ -14,7 +14,7 @@ from rare_trt.building.package_from_checkpoint import MAX_CHECK_CASES, check_aga
 from rare_trt.evaluation.cases import CaseFiles, load_cases
 from rare_trt.export.agreement import Agreement
 from rare_trt.export.lint import lint
-from rare_trt.package.reading import Package, open_package
+from rare_trt.package.reading import Package, open_package, route_from_entry
 from rare_trt.plan.resampling import plan_resampling, tiles
 from rare_trt.sessions.openvino import OpenVinoSession
 from rare_trt.sessions.run import graph_inputs
@@ -186,7 +186,7 @@ def test_padding_to_buckets_changes_no_label(
     from rare_trt.scan.intensity import normalise
 
     volume = read_scan(examples / "hippocampus_2mm.nii.gz").volume
-    route = package.manifest.routes[1].route()
+    route = route_from_entry(package.manifest.routes[1])
     image = normalise(volume.voxels, package.manifest.model.intensity)
     steps = plan_resampling(volume.grid, route, volume.grid)
     (tile,) = tiles(steps, route.max_shape)

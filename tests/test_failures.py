@@ -1,6 +1,6 @@
-"""Failures on purpose, each with what must come of it.
+"""Failures on purpose, each with its required outcome.
 
-| failure | what must come of it |
+| failure | required outcome |
 |---|---|
 | a file of a package cut short, at any length | refused |
 | one byte of any file of a package changed | refused |
@@ -95,7 +95,7 @@ def infer(scan: Path, package: Package, out: Path, *more: str) -> list[str]:
 
 
 def one_sentence(text: str) -> str:
-    """What was printed, if it is one line without a traceback."""
+    """The text, which must be one line without a traceback."""
     (line,) = text.strip().splitlines()
     assert line.startswith("rare-trt: ")
     return line
@@ -116,9 +116,9 @@ def test_a_file_of_a_package_cut_short_is_refused(package: Package) -> None:
 
 def test_one_changed_byte_in_any_file_is_refused(package: Package) -> None:
     damage = script("damage_package")
-    asked = list(damage.changes(package, 200, random.Random(1)))
-    assert {name for name, _, _ in asked} == {"manifest.json", *package.manifest.files}
-    assert [one for one in asked if not damage.is_refused(package, *one)] == []
+    changes = list(damage.changes(package, 200, random.Random(1)))
+    assert {name for name, _, _ in changes} == {"manifest.json", *package.manifest.files}
+    assert [one for one in changes if not damage.is_refused(package, *one)] == []
     open_package(package.folder).check()
 
 
@@ -191,7 +191,7 @@ def test_no_space_for_the_cache_costs_only_time(
     assert [path.name for path in full_disk.iterdir()] == ["filler"]
 
 
-# Everything is loaded and the first answer given, so that the limit falls into the second.
+# One scan is segmented first, so that everything is loaded and the limit falls into the second.
 LIMITED = """
 import resource, sys
 from rare_trt.cli import main
@@ -265,9 +265,9 @@ def test_the_clock_decides_nothing(
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", ["InferKills", "PackageKills"])
 def test_a_killed_program_leaves_the_old_or_the_new(tmp_path: Path, subject: str) -> None:
-    """A few; `scripts/kills.py` does hundreds."""
+    """A few kills; `scripts/kills.py` does hundreds."""
     kills = script("kills")
-    outcomes, in_time, _ = kills.kills(
+    outcomes, in_time, _ = kills.repeat_kills(
         subject, getattr(kills, subject)(tmp_path, random.Random(1)), 6
     )
     assert in_time >= 2

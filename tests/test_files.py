@@ -167,7 +167,7 @@ def test_what_another_process_wrote_meanwhile_is_not_overwritten(
         target.write_bytes(b"theirs")
 
     if not at_once:
-        monkeypatch.setattr("rare_trt.storage.renaming._renameat2", lambda *_: False)
+        monkeypatch.setattr("rare_trt.storage.files._renameat2", lambda *_: False)
     monkeypatch.setattr("rare_trt.storage.files.put", overtaken)
     with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
         write_files({target: b"ours"}, overwrite=False)

@@ -26,7 +26,6 @@ FLOORS = (
     ("overlay", "options"),
     ("result",),
     ("segmenter",),
-    ("jobs",),
     ("evaluation",),
     ("training",),
     ("export",),
@@ -34,7 +33,7 @@ FLOORS = (
     ("engines",),
     ("building",),
     ("serving",),
-    ("executors", "bench"),
+    ("jobs", "bench"),
     ("commands",),
     ("cli",),
 )

@@ -1,4 +1,4 @@
-"""Segmenting touches the network never, and no file but its outputs and its cache."""
+"""Segmenting never uses the network, and writes no file but its outputs and its cache."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Runs in a fresh interpreter. An audit hook sees what Python opens; what compiled libraries write
-# by themselves is found by looking at every folder they could write to.
+# Runs in a fresh interpreter. An audit hook records the files that Python opens; those that
+# compiled libraries write by themselves are found by listing every folder that they could write to.
 PROBE = """
 import json, os, sys
-seen = {"network": [], "written": []}
+found = {"network": [], "written": []}
 def watch(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname"):
-        seen["network"].append(str(arguments[1:]))
+        found["network"].append(str(arguments[1:]))
         raise OSError("the network is cut off")
     writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
     if writes and isinstance(arguments[0], (str, bytes)):
-        seen["written"].append(os.path.abspath(os.fsdecode(arguments[0])))
+        found["written"].append(os.path.abspath(os.fsdecode(arguments[0])))
     if event == "subprocess.Popen":
-        seen["written"].append(f"process {arguments[0]}")
+        found["written"].append(f"process {arguments[0]}")
 sys.addaudithook(watch)
 from rare_trt.cli import main
 status = main(sys.argv[1:])
-seen["telemetry"] = "openvino_telemetry" in sys.modules
-print("PROBE" + json.dumps(seen))
+found["telemetry"] = "openvino_telemetry" in sys.modules
+print("PROBE" + json.dumps(found))
 sys.exit(status)
 """
 
 
 def without_network() -> list[str]:
     """A prefix that runs a command in a network namespace of its own, where the system allows it:
-    it has no interface that is up, so that what compiled libraries try fails too."""
+    it has no interface that is up, so that compiled libraries cannot connect either."""
     prefix = ["unshare", "--user", "--map-root-user", "--net"]
     if shutil.which("unshare") is None:
         return []
@@ -42,7 +42,7 @@ def without_network() -> list[str]:
     return prefix if allowed else []
 
 
-def test_infer_is_alone_with_its_files(tmp_path: Path, examples: Path) -> None:
+def test_infer_writes_only_its_files(tmp_path: Path, examples: Path) -> None:
     home, cache, temp, out = (tmp_path / name for name in ("home", "cache", "temp", "out"))
     for folder in (home, temp, out):
         folder.mkdir()
@@ -66,11 +66,11 @@ def test_infer_is_alone_with_its_files(tmp_path: Path, examples: Path) -> None:
             command, env=environment, cwd=home, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
-        seen = json.loads(done.stdout.split("PROBE")[1])
-        assert seen["network"] == []
-        assert seen["telemetry"] is False
+        found = json.loads(done.stdout.split("PROBE")[1])
+        assert found["network"] == []
+        assert found["telemetry"] is False
         allowed = (str(out), str(cache), str(temp), os.devnull)
-        assert [name for name in seen["written"] if not name.startswith(allowed)] == []
+        assert [name for name in found["written"] if not name.startswith(allowed)] == []
     names = {f"{s}{end}" for s in ("first", "second") for end in (".nii.gz", "_dseg.tsv", ".png")}
     assert {path.name for path in out.iterdir()} == names
     assert list(home.rglob("*")) == []

@@ -16,7 +16,7 @@ from rare_trt.errors import PackageError, ScanError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
 from rare_trt.evaluation.measurements import acquisitions
 from rare_trt.package.manifest_json import json_from_manifest, json_with_seal, manifest_from_json
-from rare_trt.package.reading import Package, open_package
+from rare_trt.package.reading import Package, open_package, route_from_entry
 from rare_trt.scan.field_of_view import box_at, box_grid
 from rare_trt.scan.geometry import Canonical
 from rare_trt.scan.out_of_distribution import TrainingDistribution
@@ -77,7 +77,7 @@ def remarks(package: Package, volume: Volume) -> list[str]:
     model = manifest.model
     assert model.seen is not None
     region = select_region(volume, model.field_of_view_mm, None)
-    routes = [entry.route() for entry in manifest.routes]
+    routes = [route_from_entry(entry) for entry in manifest.routes]
     route = choose_route(region.grid.spacing_mm, routes, model.spacing_limits_mm, None).route
     image = normalise(region.voxels, model.intensity)
     return out_of_distribution_flags(image, region.grid, route, model.intensity, model.seen)

@@ -24,7 +24,7 @@ from rare_trt.package.manifest_json import json_from_manifest, json_with_seal, m
 from rare_trt.package.reading import open_package
 from rare_trt.package.writing import refuse_folder, write_package
 from rare_trt.sessions import openvino
-from rare_trt.storage.renaming import exchange
+from rare_trt.storage.files import exchange
 
 FOLDER = Path(rare_trt.__file__).parent
 SCHEMA = json.loads((FOLDER / "package" / "manifest.schema.json").read_text())

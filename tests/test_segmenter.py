@@ -19,7 +19,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from numpy.typing import NDArray
 
 from rare_trt import Grid, Scan, Segmenter, Volume, read_scan
-from rare_trt.backends import graph_precision
+from rare_trt.backends import GRAPH_PRECISION
 from rare_trt.errors import ScanError
 from rare_trt.package.manifest import Manifest
 from rare_trt.package.reading import Package
@@ -169,7 +169,7 @@ def test_a_report_says_all_of_its_run(segmenter: Segmenter, scan: Scan) -> None:
     result = segmenter.segment(tilted, at=(x, y, z), spacing_out_mm=1.0)
     report = result.report()
     manifest = segmenter.package.manifest
-    graph = segmenter.package.graph(1, graph_precision(result.precision))
+    graph = segmenter.package.graph(1, GRAPH_PRECISION[result.precision])
     assert report["package"] == {
         "name": "hippocampus",
         "manifest_sha256": segmenter.package.manifest_sha256,

@@ -21,7 +21,7 @@ from rare_trt.bench.figures import Bench, BenchScan, Cold, Kind, Repeats, Run, S
 from rare_trt.bench.machine_load import require_quiet
 from rare_trt.bench.scans import package_scans
 from rare_trt.errors import BackendError, ScanError
-from rare_trt.jobs import with_scan_name
+from rare_trt.jobs import prefix_scan_name
 from rare_trt.package.reading import Package
 from rare_trt.segmenter import Segmenter
 from rare_trt.sessions.candidates import SessionCandidates
@@ -177,10 +177,8 @@ def _check_names(scans: Sequence[BenchScan]) -> None:
 
 
 def _describe(segmenter: Segmenter, path: Path) -> BenchScan:
-    try:
+    with prefix_scan_name((path,)):
         result = segmenter.segment(path)
-    except ScanError as error:
-        raise with_scan_name((path,), error) from error
     grid = result.scan.volume.grid
     i, j, k = (round(size, 3) for size in grid.spacing_mm)
     return BenchScan(path.name, result.route.route, grid.shape, (i, j, k))

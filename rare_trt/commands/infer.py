@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rare_trt.backends import BACKENDS, Backend
 from rare_trt.commands import add_signature_option, byte_count
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
-from rare_trt.executors import Executor, LocalExecutor, RemoteExecutor, ScanSummary
-from rare_trt.jobs import Job, check_outputs, labels_beside, scan_stem
-from rare_trt.options import add_options, options_from_arguments
+from rare_trt.jobs import (
+    Executor,
+    Job,
+    LocalExecutor,
+    RemoteExecutor,
+    ScanSummary,
+    check_outputs,
+    labels_beside,
+    scan_stem,
+)
+from rare_trt.options import OPTIONS, add_options
+from rare_trt.serving.client import Client
 from rare_trt.storage.files import refuse_existing
 from rare_trt.storage.naming import is_scan_name, names_path
 
@@ -20,16 +31,16 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from rare_trt.commands import Parsers
-    from rare_trt.serving.client import Server
 
-# With a server these are its own affair, and asking for them is refused.
-SERVERS_OWN: Final = ("package", "backend", "memory_limit", "require_signature")
+# Options of `rare-trt serve`, which are refused beside --server.
+SERVER_OPTIONS: Final = ("package", "backend", "memory_limit", "require_signature")
 
-# What one scan of several may fail of while the others go on.
+# Errors of one scan of several that do not end the others.
 FAULTS: Final = (RareTrtError, OSError, MemoryError)
 
 
 def add_parser(commands: Parsers) -> None:
+    """Adds `infer` to the command line."""
     parser = commands.add_parser(
         "infer",
         help="segment scans",
@@ -67,66 +78,93 @@ def add_parser(commands: Parsers) -> None:
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
-    jobs = plan_jobs(options)
-    asked = options_from_arguments(options)
-    if options.server is not None:
-        return _run_all(RemoteExecutor(_server(options), asked, options.overwrite), jobs, options)
+def run(arguments: argparse.Namespace) -> int:
+    """Segments every scan; 1 where some of several could not be segmented."""
+    jobs = plan_jobs(arguments)
+    with _executor(arguments) as executor:
+        if len(jobs) > 1:
+            return _run_several(executor, jobs, arguments)
+        (job,) = jobs
+        _refuse_outputs(job, arguments)
+        _print_summary(job, executor.save(job, executor.segment(job, job.files)))
+    return 0
+
+
+@contextmanager
+def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
+    values = {option.keyword: getattr(arguments, option.keyword) for option in OPTIONS}
+    options = {keyword: value for keyword, value in values.items() if value is not None}
+    if arguments.server is not None:
+        _check_server_arguments(arguments)
+        yield RemoteExecutor(Client(arguments.server), options, arguments.overwrite)
+        return
     # Heavy, and a client of a server needs none of it.
     from rare_trt.segmenter import Segmenter
 
-    backend: Backend = options.backend or "auto"
+    backend: Backend = arguments.backend or "auto"
     with Segmenter.load(
-        options.package or "hippocampus",
+        arguments.package or "hippocampus",
         backend,
-        memory_limit=options.memory_limit,
-        require_signature=options.require_signature,
+        memory_limit=arguments.memory_limit,
+        require_signature=arguments.require_signature,
     ) as segmenter:
-        return _run_all(LocalExecutor(segmenter, asked, options.overwrite), jobs, options)
+        yield LocalExecutor(segmenter, options, arguments.overwrite)
 
 
-def plan_jobs(options: argparse.Namespace) -> list[Job]:
-    """One job per scan; raises before any work where outputs would collide."""
-    scans = [scan for path in options.scans for scan in _expanded(path)]
-    further = options.channels or []
-    if len(scans) == 1 and not options.scans[0].is_dir():
-        labels = options.output or labels_beside(scans[0])
+def _check_server_arguments(arguments: argparse.Namespace) -> None:
+    for name in SERVER_OPTIONS:
+        if getattr(arguments, name) is not None:
+            raise BackendError(
+                f"--{name.replace('_', '-')} goes with `rare-trt serve`, which was started with "
+                "its own: leave it out"
+            )
+    if arguments.channels:
+        raise ScanError(
+            f"{arguments.channels[0]}: --channel goes without --server, which is sent one file: "
+            "join the channels in one 4D file, or leave --server out"
+        )
+
+
+def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
+    """One job per scan; raises OutputError before any work where outputs would collide."""
+    scans = [scan for path in arguments.scans for scan in _scans_at(path)]
+    further = arguments.channels or []
+    if len(scans) == 1 and not arguments.scans[0].is_dir():
+        labels = arguments.output or labels_beside(scans[0])
         if labels.is_dir():
             labels = labels / labels_beside(scans[0]).name
-        jobs = [Job((scans[0], *further), labels, options.report, options.picture)]
+        jobs = [Job((scans[0], *further), labels, arguments.report, arguments.picture)]
     elif further:
         raise ScanError(
             f"{further[0]}: --channel names a further file of one scan; expected that scan's first "
             "file, not several scans or a folder: segment scans one by one"
         )
     else:
-        jobs = _folder_jobs(scans, options)
+        jobs = _folder_jobs(scans, arguments)
     check_outputs(jobs)
     return jobs
 
 
-def _folder_jobs(scans: list[Path], options: argparse.Namespace) -> list[Job]:
-    if options.output is None:
+def _folder_jobs(scans: list[Path], arguments: argparse.Namespace) -> list[Job]:
+    if arguments.output is None:
         raise OutputError("several scans need an output folder: name it with -o")
-    if options.output.is_file() or (is_scan_name(options.output) and not options.output.is_dir()):
-        raise OutputError(f"{options.output}: names a file; expected a folder for several scans")
-    if options.report or options.picture:
+    if arguments.output.is_file() or (
+        is_scan_name(arguments.output) and not arguments.output.is_dir()
+    ):
+        raise OutputError(f"{arguments.output}: names a file; expected a folder for several scans")
+    if arguments.report or arguments.picture:
         raise OutputError("--report and --picture go with one scan: segment scans one by one")
     return [
-        Job((scan,), options.output / f"{scan_stem(scan)}.nii.gz", None, None) for scan in scans
+        Job((scan,), arguments.output / f"{scan_stem(scan)}.nii.gz", None, None) for scan in scans
     ]
 
 
-def _run_all(way: Executor, jobs: list[Job], options: argparse.Namespace) -> int:
-    """One job; or several, going on after a bad scan, with the failures listed at the end.
+def _run_several(executor: Executor, jobs: list[Job], arguments: argparse.Namespace) -> int:
+    """Runs every job, past failures, which are listed at the end.
 
-    While a scan is computed the next one is read and the last one written, and no more than that.
+    While one scan is segmented the next one is read and the previous one written, no more than
+    that.
     """
-    if len(jobs) == 1:
-        (job,) = jobs
-        _refuse_outputs(job, options)
-        _print(job, way.saved(job, way.answered(job, job.files)))
-        return 0
     from concurrent.futures import ThreadPoolExecutor
 
     from tqdm import tqdm
@@ -134,14 +172,14 @@ def _run_all(way: Executor, jobs: list[Job], options: argparse.Namespace) -> int
     failed: list[str] = []
 
     def read(job: Job) -> Any:
-        _refuse_outputs(job, options)
-        return way.read(job)
+        _refuse_outputs(job, arguments)
+        return executor.read(job)
 
-    def done(job: Job, future: Future[ScanSummary]) -> None:
+    def finish(job: Job, future: Future[ScanSummary]) -> None:
         try:
             future.result()
         except FAULTS as error:
-            failed.append(_sentence(job, error))
+            failed.append(_error_sentence(job, error))
 
     with (
         ThreadPoolExecutor(1) as reader,
@@ -154,61 +192,44 @@ def _run_all(way: Executor, jobs: list[Job], options: argparse.Namespace) -> int
         for job in bar:
             current, reading = reading, next(ahead, reading)
             try:
-                answer = way.answered(job, current.result())
+                result = executor.segment(job, current.result())
             except FAULTS as error:
-                failed.append(_sentence(job, error))
+                failed.append(_error_sentence(job, error))
                 continue
             if writing is not None:
-                done(*writing)
-            writing = job, writer.submit(way.saved, job, answer)
+                finish(*writing)
+            writing = job, writer.submit(executor.save, job, result)
         if writing is not None:
-            done(*writing)
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} scans segmented into {options.output}")
+            finish(*writing)
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} scans segmented into {arguments.output}")
     if failed:
         lines = "\n".join(f"  {sentence}" for sentence in failed)
         print(f"rare-trt: not segmented ({len(failed)}):\n{lines}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _sentence(job: Job, error: BaseException) -> str:
+def _error_sentence(job: Job, error: BaseException) -> str:
     if isinstance(error, MemoryError):
         why = str(error) or "for a small block"
         return f"{job.scan}: not enough memory ({why}): free memory, or lower --memory-limit"
     return str(error)
 
 
-def _refuse_outputs(job: Job, options: argparse.Namespace) -> None:
-    if not options.overwrite:
+def _refuse_outputs(job: Job, arguments: argparse.Namespace) -> None:
+    if not arguments.overwrite:
         refuse_existing(job.outputs())
 
 
-def _server(options: argparse.Namespace) -> Server:
-    from rare_trt.serving.client import Server
-
-    for name in SERVERS_OWN:
-        if getattr(options, name) is not None:
-            raise BackendError(
-                f"--{name.replace('_', '-')} goes with `rare-trt serve`, which was started with "
-                "its own: leave it out"
-            )
-    if options.channels:
-        raise ScanError(
-            f"{options.channels[0]}: --channel goes without --server, which is sent one file: join "
-            "the channels in one 4D file, or leave --server out"
-        )
-    return Server(options.server)
-
-
-def _print(job: Job, told: ScanSummary) -> None:
-    print(told.route)
-    for name, volume in told.volumes_mm3.items():
+def _print_summary(job: Job, summary: ScanSummary) -> None:
+    print(summary.route)
+    for name, volume in summary.volumes_mm3.items():
         print(f"  {name}: {volume:.0f} mm3")
-    for flag in told.flags:
+    for flag in summary.flags:
         print(f"  look at this: {flag}")
-    print(f"{job.labels} ({told.computed}, {told.total_ms:.0f} ms)")
+    print(f"{job.labels} ({summary.computed}, {summary.total_ms:.0f} ms)")
 
 
-def _expanded(path: Path) -> list[Path]:
+def _scans_at(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     scans = sorted(child for child in path.iterdir() if is_scan_name(child))
@@ -225,10 +246,10 @@ def _expanded(path: Path) -> list[Path]:
 
 
 def _is_earlier_output(path: Path) -> bool:
-    """Whether `path` holds labels of an earlier run, known by the label names beside it.
+    """Whether `path` holds labels of an earlier run, as the label names beside it show.
 
-    Where x.nii and x.nii.gz share one x_dseg.tsv, the compressed one is the output: that is how
-    scans of a folder are written.
+    Where x.nii and x.nii.gz share one x_dseg.tsv, the compressed one is the output, because scans
+    of a folder are written compressed.
     """
     compressed = path.with_name(f"{path.name}.gz")
     return names_path(path).exists() and not compressed.exists()

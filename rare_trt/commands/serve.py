@@ -1,4 +1,4 @@
-"""`rare-trt serve`: a package loaded once, answering requests of this machine."""
+"""`rare-trt serve`: a package loaded once, which segments scans for programs of this machine."""
 
 from __future__ import annotations
 
@@ -10,33 +10,26 @@ from typing import TYPE_CHECKING, TextIO
 
 from rare_trt.backends import BACKENDS
 from rare_trt.commands import add_signature_option, byte_count, missing_extra
-from rare_trt.errors import BackendError, EngineWarning, SignatureWarning
+from rare_trt.errors import EngineWarning, SignatureWarning
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
 
 
 def add_parser(commands: Parsers) -> None:
+    """Adds `serve` to the command line."""
     parser = commands.add_parser(
         "serve",
-        help="answer requests of this machine with a package loaded once",
-        description="Loads a package, warms every route, and answers POST /v1/segment on a Unix "
-        "socket of this user or on a port of the loopback; docs/SERVE.md says how. SIGTERM stops "
-        "it once what it has taken is answered.",
+        help="load a package once and segment scans for programs of this machine",
+        description="Loads a package, warms every route, and serves POST /v1/segment on a Unix "
+        "socket of this user or on a port of the loopback; see docs/SERVE.md. SIGTERM stops "
+        "it once the requests that it has taken are finished.",
     )
     parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--socket", type=Path, metavar="PATH", help="for this user alone")
     place.add_argument("--port", type=_count, metavar="N", help="on 127.0.0.1; 0: a free one")
-    parser.add_argument(
-        "--allow",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="requests may name scans and outputs under this folder (with --socket only)",
-    )
     parser.add_argument(
         "--memory-limit", type=byte_count, metavar="BYTES", help="as with infer; default: the same"
     )
@@ -51,50 +44,45 @@ def add_parser(commands: Parsers) -> None:
         type=_positive,
         default=30.0,
         metavar="SECONDS",
-        help="for a client to send its request, and to take its answer; default: 30",
+        help="for a client to send its request, and to read the response; default: 30",
     )
     add_signature_option(parser)
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT."""
     from rare_trt.segmenter import Segmenter
 
     try:
         from rare_trt.serving.app import Limits
-        from rare_trt.serving.listening import on_port, on_socket
+        from rare_trt.serving.listeners import listen_on_port, listen_on_socket
         from rare_trt.serving.server import serve
     except ImportError as error:
         raise missing_extra(error, "serve") from error
 
-    if options.allow and options.socket is None:
-        raise BackendError(
-            "--allow goes with --socket: every user of this machine can reach a port, and would "
-            "read and write there as this one"
-        )
-    for folder in options.allow:
-        if not folder.is_dir():
-            raise BackendError(f"{folder}: no such folder; expected one for --allow: check it")
-    warnings.showwarning = _logged
+    warnings.showwarning = _log_warning
     limits = Limits(
-        max_bytes=int(options.max_upload * (1 << 20)),
-        seconds=options.timeout,
-        folders=tuple(folder.resolve() for folder in options.allow),
-        any_host=options.socket is not None,
+        max_bytes=int(arguments.max_upload * (1 << 20)),
+        seconds=arguments.timeout,
+        any_host=arguments.socket is not None,
     )
     load = partial(
         Segmenter.load,
-        options.package,
-        options.backend,
-        memory_limit=options.memory_limit,
-        require_signature=options.require_signature,
+        arguments.package,
+        arguments.backend,
+        memory_limit=arguments.memory_limit,
+        require_signature=arguments.require_signature,
     )
-    with on_socket(options.socket) if options.socket else on_port(options.port) as listener:
-        serve(listener, load, options.queue, limits)
+    listening = (
+        listen_on_socket(arguments.socket) if arguments.socket else listen_on_port(arguments.port)
+    )
+    with listening as listener:
+        serve(listener, load, arguments.queue, limits)
     return 0
 
 
-def _logged(
+def _log_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -104,14 +92,14 @@ def _logged(
 ) -> None:
     from rare_trt.serving.log import log
 
-    # Ours speak of packages and engines; what others say, nobody here knows.
+    # Third-party warnings may contain user data; omit their text.
     own = issubclass(category, (EngineWarning, SignatureWarning))
     log("warning", kind=category.__name__, message=str(message) if own else f"{filename}:{lineno}")
 
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; expected 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; expected 0 or more")
     return int(text)
 
 
@@ -121,5 +109,5 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0.0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0 and below 1000000")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and below 1000000")
     return value

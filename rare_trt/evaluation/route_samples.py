@@ -7,6 +7,7 @@ import numpy as np
 from rare_trt.evaluation.cases import Case
 from rare_trt.evaluation.simulation import acquired, whole_voxels
 from rare_trt.package.manifest import Manifest, RouteEntry
+from rare_trt.package.reading import route_from_entry
 from rare_trt.plan.resampling import plan_resampling
 from rare_trt.scan.geometry import Triple
 from rare_trt.scan.intensity import normalise
@@ -33,7 +34,7 @@ def route_sample(
     voxels = np.moveaxis(acquired(case.voxels, case.grid, low), 0, 3)
     lower, upper = np.percentile(voxels, manifest.model.intensity.clip_percentiles, axis=(0, 1, 2))
     voxels = voxels + (far * (upper - lower)).astype(np.float32)
-    route = entry.route()
+    route = route_from_entry(entry)
     steps = plan_resampling(low, route, case.grid.box((0, 0, 0), (ni, nj, nk)))
     image = normalise(voxels, manifest.model.intensity)
     return PreparedScan(image, steps, route.max_shape, case.labels[:ni, :nj, :nk])

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from rare_trt.backends import Arithmetic, EngineBackend, Precision
-from rare_trt.plan.routing import Route
 from rare_trt.scan.field_of_view import FieldOfView
 from rare_trt.scan.geometry import Shape
 from rare_trt.scan.intensity import IntensityRule
@@ -74,10 +73,6 @@ class RouteEntry:
     native_band: tuple[float, float]
     multiple: int
     profile: Profile
-
-    def route(self) -> Route:
-        """The entry as far as geometry is concerned."""
-        return Route(self.index, self.spacing_mm, self.native_band, self.multiple, self.profile.max)
 
 
 @dataclass(frozen=True)
@@ -203,8 +198,3 @@ class Manifest:
         """One hash for a graph together with its weights."""
         digests = self.files[graph.file].sha256 + self.files[graph.weights].sha256
         return sha256(digests.encode())
-
-    def fp16_holds(self, route: int) -> bool:
-        """Whether fp16 keeps the Dice budget on `route`, as far as calibration looked."""
-        measured = [entry.variants for entry in self.calibration if entry.route == route]
-        return all("fp16" in [one.arithmetic for one in variants] for variants in measured)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from rare_trt.backends import Precision
 from rare_trt.errors import PackageError
-from rare_trt.package.manifest import MANIFEST, SIGNATURE, GraphEntry, Manifest
+from rare_trt.package.manifest import MANIFEST, SIGNATURE, GraphEntry, Manifest, RouteEntry
 from rare_trt.package.manifest_json import manifest_from_json, schema_json
+from rare_trt.plan.routing import Route
 from rare_trt.storage.cache import Cache
 from rare_trt.storage.files import (
     opened,
@@ -78,6 +79,19 @@ class Package:
         raise PackageError(
             f"{self.folder}: has no {precision} graph for route {route}: build the package again"
         )
+
+
+def route_from_entry(entry: RouteEntry) -> Route:
+    """The geometry of a manifest's route."""
+    return Route(
+        entry.index, entry.spacing_mm, entry.native_band, entry.multiple, entry.profile.max
+    )
+
+
+def is_fp16_within_budget(manifest: Manifest, route: int) -> bool:
+    """Whether fp16 keeps the Dice budget on `route`; True where no calibration measured it."""
+    measured = [entry.variants for entry in manifest.calibration if entry.route == route]
+    return all("fp16" in [one.arithmetic for one in variants] for variants in measured)
 
 
 def open_package(

@@ -19,10 +19,12 @@ from rare_trt.package.signing import sign
 from rare_trt.storage.files import (
     claimed,
     claimed_still,
+    exchange,
     make_folder,
     new_folder,
     refuse_existing,
     remove_folders,
+    rename_new,
     sha256,
     sync_folder,
     temporary_name,
@@ -30,7 +32,6 @@ from rare_trt.storage.files import (
     write_files,
     write_synced,
 )
-from rare_trt.storage.renaming import exchange, rename_new
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.rare")
 

@@ -19,8 +19,8 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
-from rare_trt.scan import inflate
 from rare_trt.scan.geometry import Canonical, Grid, Volume
+from rare_trt.scan.gz import MAGIC, GzipStream
 from rare_trt.storage.naming import MAX_BYTES
 
 # NIfTI's codes of the types for one real number of at most 64 bits.
@@ -94,8 +94,8 @@ def validate_nifti(data: bytes, channels: int) -> tuple[ParsedHeader, Volume]:
     Raises ScanError with one sentence, without the file's name, for anything that is not one whole
     scan of `channels` channels of finite real numbers with a place in the world.
     """
-    if data[:2] == inflate.MAGIC:
-        stream = inflate.Stream(data)
+    if data[:2] == MAGIC:
+        stream = GzipStream(data)
         found = parse_header(stream.start(START), channels)
         content = stream.whole(found.total)
     else:

@@ -14,11 +14,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, TypeAlias
 
-from rare_trt.errors import OutputError, RareTrtError, ScanError
-from rare_trt.serving.job_queue import Answer, JobQueue, named, posted
+from rare_trt.errors import RareTrtError, ScanError
+from rare_trt.serving.job_queue import JobQueue, Segmentation
 from rare_trt.serving.log import log
-from rare_trt.serving.metrics import CONTENT_TYPE, GONE, Metrics
-from rare_trt.serving.request import Asking, RequestError, read_head, read_names
+from rare_trt.serving.metrics import CLIENT_GONE, CONTENT_TYPE, ServerMetrics
+from rare_trt.serving.request import RequestError, check_body_size, request_from_head
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -32,18 +32,19 @@ HOSTS: Final = (b"127.0.0.1", b"localhost")
 
 @dataclass(frozen=True)
 class Limits:
-    """`seconds` is how long a client may take over its request, `folders` what requests may name,
-    `any_host` whether a request may come under any name, as on a socket that is a file."""
+    """What a request may take: `max_bytes` of body, sent within `seconds`.
+
+    `any_host` accepts every Host header, as on a Unix socket, which no web page can reach.
+    """
 
     max_bytes: int
     seconds: float
-    folders: tuple[Path, ...]
     any_host: bool
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What is sent back."""
+class Response:
+    """One HTTP response; `facts` are logged and not sent."""
 
     status: int
     body: bytes
@@ -56,97 +57,102 @@ class ClientGoneError(Exception):
     """The client has closed the connection."""
 
 
-class Incoming:
-    """The body of one request, with a deadline."""
+class RequestBody:
+    """The body of one request, bounded in size and time."""
 
     def __init__(
-        self, receive: Receive, headers: list[tuple[bytes, bytes]], seconds: float
+        self, receive: Receive, headers: list[tuple[bytes, bytes]], limits: Limits
     ) -> None:
         self._receive = receive
-        self._deadline = perf_counter() + seconds
-        self._whole = False
-        self._waits = dict(headers).get(b"expect", b"").lower() == b"100-continue"
+        self._max_bytes = limits.max_bytes
+        self._deadline = perf_counter() + limits.seconds
+        self._is_complete = False
+        self._expects_continue = dict(headers).get(b"expect", b"").lower() == b"100-continue"
 
-    async def read(self, asking: Asking) -> bytes:
-        """All of it; raises RequestError where it is larger or too slow."""
-        self._waits = False
+    async def read(self) -> bytes:
+        """Reads the whole body; raises RequestError where it is too large or too slow."""
+        self._expects_continue = False
         parts: list[bytes] = []
         size = 0
-        while not self._whole:
-            part = await self._part()
+        while not self._is_complete:
+            part = await self._read_part()
             size += len(part)
-            asking.check_body(size)
+            check_body_size(size, self._max_bytes)
             parts.append(part)
         return b"".join(parts)
 
-    async def drop(self) -> None:
-        """Reads what is left and forgets it: a client that still sends would not see an answer.
+    async def discard(self) -> None:
+        """Reads the rest and drops it: a client that still sends would not see a response.
 
-        One that waits to be told to send sees it at once.
+        A client that waits for "100 Continue" sends nothing, and sees the response at once.
         """
         with suppress(RequestError):
-            while not (self._whole or self._waits):
-                await self._part()
+            while not (self._is_complete or self._expects_continue):
+                await self._read_part()
 
-    async def gone(self) -> None:
+    async def wait_for_disconnect(self) -> None:
         """Returns when the client has closed the connection."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def _part(self) -> bytes:
+    async def _read_part(self) -> bytes:
         try:
             left = self._deadline - perf_counter()
             message = await asyncio.wait_for(self._receive(), max(0.0, left))
         except asyncio.TimeoutError as error:
-            self._whole = True
+            self._is_complete = True
             raise RequestError(
                 HTTPStatus.REQUEST_TIMEOUT,
-                "the request did not come in time: the server's --timeout says how long it waits",
+                "the request did not arrive within the server's --timeout",
             ) from error
         if message["type"] == "http.disconnect":
             raise ClientGoneError
-        self._whole = not message.get("more_body", False)
+        self._is_complete = not message.get("more_body", False)
         body: bytes = message.get("body", b"")
         return body
 
 
 class App:
-    """Answers requests; one per connection, so that no connection lingers."""
+    """Responds to requests; one per connection, so that no connection lingers."""
 
-    def __init__(self, desk: JobQueue, metrics: Metrics, limits: Limits) -> None:
-        self._desk, self._metrics, self._limits = desk, metrics, limits
+    def __init__(self, queue: JobQueue, metrics: ServerMetrics, limits: Limits) -> None:
+        self._queue, self._metrics, self._limits = queue, metrics, limits
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Handles one request, as ASGI calls it."""
         start = perf_counter()
-        segments = scope["path"] == SEGMENT
-        incoming = Incoming(receive, scope["headers"], self._limits.seconds)
+        body = RequestBody(receive, scope["headers"], self._limits)
         try:
-            reply = await self._reply(scope, incoming, start)
-            if reply.status != HTTPStatus.OK:
-                await incoming.drop()
-            await _sent(reply, send, head_only=scope["method"] == "HEAD")
-            status, facts = reply.status, reply.facts
+            response = await self._respond(scope, body, start)
+            if response.status != HTTPStatus.OK:
+                await body.discard()
+            await _send_response(response, send, head_only=scope["method"] == "HEAD")
+            status, facts = response.status, response.facts
         except ClientGoneError:
-            status, facts = GONE, {}
-        if segments:
-            self._metrics.ended(status)
+            status, facts = CLIENT_GONE, {}
+        if scope["path"] == SEGMENT:
+            self._metrics.record_outcome(status)
             log("segment", status=status, seconds=round(perf_counter() - start, 4), **facts)
 
-    async def _reply(self, scope: Message, incoming: Incoming, start: float) -> Reply:
+    async def _respond(self, scope: Message, body: RequestBody, start: float) -> Response:
         try:
             self._check_origin(scope)
             page = scope["path"]
             if page == SEGMENT:
                 _check_method(scope, "POST")
-                answer = await self._segmented(scope, incoming)
-                self._metrics.answered(answer, perf_counter() - start)
+                result = await self._segment(scope, body)
+                self._metrics.record_segmentation(result, perf_counter() - start)
                 facts = {
-                    "route": answer.route,
-                    "compute_seconds": round(answer.compute_seconds, 4),
-                    "bytes_out": len(answer.body),
+                    "route": result.route,
+                    "compute_seconds": round(result.compute_seconds, 4),
+                    "bytes_out": len(result.archive),
                 }
-                return Reply(HTTPStatus.OK, answer.body, answer.content_type, facts=facts)
-            pages = {"/healthz": self._health, "/readyz": self._readiness, "/metrics": self._counts}
+                return Response(HTTPStatus.OK, result.archive, "application/zip", facts=facts)
+            pages = {
+                "/healthz": self._health,
+                "/readyz": self._readiness,
+                "/metrics": self._metrics_text,
+            }
             if page not in pages:
                 known = ", ".join([SEGMENT, *pages])
                 raise RequestError(HTTPStatus.NOT_FOUND, f"no such page; expected one of {known}")
@@ -155,40 +161,20 @@ class App:
         except ClientGoneError:
             raise
         except Exception as error:
-            return _refused(error)
+            return _response_from_error(error)
 
-    async def _segmented(self, scope: Message, incoming: Incoming) -> Answer:
-        limits = self._limits
-        asking = read_head(
-            scope["query_string"],
-            scope["headers"],
-            limits.max_bytes,
-            may_name_files=bool(limits.folders),
-        )
-        with self._desk.place():
-            body = await incoming.read(asking)
-            if asking.names_files:
-                work = named(read_names(body), asking, limits.folders, limits.max_bytes)
-            else:
-                work = posted(body, asking)
-            del body
-            return await self._computed(self._desk.submit(work), incoming)
-
-    async def _computed(self, job: Future[Answer], incoming: Incoming) -> Answer:
-        """What the worker makes of `job`, which is dropped if its client goes before its turn."""
-        answer: asyncio.Future[Answer] = asyncio.wrap_future(job)
-        gone = asyncio.ensure_future(incoming.gone())
-        try:
-            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done() and job.cancel():
-                raise ClientGoneError
-            # Once begun, a job keeps its place to its end.
-            return await answer
-        finally:
-            gone.cancel()
+    async def _segment(self, scope: Message, body: RequestBody) -> Segmentation:
+        request = request_from_head(scope["query_string"], scope["headers"], self._limits.max_bytes)
+        with self._queue.reserve():
+            # The body is in no variable here, so that it is freed once it is segmented.
+            return await _wait(self._queue.submit(await body.read(), request), body)
 
     def _check_origin(self, scope: Message) -> None:
-        """Raises RequestError for what a web page made a browser send."""
+        """Raises RequestError for a request that a web page made a browser send.
+
+        Browsers can reach a port of the loopback from any page: they name the page in Origin, and
+        in Host a name of the page's own where its DNS resolves to 127.0.0.1.
+        """
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").rpartition(b":")[0] or headers.get(b"host", b"")
         if b"origin" in headers or not (self._limits.any_host or host in HOSTS):
@@ -198,16 +184,30 @@ class App:
                 "localhost; expected a program of this machine",
             )
 
-    def _health(self) -> Reply:
-        return Reply(HTTPStatus.OK, b'{"healthy": true}\n')
+    def _health(self) -> Response:
+        return Response(HTTPStatus.OK, b'{"healthy": true}\n')
 
-    def _readiness(self) -> Reply:
-        if self._desk.ready:
-            return Reply(HTTPStatus.OK, b'{"ready": true}\n')
-        return Reply(HTTPStatus.SERVICE_UNAVAILABLE, b'{"ready": false}\n')
+    def _readiness(self) -> Response:
+        if self._queue.is_ready:
+            return Response(HTTPStatus.OK, b'{"ready": true}\n')
+        return Response(HTTPStatus.SERVICE_UNAVAILABLE, b'{"ready": false}\n')
 
-    def _counts(self) -> Reply:
-        return Reply(HTTPStatus.OK, self._metrics.text(), CONTENT_TYPE)
+    def _metrics_text(self) -> Response:
+        return Response(HTTPStatus.OK, self._metrics.text(), CONTENT_TYPE)
+
+
+async def _wait(job: Future[Segmentation], body: RequestBody) -> Segmentation:
+    """The result of `job`, which is cancelled if its client leaves before it starts."""
+    result: asyncio.Future[Segmentation] = asyncio.wrap_future(job)
+    gone = asyncio.ensure_future(body.wait_for_disconnect())
+    try:
+        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not result.done() and job.cancel():
+            raise ClientGoneError
+        # A job that has started keeps its place to its end.
+        return await result
+    finally:
+        gone.cancel()
 
 
 def _check_method(scope: Message, *allowed: str) -> None:
@@ -217,9 +217,9 @@ def _check_method(scope: Message, *allowed: str) -> None:
         )
 
 
-def _refused(error: Exception) -> Reply:
-    """One sentence and its status. What is neither a RareTrtError nor the system's refusal is a
-    bug: told by its place alone, because its text may hold what was asked."""
+def _response_from_error(error: Exception) -> Response:
+    """The status of `error` and one sentence. An error that is neither a RareTrtError nor the
+    system's is a bug: only its location is logged, because its text may contain request data."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     facts: dict[str, Any] = {}
     sentence = str(error)
@@ -229,8 +229,6 @@ def _refused(error: Exception) -> Reply:
             headers = ((b"retry-after", b"%d" % error.retry_after),)
     elif isinstance(error, ScanError):
         status = HTTPStatus.UNPROCESSABLE_ENTITY
-    elif isinstance(error, OutputError):
-        status = HTTPStatus.CONFLICT
     else:
         status = HTTPStatus.INTERNAL_SERVER_ERROR
         facts["error"] = type(error).__name__
@@ -246,15 +244,15 @@ def _refused(error: Exception) -> Reply:
             facts["at"] = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
             sentence = "the server failed on this request: report what it logged"
     body = json.dumps({"error": sentence}).encode() + b"\n"
-    return Reply(status, body, headers=headers, facts=facts)
+    return Response(status, body, headers=headers, facts=facts)
 
 
-async def _sent(reply: Reply, send: Send, *, head_only: bool) -> None:
+async def _send_response(response: Response, send: Send, *, head_only: bool) -> None:
     headers = [
-        (b"content-type", reply.content_type.encode()),
-        (b"content-length", b"%d" % len(reply.body)),
+        (b"content-type", response.content_type.encode()),
+        (b"content-length", b"%d" % len(response.body)),
         (b"connection", b"close"),
-        *reply.headers,
+        *response.headers,
     ]
-    await send({"type": "http.response.start", "status": int(reply.status), "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head_only else reply.body})
+    await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head_only else response.body})

@@ -1,4 +1,4 @@
-"""A client of `rare-trt serve`, on this machine. Loads nothing that computes."""
+"""The client of a `rare-trt serve` on this machine. Imports nothing that computes."""
 
 from __future__ import annotations
 
@@ -12,111 +12,113 @@ from time import monotonic, sleep
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
-from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
-from rare_trt.options import SegmentOptions, as_query
+from rare_trt.errors import BackendError, RareTrtError, ScanError
+from rare_trt.options import SegmentOptions, query_from_options
 from rare_trt.storage.naming import LABEL_NAMES, LABELS, PICTURE, REPORT
 
 LOOPBACK: Final = ("127.0.0.1", "localhost")
 
-# What a server sends back; the last one on request.
+# The files in a server's response, the picture only on request.
 FILES: Final = (LABELS, LABEL_NAMES, REPORT, PICTURE)
 
 # A scan waits at most for a full queue before it.
-ANSWER_SECONDS: Final = 600.0
+RESPONSE_SECONDS: Final = 600.0
 
-# A server that loads or has a full queue is asked again for so long, each time after as many
-# seconds as it says.
-PATIENCE_SECONDS: Final = 120.0
+# A request that a server refuses while it loads or its queue is full is repeated for so long, each
+# time after the seconds of the server's Retry-After.
+RETRY_SECONDS: Final = 120.0
 
-# In place of an answer that a server gave before it was sent everything.
+# Used where a server closed the connection before it read the whole request.
 CLOSED: Final = b'{"error": "the server has too many connections: try again later"}'
-
-# Which error a status is; all others are the machine's.
-ERRORS: Final[dict[int, type[RareTrtError]]] = {409: OutputError, 422: ScanError}
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+    """An HTTP connection over the Unix socket at a path."""
 
     def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=ANSWER_SECONDS)
+        super().__init__("localhost", timeout=RESPONSE_SECONDS)
         self._path = path
 
     def connect(self) -> None:
+        """Connects to the socket."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 
-class Server:
-    """A server at http://127.0.0.1:PORT or at the path of its socket.
+class Client:
+    """Sends scans to the server at `address`: http://127.0.0.1:PORT, or the path of its socket.
 
     Raises BackendError where the address is of another machine: scans would travel unencrypted.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._place = _host_and_port(address) if "://" in address else None
-        if self._place is None and not hasattr(socket, "AF_UNIX"):
+        self._host_and_port = _host_and_port(address) if "://" in address else None
+        if self._host_and_port is None and not hasattr(socket, "AF_UNIX"):
             raise BackendError(
                 f"{address}: this system's Python has no Unix sockets: name http://127.0.0.1:PORT"
             )
 
     def segment(
-        self, scan: bytes, asked: SegmentOptions, *, picture: bool = False
+        self, scan: bytes, options: SegmentOptions, *, picture: bool = False
     ) -> dict[str, bytes]:
-        """What the server makes of a scan's file: labels.nii.gz, labels_dseg.tsv, report.json and
-        on request picture.png.
+        """Has the server segment a scan's file (.nii or .nii.gz) with keywords of
+        Segmenter.segment.
 
-        Raises ScanError with the server's sentence where the scan cannot be segmented as it is,
-        and BackendError where no answer comes.
+        Returns labels.nii.gz, labels_dseg.tsv, report.json and on request picture.png. Raises
+        ScanError with the server's sentence where the scan cannot be segmented as it is, and
+        BackendError where the server cannot be reached, fails, or stays busy for RETRY_SECONDS.
         """
-        query = as_query(asked) | ({"picture": "yes"} if picture else {})
+        query = query_from_options(options) | ({"picture": "yes"} if picture else {})
         target = f"/v1/segment?{urlencode(query)}"
-        last_try = monotonic() + PATIENCE_SECONDS
-        status, retry_after, body = self._posted(target, scan)
+        last_try = monotonic() + RETRY_SECONDS
+        status, retry_after, body = self._post(target, scan)
         while status == http.HTTPStatus.SERVICE_UNAVAILABLE and monotonic() < last_try:
             sleep(max(0.0, min(max(1.0, retry_after), last_try - monotonic())))
-            status, retry_after, body = self._posted(target, scan)
+            status, retry_after, body = self._post(target, scan)
         if status != http.HTTPStatus.OK:
-            raise ERRORS.get(status, BackendError)(_sentence(status, body))
+            refused = status == http.HTTPStatus.UNPROCESSABLE_ENTITY
+            error: type[RareTrtError] = ScanError if refused else BackendError
+            raise error(_error_sentence(status, body))
         try:
             with zipfile.ZipFile(io.BytesIO(body)) as archive:
                 return {name: archive.read(name) for name in FILES[: 3 + picture]}
         except (zipfile.BadZipFile, KeyError) as error:
-            raise self.stranger() from error
+            raise self.unexpected_response_error() from error
 
-    def stranger(self) -> BackendError:
-        """What to say of an answer that no server of this version gives."""
+    def unexpected_response_error(self) -> BackendError:
+        """The error for a response that no server of this version sends."""
         return BackendError(
-            f"{self.address}: answers something else than labels; expected a `rare-trt serve` of "
+            f"{self.address}: sends something else than labels; expected a `rare-trt serve` of "
             "this version: check --server"
         )
 
-    def _posted(self, target: str, body: bytes) -> tuple[int, float, bytes]:
-        """Status, seconds until another try makes sense, and body of the answer."""
+    def _post(self, target: str, body: bytes) -> tuple[int, float, bytes]:
+        """Status, seconds until a retry makes sense, and body of the response."""
         connection = self._connection()
         try:
             try:
                 kind = {"Content-Type": "application/octet-stream"}
                 connection.request("POST", target, body, kind)
             except (BrokenPipeError, ConnectionResetError):
-                # With too many connections a server closes some before it reads what they send.
+                # A server with too many connections closes some before it reads the request.
                 return http.HTTPStatus.SERVICE_UNAVAILABLE, 1.0, CLOSED
-            answer = connection.getresponse()
-            return answer.status, float(answer.headers.get("Retry-After", 1)), answer.read()
+            response = connection.getresponse()
+            retry_after = float(response.headers.get("Retry-After", 1))
+            return response.status, retry_after, response.read()
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise BackendError(
-                f"{self.address}: no answer from a server ({_reason(error)}): start one with "
+                f"{self.address}: no response from a server ({_reason(error)}): start one with "
                 "`rare-trt serve`, or leave out --server"
             ) from error
         finally:
             connection.close()
 
     def _connection(self) -> http.client.HTTPConnection:
-        if self._place is None:
+        if self._host_and_port is None:
             return UnixConnection(self.address)
-        return http.client.HTTPConnection(*self._place, timeout=ANSWER_SECONDS)
+        return http.client.HTTPConnection(*self._host_and_port, timeout=RESPONSE_SECONDS)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -133,11 +135,11 @@ def _host_and_port(address: str) -> tuple[str, int]:
     )
 
 
-def _sentence(status: int, body: bytes) -> str:
+def _error_sentence(status: int, body: bytes) -> str:
     try:
         return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
-        return f"the server answered with status {status}: look at what it logged"
+        return f"the server failed with status {status}: look at what it logged"
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,4 @@
-"""One JSON object per line on stderr. Never the path of a scan or an output, a sentence about a
-scan, or what was sent."""
+"""The server's log: one JSON object per line on stderr, without any request data."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any
 
 
 def log(event: str, **facts: Any) -> None:
-    """Says that `event` happened, with `facts` that cannot name a patient."""
+    """Logs `event` with `facts`, which must not contain what could name a patient."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     sys.stderr.write(json.dumps({"time": now, "event": event, **facts}) + "\n")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The server's life: listening, loading, answering, and a clean stop."""
+"""The server process: uvicorn on a listening socket, connection deadlines, and a clean stop."""
 
 from __future__ import annotations
 
@@ -18,76 +18,82 @@ from rare_trt.segmenter import Segmenter
 from rare_trt.serving.app import App, Limits
 from rare_trt.serving.job_queue import JobQueue
 from rare_trt.serving.log import log
-from rare_trt.serving.metrics import Metrics
+from rare_trt.serving.metrics import ServerMetrics
 
-# Beyond what waits in the queue: for refusals, health, metrics, and clients that dawdle.
+# Connections beyond the queue: for refusals, health, metrics, and slow clients.
 SPARE_CONNECTIONS: Final = 64
 
 
-class Deadlines(H11Protocol):
-    """uvicorn's HTTP/1.1, and an end for clients that send no request or read no answer.
+class DeadlineProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 with a deadline of `seconds` to send a request's head, and to read the
+    response.
 
-    uvicorn itself waits for both for ever; the body's deadline is the application's.
+    uvicorn itself has neither; the application has the deadline of the body.
     """
 
     def __init__(self, seconds: float, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._seconds = seconds
-        self._ending: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
 
     # The transport's type is uvicorn's, narrower than that of asyncio's protocols.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the deadline of the request's head."""
         super().connection_made(transport)
-        self._ending = self.loop.call_later(self._seconds, self._end_without_request)
+        self._deadline = self.loop.call_later(self._seconds, self._abort_without_request)
 
     def on_response_complete(self) -> None:
+        """Starts the deadline of a client that does not read its response."""
         super().on_response_complete()
         self._cancel()
-        self._ending = self.loop.call_later(self._seconds, self.transport.abort)
+        self._deadline = self.loop.call_later(self._seconds, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Cancels the deadline."""
         self._cancel()
         super().connection_lost(exc)
 
-    def _end_without_request(self) -> None:
+    def _abort_without_request(self) -> None:
         if self.conn.their_state is h11.IDLE:
             self.transport.abort()
 
     def _cancel(self) -> None:
-        if self._ending is not None:
-            self._ending.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
 
 
 def serve(
-    listener: socket.socket, load: Callable[[], Segmenter], queue: int, limits: Limits
+    listener: socket.socket, load: Callable[[], Segmenter], max_waiting: int, limits: Limits
 ) -> None:
-    """Answers on `listener` until SIGTERM or SIGINT: then what was taken is answered, nothing new
-    is taken, and this returns. Raises what `load` raises."""
-    desk = JobQueue(queue)
+    """Serves requests on `listener` until SIGTERM or SIGINT; those taken by then are finished.
+
+    `max_waiting` requests wait beside the one that is being segmented. Raises what `load` raises.
+    """
+    queue = JobQueue(max_waiting)
     server = Server(
         Config(
-            App(desk, Metrics(desk), limits),
-            http=cast(Any, partial(Deadlines, limits.seconds)),
+            App(queue, ServerMetrics(queue), limits),
+            http=cast(Any, partial(DeadlineProtocol, limits.seconds)),
             loop="asyncio",
             ws="none",
             interface="asgi3",
             lifespan="off",
-            # Its lines would hold what was asked.
+            # uvicorn's own log lines would hold request data.
             log_config=None,
             log_level="critical",
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=queue + SPARE_CONNECTIONS,
+            limit_concurrency=max_waiting + SPARE_CONNECTIONS,
         )
     )
-    loading = desk.open(load)
-    loading.add_done_callback(partial(_loaded, server))
+    loading = queue.load(load)
+    loading.add_done_callback(partial(_on_loaded, server))
 
     def stop(signum: int, frame: object) -> None:
         server.should_exit = True
 
-    # Until uvicorn takes signals itself, and after: it raises one again once it has stopped.
+    # uvicorn takes the signals only while it runs, and raises one again once it has stopped.
     before = {sig: signal.signal(sig, stop) for sig in (signal.SIGTERM, signal.SIGINT)}
     log("listening", address=_address(listener))
     try:
@@ -95,12 +101,12 @@ def serve(
     finally:
         for sig, handler in before.items():
             signal.signal(sig, handler)
-        desk.close()
+        queue.close()
     log("stopped")
     loading.result()
 
 
-def _loaded(server: Server, loading: Future[None]) -> None:
+def _on_loaded(server: Server, loading: Future[None]) -> None:
     if loading.exception() is None:
         log("ready")
     else:

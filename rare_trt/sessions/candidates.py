@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 from rare_trt.backends import (
     BACKENDS,
+    GRAPH_PRECISION,
+    IN_BF16,
+    NEEDS_BF16,
     PRECISIONS,
     Arithmetic,
     Backend,
-    arithmetic,
-    graph_precision,
-    needs_bf16,
 )
 from rare_trt.errors import BackendError, EngineWarning
 from rare_trt.package.manifest import EngineEntry, GraphEntry
-from rare_trt.package.reading import Package
+from rare_trt.package.reading import Package, is_fp16_within_budget
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.machine import Machine, this_machine
 from rare_trt.sessions.session import Session
@@ -100,7 +100,7 @@ class SessionCandidates:
         capabilities = openvino_facts().capabilities if measured else ()
         found = []
         for variant in measured:
-            precision, bf16 = graph_precision(variant.arithmetic), needs_bf16(variant.arithmetic)
+            precision, bf16 = GRAPH_PRECISION[variant.arithmetic], variant.arithmetic in NEEDS_BF16
             needs = {"INT8"} if precision == "int8" else set()
             if needs | ({"BF16"} if bf16 else set()) <= set(capabilities):
                 found.append(self.graph(self._package.graph(route, precision), bf16=bf16))
@@ -116,7 +116,7 @@ class SessionCandidates:
 
     def graph(self, entry: GraphEntry, *, bf16: bool = False) -> Candidate:
         """Returns the graph `entry` on OpenVINO, its float parts in float32 or in `bf16`."""
-        computed = arithmetic(entry.precision, bf16=bf16)
+        computed = IN_BF16[entry.precision] if bf16 else entry.precision
         return Candidate(f"openvino {computed}", computed, partial(self._open_graph, entry, bf16))
 
     @property
@@ -228,5 +228,5 @@ def portable_graph(package: Package, route: int) -> GraphEntry:
     has no fp16 graph or calibration found that fp16 exceeds the Dice budget."""
     manifest = package.manifest
     precisions = {graph.precision for graph in manifest.graphs if graph.route == route}
-    holds = "fp16" in precisions and manifest.fp16_holds(route)
+    holds = "fp16" in precisions and is_fp16_within_budget(manifest, route)
     return package.graph(route, "fp16" if holds else "fp32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rare_trt.package.manifest import EngineEntry, Manifest
+from rare_trt.package.reading import is_fp16_within_budget
 from rare_trt.sessions.machine import INSTALL, MODULES, Machine, version_numbers
 
 
@@ -13,7 +14,7 @@ def incompatibility(entry: EngineEntry, manifest: Manifest, machine: Machine) ->
     ]
     if entry.graph_sha256 not in [manifest.graph_sha256(graph) for graph in graphs]:
         return "built from another graph than the package holds: build it again"
-    if entry.precision == "fp16" and not manifest.fp16_holds(entry.route):
+    if entry.precision == "fp16" and not is_fp16_within_budget(manifest, entry.route):
         return "calibration found that fp16 exceeds the Dice budget: build it with --precision fp32"
     if entry.platform != machine.platform:
         return f"built for {entry.platform}; this is {machine.platform}: build it here"

@@ -10,7 +10,7 @@ import numpy as np
 from rare_trt._version import VERSION
 from rare_trt.errors import BackendError, ShapeError
 from rare_trt.package.manifest import GoldenEntry
-from rare_trt.package.reading import Package
+from rare_trt.package.reading import Package, route_from_entry
 from rare_trt.plan.resampling import plan_resampling
 from rare_trt.scan.intensity import normalise
 from rare_trt.scan.nifti import scan_from_bytes
@@ -34,7 +34,9 @@ class GoldenVector:
 def read_golden_vectors(package: Package, route: int) -> Iterator[GoldenVector]:
     """Yields the golden vectors of `route`, read from the package and verified by their hashes."""
     model = package.manifest.model
-    (entry,) = (entry.route() for entry in package.manifest.routes if entry.index == route)
+    (entry,) = (
+        route_from_entry(entry) for entry in package.manifest.routes if entry.index == route
+    )
     for vector in package.manifest.golden:
         if vector.route == route:
             data = package.read(vector.scan)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt.backends import arithmetic
+from rare_trt.backends import IN_BF16
 from rare_trt.errors import BackendError
 from rare_trt.package.manifest import GraphEntry
 from rare_trt.package.reading import Package, graph_on_disk
@@ -42,7 +42,7 @@ class OpenVinoSession:
     def __init__(
         self, package: Package, entry: GraphEntry, cache: Cache, *, bf16: bool = False
     ) -> None:
-        self.precision = arithmetic(entry.precision, bf16=bf16)
+        self.precision = IN_BF16[entry.precision] if bf16 else entry.precision
         network = package.manifest.model.network
         self.bytes_per_voxel = bytes_per_voxel(network, entry.route, self.precision)
         self._config = BFLOAT16 if bf16 else FLOAT32

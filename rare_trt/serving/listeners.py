@@ -1,4 +1,4 @@
-"""Where a server is reached: a Unix socket of its user alone, or a port of the loopback."""
+"""Listening sockets of this machine: a Unix socket of one user, or a port of the loopback."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rare_trt.errors import BackendError
 
 
 @contextmanager
-def on_socket(path: Path) -> Iterator[socket.socket]:
-    """A listening place at `path` for this user alone (mode 0600), gone afterwards.
+def listen_on_socket(path: Path) -> Iterator[socket.socket]:
+    """Listens on a Unix socket at `path` for this user alone (mode 0600); removed afterwards.
 
-    One that a killed server left behind is replaced. Raises BackendError where another server
-    answers there, where something else stands there, or where it cannot be made.
+    A socket that a killed server left behind is replaced. Raises BackendError where another server
+    listens there, another file is there, or no socket can be made there.
     """
     if not hasattr(socket, "AF_UNIX"):
         raise BackendError(f"{path}: this system's Python has no Unix sockets: use --port")
@@ -27,7 +27,7 @@ def on_socket(path: Path) -> Iterator[socket.socket]:
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
-        # At once, so that another server that starts finds this one answering.
+        # At once, so that another server that starts finds this one listening.
         listener.listen()
     except OSError as error:
         listener.close()
@@ -48,14 +48,17 @@ def on_socket(path: Path) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def on_port(port: int) -> Iterator[socket.socket]:
-    """Port `port` of 127.0.0.1, or a free one for 0; raises BackendError where it is taken."""
+def listen_on_port(port: int) -> Iterator[socket.socket]:
+    """Listens on `port` of 127.0.0.1, or on a free one for 0.
+
+    Raises BackendError where the port is taken or not valid.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         # A restart finds its port free although old connections linger.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
-            # Before anyone is told the port.
+            # Before the port is logged.
             listener.listen()
         except (OSError, OverflowError) as error:
             raise BackendError(
@@ -65,7 +68,7 @@ def on_port(port: int) -> Iterator[socket.socket]:
 
 
 def _identity(path: Path) -> tuple[int, int, int]:
-    """What tells the socket at `path` from a later one, which may get the same inode."""
+    """Device, inode and time of the socket at `path`: a later socket may get the same inode."""
     state = path.stat()
     return state.st_dev, state.st_ino, state.st_mtime_ns
 
@@ -76,7 +79,7 @@ def _remove_stale(path: Path) -> None:
     except OSError:
         return
     if not is_socket:
-        raise BackendError(f"{path}: is there already and is no socket: name another path")
+        raise BackendError(f"{path}: exists already and is no socket: name another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         code = probe.connect_ex(str(path))
     if code != ECONNREFUSED:
