@@ -27,7 +27,7 @@ from rare_trt.calibration.search import LEAST_GAIN, Budget, Outcome, search
 from rare_trt.calibration.trial import Score, Trials, sample_inputs
 from rare_trt.errors import RareTrtError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
-from rare_trt.evaluation.route_samples import NATIVE, route_sample
+from rare_trt.evaluation.prepared_cases import NATIVE, prepare_case
 from rare_trt.export.onnx_from_route import GraphFiles, graph_files, load_graph
 from rare_trt.package.manifest import (
     CalibrationEntry,
@@ -207,7 +207,7 @@ def _route(
     model = load_graph(package.read(graph.file), package.read(graph.weights))
     budget = Budget(dice_budget if entry.index < FINE_ROUTES else min(1.0, 2.0 * dice_budget))
     band = [
-        route_sample(manifest, entry, case, relative)
+        prepare_case(manifest, entry, case, relative)
         for case, relative in zip(seen[-RANGE_SCANS:], cycle(BAND))
     ]
     scans = [inputs for sample in band for inputs in sample_inputs(sample)]
@@ -251,7 +251,7 @@ def _trials(
 ) -> Trials:
     """Scans at the spacing of the route, and the same ones far from zero."""
     samples, far = (
-        [route_sample(manifest, entry, case, far=far) for case in cases] for far in (0.0, FAR)
+        [prepare_case(manifest, entry, case, far=far) for case in cases] for far in (0.0, FAR)
     )
     return Trials(model, samples, far, len(manifest.model.labels))
 

@@ -30,8 +30,8 @@ from rare_trt.scan.out_of_distribution import (
     numbers,
     pattern,
 )
-from rare_trt.training.acquisition import simulated_sample
 from rare_trt.training.recipe import Recipe
+from rare_trt.training.samples import simulate_sample
 
 # More cases change the ranges by little.
 MAX_CASES: Final = 64
@@ -120,7 +120,7 @@ def _scans(case: Case, rng: Generator, recipe: Recipe) -> Iterator[Volume]:
         yield acquisition.make(case, rng)[0]
     for route in range(recipe.network.routes):
         for _ in range(SIMULATED):
-            sample = simulated_sample(case, rng, route, recipe)
+            sample = simulate_sample(case, rng, route, recipe)
             yield _volume(sample.voxels, sample.grid)
 
 

@@ -39,9 +39,9 @@ from rare_trt.scan.geometry import Shape, Triple
 from rare_trt.sessions.openvino import OpenVinoSession
 from rare_trt.sessions.session import INPUT_NAMES, Inputs
 from rare_trt.storage.cache import Cache
-from rare_trt.training.acquisition import averaged_inputs
-from rare_trt.training.averaging import fitted
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
+from rare_trt.training.downsampling import pad_to_multiple
+from rare_trt.training.inputs import downsampled_inputs
 from rare_trt.training.recipe import Recipe
 
 WEIGHTS: Final = "weights.bin"
@@ -138,8 +138,8 @@ def prove(
 def proof_inputs(case: Case, route: int, recipe: Recipe) -> Inputs:
     """What the graph of `route` takes for `case` averaged to the route's spacing, answered at
     base spacing."""
-    voxels, _ = fitted(case.voxels, case.labels, 2**route)
-    inputs = averaged_inputs(voxels, case.grid.spacing_mm, route, recipe, torch.device("cpu"))
+    voxels, _ = pad_to_multiple(case.voxels, case.labels, 2**route)
+    inputs = downsampled_inputs(voxels, case.grid.spacing_mm, route, recipe, torch.device("cpu"))
     return {
         name: tensor.numpy() for name, tensor in zip(INPUT_NAMES, inputs.tensors(), strict=True)
     }

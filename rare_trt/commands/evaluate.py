@@ -1,4 +1,4 @@
-"""`rare-trt evaluate`: how well a package answers on scans of every kind, against manual labels."""
+"""`rare-trt evaluate`: Dice of a package on simulated scans, against manual labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rare_trt.commands import Parsers
-    from rare_trt.evaluation.measurements import Refusal
+    from rare_trt.evaluation.measurements import RejectedScan
     from rare_trt.evaluation.summary import Summary
 
 
@@ -26,10 +26,9 @@ def add_parser(commands: Parsers) -> None:
         "evaluate",
         help="measure a package on labelled scans, at every spacing",
         description="Makes scans of other spacings, voxel shapes, angles, noise and fields of view "
-        "from labelled ones, segments them and compares the answers with the full labels. Uses "
-        "the cases that were kept back from training where DIR has them, else all. Scans that the "
-        "package refuses count in no mean and are told. Writes cases.csv, summary.csv and "
-        "dice.png.",
+        "from labelled ones, segments them and compares the labels with the full manual ones. "
+        "Uses the cases that were held out from training where DIR has them, else all. Rejected "
+        "scans are excluded from means and listed. Writes cases.csv, summary.csv and dice.png.",
     )
     parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
@@ -42,7 +41,7 @@ def add_parser(commands: Parsers) -> None:
 def run(options: argparse.Namespace) -> int:
     require("evaluate", "matplotlib", "scipy")
     from rare_trt.evaluation.cases import find_cases, load_cases
-    from rare_trt.evaluation.measurements import Refusal, acquisitions, measurements
+    from rare_trt.evaluation.measurements import RejectedScan, acquisitions, measure
     from rare_trt.evaluation.summary import dice_png, measurements_csv, summaries, summaries_csv
 
     paths = [options.output / name for name in ("cases.csv", "summary.csv", "dice.png")]
@@ -51,25 +50,25 @@ def run(options: argparse.Namespace) -> int:
     with Segmenter.load(options.package, require_signature=options.require_signature) as segmenter:
         manifest = segmenter.package.manifest
         files = find_cases(options.data)
-        kept_back = [one for one in files if one.name in manifest.model.training.validation_cases]
+        held_out = [one for one in files if one.name in manifest.model.training.validation_cases]
         cases = load_cases(
-            kept_back or files, len(manifest.model.channels), len(manifest.model.labels)
+            held_out or files, len(manifest.model.channels), len(manifest.model.labels)
         )
         made = acquisitions(manifest.model.base_spacing_mm)
         work = tqdm(
-            measurements(segmenter, cases, made), "evaluating", len(cases) * len(made), unit="scan"
+            measure(segmenter, cases, made), "evaluating", len(cases) * len(made), unit="scan"
         )
         done = list(work)
-    refused = [scan for scan in done if isinstance(scan, Refusal)]
-    rows = [row for scan in done if not isinstance(scan, Refusal) for row in scan]
+    rejected = [scan for scan in done if isinstance(scan, RejectedScan)]
+    rows = [row for scan in done if not isinstance(scan, RejectedScan) for row in scan]
     if not rows:
-        raise ScanError(f"none of {len(done)} scans was answered: {_sentence(refused[0])}")
+        raise ScanError(f"none of {len(done)} scans was segmented: {_sentence(rejected[0])}")
     found = summaries(rows)
     contents = (measurements_csv(rows), summaries_csv(found), dice_png({manifest.name: found}))
     write_files(dict(zip(paths, contents, strict=True)), overwrite=options.overwrite)
-    print("\n".join([*_table(found), *_refused(refused, len(cases))]))
-    unseen = kept_back and manifest.model.training.cases
-    of = "kept back from training" if unseen else "of which the network may have seen some"
+    print("\n".join([*_table(found), *_list_rejected(rejected, len(cases))]))
+    are_held_out = held_out and manifest.model.training.cases
+    of = "held out from training" if are_held_out else "some of them perhaps training cases"
     print(f"\n{len(cases)} cases, {of}; all acquisitions are simulated. {options.output}")
     return 0
 
@@ -95,17 +94,17 @@ def _table(found: Sequence[Summary]) -> list[str]:
     return lines
 
 
-def _refused(refused: Sequence[Refusal], cases: int) -> list[str]:
-    """One line per acquisition of which the package refused scans."""
-    by_name: dict[str, list[Refusal]] = {}
-    for one in refused:
+def _list_rejected(rejected: Sequence[RejectedScan], cases: int) -> list[str]:
+    """One line per acquisition of which the package rejected scans."""
+    by_name: dict[str, list[RejectedScan]] = {}
+    for one in rejected:
         by_name.setdefault(one.acquisition, []).append(one)
     lines = [
-        f"{name}: {len(those)} of {cases} refused, the first as {_sentence(those[0])}"
+        f"{name}: {len(those)} of {cases} rejected, the first as {_sentence(those[0])}"
         for name, those in by_name.items()
     ]
     return ["", *lines] if lines else []
 
 
-def _sentence(refusal: Refusal) -> str:
-    return f"{refusal.case} ({refusal.acquisition}): {refusal.why}"
+def _sentence(scan: RejectedScan) -> str:
+    return f"{scan.case} ({scan.acquisition}): {scan.reason}"

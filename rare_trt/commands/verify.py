@@ -68,12 +68,12 @@ def scans_by_route(package: Package, data: Path | None) -> Callable[[int], list[
     """The scans to compare on, per route: those of `data`, or the package's golden vectors."""
     if data is None:
         return lambda route: golden_scans(package, route)
-    from rare_trt.evaluation.route_samples import route_sample
+    from rare_trt.evaluation.prepared_cases import prepare_case
 
     cases = _cases(package, data)
     manifest = package.manifest
     entries = {entry.index: entry for entry in manifest.routes}
-    return lambda route: [route_sample(manifest, entries[route], case) for case in cases]
+    return lambda route: [prepare_case(manifest, entries[route], case) for case in cases]
 
 
 def _cases(package: Package, data: Path) -> list[Case]:
