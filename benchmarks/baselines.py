@@ -4,7 +4,7 @@
 
 All are checkpoints of `rare-trt train`; recipes of the baselines lie in benchmarks/recipes.
 Each becomes a package of float32 and fp16 graphs without INT8, and the packages answer every
-acquisition of every kept-back case in turn. FOLDER gets the measurements as CSV, one file per
+acquisition of every held-out case in turn. FOLDER gets the measurements as CSV, one file per
 checkpoint, and a picture; a table for each of ours has the mean of the paired differences in Dice
 with its 95 % confidence interval, and the ratio of the median times.
 """

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from math import inf
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from rare_trt.errors import RareTrtError
 from rare_trt.evaluation.cases import Case, split_by_subject
@@ -20,19 +20,6 @@ from rare_trt.training.network import NetworkConfig
 # own voxels. Outside it, resampling to the route's spacing gains Dice (docs/RESULTS.md). The last
 # range also applies to deeper routes.
 NATIVE_BANDS = ((0.95, 1.05), (0.95, 1.05), (0.96, 1.05), (0.99, 1.01))
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The values that an entry of a recipe may have: in words, and as a function."""
-
-    expected: str
-    accepts: Callable[[Any], bool]
-
-    def faults(self, name: str, value: object) -> list[str]:
-        """Returns what is wrong with the entry `name`, as a list of at most one clause."""
-        fault = f"{name} is {value!r} (expected {self.expected})"
-        return [] if self.accepts(value) else [fault]
 
 
 def _is_number(value: object) -> bool:
@@ -49,46 +36,48 @@ def _are_names(values: Sequence[Any], fewest: int) -> bool:
     return are_texts and len(set(values)) == len(values) >= fewest
 
 
-_COUNT: Final = Rule("1, 2, 3, ...", lambda n: type(n) is int and n >= 1)
-_POSITIVE: Final = Rule("more than 0", lambda x: _is_number(x) and 0.0 < x < inf)
-_FRACTION: Final = Rule("0 to less than 1", lambda x: _is_number(x) and 0.0 <= x < 1.0)
-_TEXT: Final = Rule("a text", lambda text: isinstance(text, str))
+# The values that an entry may have: in words, and as a function.
+_Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
 
-RULES: Final[Mapping[str, Rule]] = {
-    "simulated_share": Rule("0 to 1", lambda x: _is_number(x) and 0.0 <= x <= 1.0),
-    "spacing_mm": Rule(
-        "the finest before the coarsest, above 0",
-        lambda mm: len(mm) == 2 and 0.0 < mm[0] < mm[1] < inf,
-    ),
-    "largest_ratio": Rule("1 or more", lambda x: _is_number(x) and 1.0 <= x < inf),
-    "clip_percentiles": Rule("two from 0 to 100 that rise", _are_percentiles),
+_COUNT: Final[_Rule] = ("1, 2, 3, ...", lambda n: type(n) is int and n >= 1)
+_POSITIVE: Final[_Rule] = ("more than 0", lambda x: _is_number(x) and 0.0 < x < inf)
+_FRACTION: Final[_Rule] = ("0 to less than 1", lambda x: _is_number(x) and 0.0 <= x < 1.0)
+_TEXT: Final[_Rule] = ("a text", lambda text: isinstance(text, str))
+
+# The rules of a recipe, of its intensity rule and of its acquisition rule; `cycles` names each of
+# the cycles.
+_RULES: Final[Mapping[str, _Rule]] = {
+    "simulated_share": ("0 to 1", lambda x: _is_number(x) and 0.0 <= x <= 1.0),
+    "spacing_mm": ("the finest before the coarsest, above 0", lambda s: 0.0 < s[0] < s[1] < inf),
+    "largest_ratio": ("1 or more", lambda x: _is_number(x) and 1.0 <= x < inf),
+    "clip_percentiles": ("two from 0 to 100 that rise", _are_percentiles),
     "foreground_share": _FRACTION,
+    "cycles": _COUNT,
     "batch": _COUNT,
     "cases_per_subject": _COUNT,
-    "seed": Rule("0, 1, 2, ... below 2^32", lambda n: type(n) is int and 0 <= n < 2**32),
+    "seed": ("0, 1, 2, ... below 2^32", lambda n: type(n) is int and 0 <= n < 2**32),
     "learning_rate": _POSITIVE,
     "base_spacing_mm": _POSITIVE,
-    "weight_decay": Rule("0 or more", lambda x: _is_number(x) and 0.0 <= x < inf),
+    "weight_decay": ("0 or more", lambda x: _is_number(x) and 0.0 <= x < inf),
     "averaging": _FRACTION,
     "distillation": _FRACTION,
-    "validation_share": Rule(
-        "more than 0 and less than 1", lambda x: _is_number(x) and 0.0 < x < 1.0
-    ),
+    "validation_share": ("more than 0 and less than 1", lambda x: _is_number(x) and 0.0 < x < 1.0),
     "task": _TEXT,
     "data_source": _TEXT,
     "data_licence": _TEXT,
-    "labels": Rule("2 or more different names", lambda names: _are_names(names, 2)),
-    "channels": Rule("1 or more different names", lambda names: _are_names(names, 1)),
+    "labels": ("2 or more different names", lambda names: _are_names(names, 2)),
+    "channels": ("1 or more different names", lambda names: _are_names(names, 1)),
 }
 
 
-def _faults(entries: object) -> list[str]:
-    """The faults of all entries of a dataclass that have a rule."""
-    found = []
-    for name, value in vars(entries).items():
-        if name in RULES:
-            found += RULES[name].faults(name, value)
-    return found
+def _faults(entries: Iterable[tuple[str, object]]) -> list[str]:
+    """One clause for each of `entries`, by name and value, that has a rule and breaks it."""
+    checked = [(name, value, *_RULES[name]) for name, value in entries if name in _RULES]
+    return [
+        f"{name} is {value!r} (expected {expected})"
+        for name, value, expected, accepts in checked
+        if not accepts(value)
+    ]
 
 
 def _raise(faults: Sequence[str]) -> None:
@@ -113,7 +102,7 @@ class AcquisitionRule:
     largest_ratio: float = 10.0
 
     def __post_init__(self) -> None:
-        _raise(_faults(self))
+        _raise(_faults(vars(self).items()))
 
 
 @dataclass(frozen=True)
@@ -153,8 +142,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        faults = [fault for n in self.cycles or (0,) for fault in _COUNT.faults("cycles", n)]
-        faults += _faults(self) + _faults(self.intensity)
+        entries = {**vars(self), **vars(self.intensity)}
+        cycles = entries.pop("cycles") or (0,)
+        faults = _faults([*entries.items(), *(("cycles", epochs) for epochs in cycles)])
         base, spacings = self.base_spacing_mm, self.acquisition.spacing_mm
         if _is_number(base) and spacings[1] < base:
             faults.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -106,19 +107,21 @@ def acquisitions(base_spacing_mm: float) -> list[Acquisition]:
     found = []
     for factors in VOXELS:
         i, j, k = (factor * base_spacing_mm for factor in factors)
-        found.append(Acquisition(spacing_name((i, j, k)), "spacing", _average_to((i, j, k))))
+        make = partial(_average_to, spacing_mm=(i, j, k))
+        found.append(Acquisition(spacing_name((i, j, k)), "spacing", make))
     thick = (base_spacing_mm, base_spacing_mm, 4.0 * base_spacing_mm)
     name = f"{spacing_name(thick)}, Gaussian slices"
-    found.append(Acquisition(name, "spacing", _average_to(thick, "gaussian")))
+    make = partial(_average_to, spacing_mm=thick, profile="gaussian")
+    found.append(Acquisition(name, "spacing", make))
     disturbed: dict[str, Make] = {
-        "4 mm tighter on every side": _crop(4.0),
-        "16 slices of noise": _add_noisy_air(16, 0.05),
+        "4 mm tighter on every side": partial(_crop, mm=4.0),
+        "16 slices of noise": partial(_add_noisy_air, slices=16, level=0.05),
         "twice the extent, zeros": _double_extent,
-        "0.1 % hot voxels": _add_hot_voxels(0.001),
-        "offset of 3 times the maximum": _add_offset(3.0),
-        "noise of 5 % of the maximum": _add_noise(0.05),
-        "turned by 20 degrees": _rotate(20.0),
-        "turned by 35 degrees": _rotate(35.0),
+        "0.1 % hot voxels": partial(_add_hot_voxels, share=0.001),
+        "offset of 3 times the maximum": partial(_add_offset, factor=3.0),
+        "noise of 5 % of the maximum": partial(_add_noise, level=0.05),
+        "turned by 20 degrees": partial(_rotate, degrees=20.0),
+        "turned by 35 degrees": partial(_rotate, degrees=35.0),
     }
     return found + [Acquisition(name, "robustness", make) for name, make in disturbed.items()]
 
@@ -216,39 +219,30 @@ def _volume(voxels: NDArray[np.float32], grid: Grid) -> Volume:
     return Volume(np.moveaxis(voxels, 0, 3), grid)
 
 
-def _average_to(spacing_mm: Triple, profile: Profile = "box") -> Make:
+def _average_to(
+    case: Case, rng: Generator, spacing_mm: Triple, profile: Profile = "box"
+) -> SimulatedScan:
     """The scan ends, as a scanner's does, with the last whole voxel."""
-
-    def make(case: Case, rng: Generator) -> SimulatedScan:
-        low = whole_voxel_grid(case.grid, spacing_mm)
-        return _volume(acquire(case.voxels, case.grid, low, profile), low), case
-
-    return make
+    low = whole_voxel_grid(case.grid, spacing_mm)
+    return _volume(acquire(case.voxels, case.grid, low, profile), low), case
 
 
-def _crop(mm: float) -> Make:
-    """Labels outside the scan cannot be found, so they are cropped too."""
-
-    def make(case: Case, rng: Generator) -> SimulatedScan:
-        sizes = zip(case.labels.shape, case.grid.spacing_mm, strict=True)
-        # At least one voxel of a thin scan remains.
-        cut = [min(round(mm / spacing), (n - 1) // 2) for n, spacing in sizes]
-        part = tuple(slice(c, n - c) for c, n in zip(cut, case.labels.shape, strict=True))
-        voxels, labels = case.voxels[(slice(None), *part)], case.labels[part]
-        i, j, k = labels.shape
-        grid = case.grid.box((cut[0], cut[1], cut[2]), (i, j, k))
-        return _volume(voxels, grid), replace(case, voxels=voxels, labels=labels, grid=grid)
-
-    return make
+def _crop(case: Case, rng: Generator, mm: float) -> SimulatedScan:
+    """Crops the scan and its labels: those outside the scan cannot be found."""
+    sizes = zip(case.labels.shape, case.grid.spacing_mm, strict=True)
+    # At least one voxel of a thin scan remains.
+    cut = [min(round(mm / spacing), (n - 1) // 2) for n, spacing in sizes]
+    part = tuple(slice(c, n - c) for c, n in zip(cut, case.labels.shape, strict=True))
+    voxels, labels = case.voxels[(slice(None), *part)], case.labels[part]
+    i, j, k = labels.shape
+    grid = case.grid.box((cut[0], cut[1], cut[2]), (i, j, k))
+    return _volume(voxels, grid), replace(case, voxels=voxels, labels=labels, grid=grid)
 
 
-def _add_noisy_air(slices: int, level: float) -> Make:
-    def make(case: Case, rng: Generator) -> SimulatedScan:
-        noise = level * float(np.percentile(case.voxels, 99.5))
-        padded = add_air(case.voxels, case.grid, (0, 0, 0), (0, 0, slices), noise, rng)
-        return _volume(*padded), case
-
-    return make
+def _add_noisy_air(case: Case, rng: Generator, slices: int, level: float) -> SimulatedScan:
+    noise = level * float(np.percentile(case.voxels, 99.5))
+    padded = add_air(case.voxels, case.grid, (0, 0, 0), (0, 0, slices), noise, rng)
+    return _volume(*padded), case
 
 
 def _double_extent(case: Case, rng: Generator) -> SimulatedScan:
@@ -256,34 +250,21 @@ def _double_extent(case: Case, rng: Generator) -> SimulatedScan:
     return _volume(*add_air(case.voxels, case.grid, (i, j, k), (i, j, k), 0.0, rng)), case
 
 
-def _add_hot_voxels(share: float) -> Make:
-    def make(case: Case, rng: Generator) -> SimulatedScan:
-        return _volume(add_hot_voxels(case.voxels, share, 10.0, rng), case.grid), case
-
-    return make
+def _add_hot_voxels(case: Case, rng: Generator, share: float) -> SimulatedScan:
+    return _volume(add_hot_voxels(case.voxels, share, 10.0, rng), case.grid), case
 
 
-def _add_offset(factor: float) -> Make:
-    def make(case: Case, rng: Generator) -> SimulatedScan:
-        return _volume(case.voxels + factor * case.voxels.max(), case.grid), case
-
-    return make
+def _add_offset(case: Case, rng: Generator, factor: float) -> SimulatedScan:
+    return _volume(case.voxels + factor * case.voxels.max(), case.grid), case
 
 
-def _add_noise(level: float) -> Make:
-    def make(case: Case, rng: Generator) -> SimulatedScan:
-        deviation = level * float(np.percentile(case.voxels, 99.5))
-        return _volume(add_rician_noise(case.voxels, deviation, rng), case.grid), case
-
-    return make
+def _add_noise(case: Case, rng: Generator, level: float) -> SimulatedScan:
+    deviation = level * float(np.percentile(case.voxels, 99.5))
+    return _volume(add_rician_noise(case.voxels, deviation, rng), case.grid), case
 
 
-def _rotate(degrees: float) -> Make:
+def _rotate(case: Case, rng: Generator, degrees: float) -> SimulatedScan:
     """An oblique scan of the whole crop; beyond the crop its border voxels continue."""
-
-    def make(case: Case, rng: Generator) -> SimulatedScan:
-        rotation = angle_axis2mat(np.radians(degrees), TILT_AXIS)
-        rotated = rotated_grid(case.grid, rotation, whole=True)
-        return _volume(reslice(case.voxels, case.grid, rotated, "nearest"), rotated), case
-
-    return make
+    rotation = angle_axis2mat(np.radians(degrees), TILT_AXIS)
+    rotated = rotated_grid(case.grid, rotation, whole=True)
+    return _volume(reslice(case.voxels, case.grid, rotated, "nearest"), rotated), case
