@@ -31,7 +31,7 @@ from rare_trt.building.package_from_checkpoint import (
     load_check_cases,
 )
 from rare_trt.calibration.golden import make_golden_vectors
-from rare_trt.evaluation.measurements import Measurement, Refusal, acquisitions, measurements
+from rare_trt.evaluation.measurements import Measurement, RejectedScan, acquisitions, measure
 from rare_trt.evaluation.summary import Summary, dice_png, interval, measurements_csv, summaries
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import write_package
@@ -49,10 +49,10 @@ def main(data: Path, out: Path, ours: list[Path], baselines: list[Path]) -> None
         cases = load_check_cases(data, load_checkpoint(checkpoints[0]))
         made = acquisitions(packages[0].manifest.model.base_spacing_mm)
         # Scan by scan in turn, so that a busy moment falls on all.
-        turns = zip(*(measurements(one, cases, made) for one in segmenters), strict=True)
+        turns = zip(*(measure(one, cases, made) for one in segmenters), strict=True)
         for turn in tqdm(turns, "measuring", len(cases) * len(made), unit="scan"):
             for name, measured in zip(rows, turn, strict=True):
-                if isinstance(measured, Refusal):
+                if isinstance(measured, RejectedScan):
                     raise SystemExit(f"{name}, {measured.case}, {measured.acquisition}: refused")
                 rows[name] += measured
     found = {name: summaries(of) for name, of in rows.items()}

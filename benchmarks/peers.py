@@ -134,15 +134,14 @@ def torch_routes(compiled: bool) -> Peer:
 
     from rare_trt.package.reading import open_package
     from rare_trt.training.checkpoint import load_checkpoint
-    from rare_trt.training.passes import RouteInputs
+    from rare_trt.training.inputs import RouteInputs
 
     package = open_package("hippocampus")
     network = load_checkpoint(REPOSITORY / "models" / "hippocampus").network
     classes = len(package.manifest.model.labels)
 
     def answer(route: int, *tensors: torch.Tensor) -> torch.Tensor:
-        inputs = RouteInputs(*tensors)
-        return inputs.answered(network(inputs.working(), route))[0].argmax(0).to(torch.uint8)
+        return RouteInputs(*tensors).predict(network, route)[0].argmax(0).to(torch.uint8)
 
     if compiled:
         torch._dynamo.config.cache_size_limit = 256

@@ -21,9 +21,9 @@ from rare_trt.evaluation.cases import Case
 from rare_trt.package.manifest import GoldenEntry
 from rare_trt.scan.field_of_view import FieldOfView
 from rare_trt.scan.geometry import Grid, Shape
-from rare_trt.training.averaging import averaged
 from rare_trt.training.checkpoint import Checkpoint
-from rare_trt.training.passes import route_inputs
+from rare_trt.training.downsampling import average_blocks
+from rare_trt.training.inputs import route_inputs
 
 # Another machine adds in another order, and fp16 rounds every sum: that changes voxels where two
 # classes are nearly equal (measured: at most 2 in 100,000 in fp16). A fault changes far more than
@@ -86,7 +86,7 @@ def reference_labels(
     full = grid.subdivide((factor, factor, factor))
     device = torch.device("cpu")
     inputs = route_inputs(voxels.astype(np.float32), grid, route, full, checkpoint.recipe, device)
-    logits = inputs.answered(checkpoint.network(inputs.working(), route))
+    logits = inputs.predict(checkpoint.network, route)
     return logits[0].argmax(0).numpy().astype(np.uint8), full
 
 
@@ -100,7 +100,7 @@ def _scan(case: Case, size: Shape, route: int, base: float) -> tuple[NDArray[np.
         start = max(0, voxels.shape[axis] - n) // 2
         voxels = voxels.take(range(start, min(start + n, voxels.shape[axis])), axis)
     pad = [(0, n - have) for n, have in zip(shape, voxels.shape[1:], strict=True)]
-    voxels = averaged(np.pad(voxels, [(0, 0), *pad], mode="symmetric"), factor)
+    voxels = average_blocks(np.pad(voxels, [(0, 0), *pad], mode="symmetric"), factor)
     low, high = np.percentile(voxels, (0.1, 99.9))
     grey = np.clip((voxels - low) / (high - low), 0.0, 1.0) * 255.0
     i, j, k = voxels.shape[1:]

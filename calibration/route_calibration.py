@@ -24,7 +24,7 @@ from rare_trt.calibration.int8 import (
 from rare_trt.calibration.search import MIN_SPEEDUP, Budget, Outcome, search
 from rare_trt.calibration.trial import Trials
 from rare_trt.evaluation.cases import Case
-from rare_trt.evaluation.route_samples import NATIVE, route_sample
+from rare_trt.evaluation.prepared_cases import NATIVE, prepare_case
 from rare_trt.export.onnx_from_route import load_graph
 from rare_trt.package.manifest import CalibrationEntry, Manifest, RouteEntry, Variant
 from rare_trt.package.reading import Package
@@ -105,7 +105,7 @@ def calibrate_route(
     scans = [
         inputs
         for case, relative in zip(range_cases, cycle(BAND))
-        for inputs in route_sample(manifest, entry, case, relative).inputs()
+        for inputs in prepare_case(manifest, entry, case, relative).inputs()
     ]
     digest = sha256(b"".join(array.tobytes() for scan in scans for array in scan.values()))
     ranges = {
@@ -148,7 +148,7 @@ def _make_trials(
 ) -> Trials:
     """Trials on `cases` at the spacing of the route, and on the same ones far from zero."""
     samples, far = (
-        [route_sample(manifest, entry, case, far=far) for case in cases] for far in (0.0, FAR)
+        [prepare_case(manifest, entry, case, far=far) for case in cases] for far in (0.0, FAR)
     )
     return Trials(model, samples, far, len(manifest.model.labels))
 

@@ -31,8 +31,8 @@ from rare_trt.scan.out_of_distribution import (
     block_means,
     statistics,
 )
-from rare_trt.training.acquisition import simulated_sample
 from rare_trt.training.recipe import Recipe
+from rare_trt.training.samples import simulate_sample
 
 # More cases change the ranges little.
 MAX_CASES: Final = 64
@@ -124,7 +124,7 @@ def _simulate(case: Case, rng: Generator, recipe: Recipe) -> Iterator[Volume]:
         yield acquisition.make(case, rng)[0]
     for route in range(recipe.network.routes):
         for _ in range(SIMULATED):
-            sample = simulated_sample(case, rng, route, recipe)
+            sample = simulate_sample(case, rng, route, recipe)
             yield _volume(sample.voxels, sample.grid)
 
 

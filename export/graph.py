@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rare_trt.training.inputs import resample
 from rare_trt.training.network import RareUNet
-from rare_trt.training.passes import resampled
 
 
 class RouteGraph(nn.Module):
@@ -24,8 +24,8 @@ class RouteGraph(nn.Module):
     def logits(self, image: Tensor, *matrices: Tensor) -> Tensor:
         """Logits [1, classes, oi, oj, ok] on the output grid; `matrices` are in_* and out_*."""
         in_i, in_j, in_k, out_i, out_j, out_k = matrices
-        working = resampled(image, in_i, in_j, in_k)
-        return resampled(self.network(working, self.route), out_i, out_j, out_k)
+        working = resample(image, in_i, in_j, in_k)
+        return resample(self.network(working, self.route), out_i, out_j, out_k)
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""A checkpoint in the RARE-UNet authors' layout becomes one of ours that answers the same."""
+"""A converted checkpoint of the RARE-UNet authors gives the same logits."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TheirNetwork(nn.Module):
 
 
 def their_network(config: NetworkConfig) -> TheirNetwork:
-    """Every parameter random, norms and biases too: a pair mixed up must change the answer."""
+    """Every parameter random, norms and biases too: a swapped pair must change the logits."""
     network = TheirNetwork(config).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def their_network(config: NetworkConfig) -> TheirNetwork:
 
 
 def their_config(config: NetworkConfig) -> dict[str, Any]:
-    """What of config.yaml is read, among some of what is not."""
+    """Entries of config.yaml: those that are read, and some that are not."""
     architecture = {
         "path": {"_target_": "models.rare_unet.RAREUNet"},
         "name": "rare_unet",
@@ -154,7 +154,7 @@ def recipe() -> Recipe:
 
 
 def refusal(theirs: Path, labelled: Path, recipe: Recipe) -> str:
-    """What is said of a checkpoint that must be refused, with nothing written."""
+    """The message for a checkpoint that must be refused, with nothing written."""
     out = theirs.parent / "out"
     with pytest.raises(RareTrtError) as caught:
         convert(theirs, out, labelled, recipe)
@@ -172,7 +172,7 @@ def refusal(theirs: Path, labelled: Path, recipe: Recipe) -> str:
         (TINY, "_orig_mod.module."),
     ],
 )
-def test_every_route_answers_as_theirs(
+def test_every_route_gives_their_logits(
     config: NetworkConfig, wrappers: str, tmp_path: Path, labelled: Path, recipe: Recipe
 ) -> None:
     network = their_network(config)
@@ -353,7 +353,7 @@ def test_a_configuration_that_does_not_fit_is_refused(
         (b"- 1", "norm_type is None"),
     ],
 )
-def test_what_is_no_configuration_is_refused(
+def test_a_file_without_a_configuration_is_refused(
     text: bytes, words: str, theirs: Path, labelled: Path, recipe: Recipe
 ) -> None:
     (theirs / "config.yaml").write_bytes(text)

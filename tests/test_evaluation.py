@@ -1,4 +1,4 @@
-"""`rare-trt evaluate`: what it measures, and how it is put together."""
+"""`rare-trt evaluate`: its measurements, tables and plot."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rare_trt.evaluation.measurements import (
     TILT_AXIS,
     Acquisition,
     Measurement,
-    Refusal,
+    RejectedScan,
     acquisitions,
     labels_at,
     labels_on,
-    measurements,
+    measure,
 )
-from rare_trt.evaluation.simulation import resliced_labels, turned_grid
+from rare_trt.evaluation.simulation import reslice_labels, rotated_grid
 from rare_trt.evaluation.summary import Summary, dice_png, interval, summaries, summaries_csv
 from rare_trt.evaluation.surfaces import mean_surface_distance_mm
 from rare_trt.package.reading import open_package
@@ -39,11 +39,11 @@ def case(examples: Path) -> Case:
     return load_case(files, 1, 3)
 
 
-def answered(segmenter: Segmenter, cases: list[Case], made: list[Acquisition]) -> list[Measurement]:
-    """The rows of what must not be refused."""
+def measured(segmenter: Segmenter, cases: list[Case], made: list[Acquisition]) -> list[Measurement]:
+    """The rows of scans that must not be rejected."""
     rows: list[Measurement] = []
-    for scan in measurements(segmenter, cases, made):
-        assert not isinstance(scan, Refusal)
+    for scan in measure(segmenter, cases, made):
+        assert not isinstance(scan, RejectedScan)
         rows += scan
     return rows
 
@@ -75,12 +75,12 @@ def test_labels_are_looked_up_in_the_world() -> None:
     assert (found[[0, 5]] == 0).all()
 
 
-def test_a_turned_answer_is_read_by_shares(case: Case) -> None:
-    """The manual label turned and read back: single points would cost a perfect answer more."""
-    turned = turned_grid(case.grid, angle_axis2mat(np.radians(20.0), TILT_AXIS), whole=True)
-    answer = resliced_labels(case.labels, case.grid, turned, 3)
-    by_share = dice(labels_on(answer, turned, case.grid, 3), case.labels, 3)
-    by_point = dice(labels_at(answer, turned, case.grid), case.labels, 3)
+def test_rotated_labels_are_compared_by_majority_vote(case: Case) -> None:
+    """The manual label rotated and back: single points would cost perfect labels more."""
+    rotated = rotated_grid(case.grid, angle_axis2mat(np.radians(20.0), TILT_AXIS), whole=True)
+    labels = reslice_labels(case.labels, case.grid, rotated, 3)
+    by_share = dice(labels_on(labels, rotated, case.grid, 3), case.labels, 3)
+    by_point = dice(labels_at(labels, rotated, case.grid), case.labels, 3)
     assert min(by_share) > 0.97
     assert all(share > point for share, point in zip(by_share, by_point, strict=True))
     assert (labels_on(case.labels, case.grid, case.grid, 3) == case.labels).all()
@@ -100,12 +100,12 @@ def test_the_interval_holds_the_mean_and_narrows_with_the_cases() -> None:
     assert widths[1] < 0.4 * widths[0]
 
 
-def test_a_row_says_what_the_runtime_answers(case: Case, examples: Path) -> None:
+def test_a_row_is_measured_on_the_runtimes_labels(case: Case, examples: Path) -> None:
     """The plain scan and its 2 mm average, computed here from the public interface alone."""
     made = {one.name: one for one in acquisitions(1.0)}
     truth = read_scan(examples / "truth/1mm.nii.gz").volume.voxels.astype(np.uint8)
     with Segmenter.load("hippocampus") as segmenter:
-        rows = answered(segmenter, [case], [made["1 mm"]])
+        rows = measured(segmenter, [case], [made["1 mm"]])
         result = segmenter.segment(examples / "hippocampus_1mm.nii.gz")
     expected = dice(result.labels, truth, 3)
     assert [row.label for row in rows] == ["anterior hippocampus", "posterior hippocampus"]
@@ -136,10 +136,10 @@ def test_every_acquisition_keeps_scan_and_truth_in_place(case: Case) -> None:
 
 
 def test_labels_that_are_not_found_are_counted(case: Case) -> None:
-    """A scan in which nothing can be found: distances are left out, and it is said."""
+    """A scan in which nothing can be found: distances are left out and counted."""
     with Segmenter.load("hippocampus") as segmenter:
         [plain] = [one for one in acquisitions(1.0) if one.name == "1 mm"]
-        rows = answered(segmenter, [case, case], [plain])
+        rows = measured(segmenter, [case, case], [plain])
     rows[1] = replace(rows[1], dice=0.0, surface_mm=float("nan"), volume_mm3=0.0)
     [found] = summaries(rows)
     assert (found.not_found, found.cases, found.routes) == (1, 2, (0,))
@@ -155,7 +155,7 @@ def test_labels_that_are_not_found_are_counted(case: Case) -> None:
 
 @pytest.fixture(scope="module")
 def two_cases(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two crops, one of them under the name of a case kept back from training."""
+    """A folder of two crops, one of them under the name of a case held out from training."""
     folder = tmp_path_factory.mktemp("data")
     for part, source in (("images", "hippocampus_1mm.nii.gz"), ("labels", "truth/1mm.nii.gz")):
         (folder / part).mkdir()
@@ -165,14 +165,14 @@ def two_cases(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_command_writes_tables_and_a_picture_of_cases_kept_back(
+def test_the_command_writes_tables_and_a_plot_of_held_out_cases(
     two_cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     arguments = ["evaluate", "--data", str(two_cases), "-o", str(out)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "1 cases, kept back from training" in printed
+    assert "1 cases, held out from training" in printed
     rows = list(csv.DictReader((out / "cases.csv").read_text().splitlines()))
     assert {row["case"] for row in rows} == {"hippocampus_292"}
     names = [one.name for one in acquisitions(1.0)]
@@ -182,7 +182,7 @@ def test_the_command_writes_tables_and_a_picture_of_cases_kept_back(
     by_name = {row["acquisition"]: row for row in summary}
     assert float(by_name["1 mm"]["dice"]) > float(by_name["8 mm"]["dice"]) > 0.5
     assert by_name["4 mm"]["routes"] == "2"
-    # Zeros around a scan say nothing, and change nothing.
+    # Zeros around a scan change nothing.
     assert by_name["twice the extent, zeros"]["dice"] == by_name["1 mm"]["dice"]
     with Image.open(out / "dice.png") as picture:
         assert picture.width > 800
@@ -192,7 +192,7 @@ def test_the_command_writes_tables_and_a_picture_of_cases_kept_back(
     assert (out / "cases.csv").read_bytes() == before
 
 
-def test_without_cases_kept_back_all_are_used_and_it_is_said(
+def test_without_held_out_cases_all_are_used_and_it_is_reported(
     two_cases: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -206,7 +206,7 @@ def test_without_cases_kept_back_all_are_used_and_it_is_said(
         "rare_trt.evaluation.measurements.acquisitions", lambda base: acquisitions(base)[:1]
     )
     assert main(["evaluate", "--data", str(data), "-o", str(tmp_path / "out")]) == 0
-    assert "2 cases, of which the network may have seen some" in capsys.readouterr().out
+    assert "2 cases, some of them perhaps training cases" in capsys.readouterr().out
 
 
 def crops(data: Path, into: Path, *, first: int) -> Path:
@@ -220,7 +220,7 @@ def crops(data: Path, into: Path, *, first: int) -> Path:
     return into
 
 
-def test_scans_that_the_package_refuses_are_told_and_the_others_measured(
+def test_rejected_scans_are_listed_and_the_others_measured(
     two_cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A crop that is large enough, and is not once it is 4 mm tighter."""
@@ -231,7 +231,7 @@ def test_scans_that_the_package_refuses_are_told_and_the_others_measured(
     assert main(["evaluate", "--data", str(data), "-o", str(out)]) == 0
     tighter = "4 mm tighter on every side"
     [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith(f"{tighter}: ")]
-    assert f"1 of 2 refused, the first as hippocampus_004 ({tighter}): " in line
+    assert f"1 of 2 rejected, the first as hippocampus_004 ({tighter}): " in line
     rows = list(csv.DictReader((out / "cases.csv").read_text().splitlines()))
     assert {r["case"] for r in rows if r["acquisition"] == tighter} == {"hippocampus_002"}
     assert {r["case"] for r in rows if r["acquisition"] == "1 mm"} == {
@@ -240,7 +240,7 @@ def test_scans_that_the_package_refuses_are_told_and_the_others_measured(
     }
 
 
-def test_where_all_scans_are_refused_nothing_is_written(
+def test_where_all_scans_are_rejected_nothing_is_written(
     two_cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
@@ -249,7 +249,7 @@ def test_where_all_scans_are_refused_nothing_is_written(
         image = nib.load(two_cases / part / "hippocampus_292.nii.gz")
         nib.save(image.slicer[:5, :5, :5], data / part / "hippocampus_292.nii.gz")
     assert main(["evaluate", "--data", str(data), "-o", str(out)]) == 1
-    assert "scans was answered: hippocampus_292 (1 mm): " in capsys.readouterr().err
+    assert "scans was segmented: hippocampus_292 (1 mm): " in capsys.readouterr().err
     assert not out.exists()
 
 

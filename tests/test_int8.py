@@ -38,8 +38,8 @@ from rare_trt.engines.builder import EngineBuilder, TypedGraph
 from rare_trt.engines.engines_from_package import build_engines
 from rare_trt.errors import BackendError, OutputError
 from rare_trt.evaluation.cases import CaseFiles, load_cases
-from rare_trt.evaluation.route_samples import route_sample
-from rare_trt.evaluation.simulation import acquired, whole_voxels
+from rare_trt.evaluation.prepared_cases import prepare_case
+from rare_trt.evaluation.simulation import acquire, whole_voxel_grid
 from rare_trt.export.lint import lint
 from rare_trt.export.onnx_from_route import files_from_models, load_graph, onnx_from_route
 from rare_trt.package.manifest import (
@@ -332,7 +332,7 @@ def test_training_scans_far_from_zero_lose_what_float32_cannot_hold(examples: Pa
     for unit in (1e-6, 1.0, 1e6):
         scaled = replace(case, voxels=(case.voxels * np.sqrt(2) * unit).astype(np.float32))
         near, far = (
-            route_sample(manifest, manifest.routes[1], scaled, far=far).image
+            prepare_case(manifest, manifest.routes[1], scaled, far=far).image
             for far in (0.0, 100.0)
         )
         lost.append(float(np.abs(far - near).max()))
@@ -645,8 +645,8 @@ def test_no_precision_sees_scale_or_offset(full_scans: list[Volume], spacing: fl
     measured on single scans and over all."""
     scans = []
     for full in full_scans:
-        grid = whole_voxels(full.grid, (spacing, spacing, spacing))
-        voxels = acquired(full.voxels[None].astype(np.float32), full.grid, grid)[0]
+        grid = whole_voxel_grid(full.grid, (spacing, spacing, spacing))
+        voxels = acquire(full.voxels[None].astype(np.float32), full.grid, grid)[0]
         scans.append(Scan(Volume(voxels, grid)))
     seen = set()
     for only in each_variant_alone(open_package("hippocampus")):

@@ -1,4 +1,4 @@
-"""RARE-UNet against the facts of the paper's own network."""
+"""RARE-UNet has the parameter counts of the paper, and its gradients are right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rare_trt.training.losses import consistency_loss, label_shares, segmentation_loss
+from rare_trt.training.losses import consistency_loss, one_hot, segmentation_loss
 from rare_trt.training.network import ConvBlock, Convolution, NetworkConfig, RareUNet
 
 HIPPOCAMPUS = NetworkConfig(depth=5, filters=8, gate_blocks=4, channels=1, classes=3)
@@ -31,8 +31,8 @@ def test_parameter_counts_of_the_paper(
     assert found == per_route
 
 
-def test_a_route_touches_exactly_its_own_parameters() -> None:
-    """Counted by gradient: what takes part in a route and what does not."""
+def test_a_route_uses_exactly_its_own_parameters() -> None:
+    """The parameters of a route are those that get a gradient."""
     network = RareUNet(NetworkConfig(depth=3, filters=2, gate_blocks=1, routes=3))
     for route in range(3):
         network.zero_grad(set_to_none=True)
@@ -71,7 +71,7 @@ def test_more_routes_than_levels_are_refused() -> None:
 
 
 def test_the_loss_is_small_for_the_truth_and_large_for_its_opposite() -> None:
-    truth = label_shares(torch.randint(0, 3, (1, 4, 4, 4)), 3)
+    truth = one_hot(torch.randint(0, 3, (1, 4, 4, 4)), 3)
     sure = 20.0 * truth
     assert segmentation_loss(sure, truth) < 1e-3
     assert segmentation_loss(-sure, truth) > 1.0
@@ -86,9 +86,7 @@ def test_the_background_has_no_part_in_dice() -> None:
     expected = 0.35 * torch.log(torch.tensor(2.0)) + 0.65 * (
         1 - (2 * 0.5 * truth + 1) / (share + truth + 1)
     )
-    assert segmentation_loss(flat, label_shares(labels, 2)) == pytest.approx(
-        float(expected), rel=1e-5
-    )
+    assert segmentation_loss(flat, one_hot(labels, 2)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_consistency_pulls_the_gateway_and_never_the_encoder() -> None:
@@ -125,7 +123,7 @@ def test_gradients_under_bf16_are_those_of_float32_on_the_smallest_volumes() -> 
 def test_gradients_through_the_decoder_under_bf16_are_those_of_float32(
     shape: tuple[int, int, int],
 ) -> None:
-    """As above; here it is what goes into a transposed convolution that can stay unset."""
+    """As above; here the gradient of the input of a transposed convolution can stay unset."""
     torch.manual_seed(0)
     network = RareUNet(NetworkConfig(depth=1, filters=16, routes=1))
     features = torch.randn(1, 32, *shape)
@@ -158,15 +156,15 @@ def test_convolutions_and_their_gradients_are_torchs(
     for convolution in (ours, theirs):
         dtype = convolution.weight.dtype
         read = features.detach().clone().to(dtype).requires_grad_()
-        answer = convolution(read)
-        answer.backward(towards.to(dtype))
+        convolved = convolution(read)
+        convolved.backward(towards.to(dtype))
         gradients = [tensor.grad for tensor in (read, convolution.weight, convolution.bias)]
-        found.append([answer.detach(), *gradients])
+        found.append([convolved.detach(), *gradients])
     for mine, reference in zip(*found, strict=True):
         assert (mine.double() - reference).abs().max() <= 3e-6 * reference.abs().max()
 
 
-def test_a_bottleneck_of_one_voxel_is_an_answer() -> None:
+def test_a_bottleneck_of_one_voxel_is_accepted() -> None:
     """The paper's hippocampus configuration on a small crop at 8 mm."""
     network = RareUNet(NetworkConfig(depth=5, filters=4, gate_blocks=4))
     logits = network(torch.randn(1, 1, 4, 4, 4), 3)

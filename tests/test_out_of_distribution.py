@@ -20,8 +20,8 @@ from rare_trt.package.reading import Package, open_package, route_from_entry
 from rare_trt.scan.field_of_view import box_at, box_grid
 from rare_trt.scan.geometry import Canonical
 from rare_trt.scan.out_of_distribution import TrainingDistribution
-from rare_trt.training.acquisition import simulated_sample
 from rare_trt.training.recipe import Recipe, load_recipe
+from rare_trt.training.samples import simulate_sample
 
 SIMULATED = 2
 
@@ -62,7 +62,7 @@ def scans(case: Case, seed: int, recipe: Recipe) -> Iterator[Volume]:
         yield acquisition.make(case, rng)[0]
     for route in range(recipe.network.routes):
         for _ in range(SIMULATED):
-            sample = simulated_sample(case, rng, route, recipe)
+            sample = simulate_sample(case, rng, route, recipe)
             yield Volume(np.moveaxis(sample.voxels, 0, 3), sample.grid)
 
 

@@ -1,4 +1,4 @@
-"""Simulated scans: whatever is done to a scan, image and truth stay in their place in the world."""
+"""Simulated scans: image and labels keep their place in the world."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 
 from rare_trt.evaluation.cases import Case
 from rare_trt.evaluation.simulation import (
-    acquired,
-    resliced,
-    resliced_labels,
-    scanned_grid,
-    turned_grid,
-    whole_voxels,
-    with_air,
-    with_hot_voxels,
-    with_rician_noise,
+    acquire,
+    add_air,
+    add_hot_voxels,
+    add_rician_noise,
+    parallel_grid,
+    reslice,
+    reslice_labels,
+    rotated_grid,
+    whole_voxel_grid,
 )
 from rare_trt.scan.geometry import Grid, Triple
-from rare_trt.training import acquisition
-from rare_trt.training.acquisition import drawn_spacing, samples
-from rare_trt.training.augment import augmented
-from rare_trt.training.averaging import averaged, fitted
+from rare_trt.training import samples
+from rare_trt.training.augmentation import augment
+from rare_trt.training.downsampling import average_blocks, pad_to_multiple
 from rare_trt.training.network import NetworkConfig
 from rare_trt.training.recipe import AcquisitionRule, Recipe, load_recipe
+from rare_trt.training.samples import draw_samples, draw_spacing
 
 quick = settings(max_examples=60, deadline=None)
 spacings = st.tuples(*[st.floats(0.5, 9.0)] * 3)
@@ -57,12 +57,12 @@ def test_every_acquired_voxel_shows_what_lies_at_its_own_place(
     spacing: Triple, start: Triple, profile: str
 ) -> None:
     shape = tuple(max(1, int(n / s)) for n, s in zip(FULL.shape, spacing, strict=True))
-    target = scanned_grid(FULL, spacing, start, (shape[0], shape[1], shape[2]))
+    target = parallel_grid(FULL, spacing, start, (shape[0], shape[1], shape[2]))
     assert target.spacing_mm == pytest.approx(spacing)
     face = target.world_mm(np.array([-0.5, -0.5, -0.5]))
     assert face == pytest.approx(FULL.world_mm(np.array(start) - 0.5))
-    found = acquired(places(FULL), FULL, target, "box" if profile == "box" else "gaussian")
-    # A profile that reaches beyond the object measures what goes on there.
+    found = acquire(places(FULL), FULL, target, "box" if profile == "box" else "gaussian")
+    # A profile that reaches beyond the object measures its continued border.
     reach = np.maximum(np.array(spacing), 1.0) * (0.5 if profile == "box" else 2.2)
     seen = inner(target, FULL, reach)
     # The object is constant within each voxel of 1 mm, which narrow profiles feel.
@@ -72,9 +72,9 @@ def test_every_acquired_voxel_shows_what_lies_at_its_own_place(
 @quick
 @given(spacings, st.floats(-3.0, 3.0))
 def test_a_constant_object_is_constant_up_to_every_border(spacing: Triple, start: float) -> None:
-    target = scanned_grid(FULL, spacing, (start, start, start), (6, 6, 6))
+    target = parallel_grid(FULL, spacing, (start, start, start), (6, 6, 6))
     for profile in ("box", "gaussian"):
-        found = acquired(np.full((1, *FULL.shape), 7.0, np.float32), FULL, target, profile)
+        found = acquire(np.full((1, *FULL.shape), 7.0, np.float32), FULL, target, profile)
         assert found == pytest.approx(7.0, abs=1e-4)
 
 
@@ -82,8 +82,8 @@ def test_voxels_of_whole_multiples_are_block_means() -> None:
     voxels = default_rng(0).normal(size=(1, 32, 40, 24)).astype(np.float32)
     grid = Grid((32, 40, 24), np.eye(4))
     for factor in (1, 2, 4, 8):
-        low = whole_voxels(grid, (factor,) * 3)
-        assert acquired(voxels, grid, low) == pytest.approx(averaged(voxels, factor), abs=1e-5)
+        low = whole_voxel_grid(grid, (factor,) * 3)
+        assert acquire(voxels, grid, low) == pytest.approx(average_blocks(voxels, factor), abs=1e-5)
 
 
 def test_a_gaussian_slice_is_as_wide_as_the_voxel_at_half_its_height() -> None:
@@ -93,8 +93,8 @@ def test_a_gaussian_slice_is_as_wide_as_the_voxel_at_half_its_height() -> None:
         plate = np.zeros((1, 60, 2, 2), np.float32)
         plate[:, 30 + offset] = 1.0
         grid = Grid((60, 2, 2), np.eye(4))
-        low = scanned_grid(grid, (6.0, 1.0, 1.0), (-2.5, 0.0, 0.0), (10, 2, 2))
-        shown.append(acquired(plate, grid, low, "gaussian")[0, 5, 0, 0])
+        low = parallel_grid(grid, (6.0, 1.0, 1.0), (-2.5, 0.0, 0.0), (10, 2, 2))
+        shown.append(acquire(plate, grid, low, "gaussian")[0, 5, 0, 0])
     assert shown[1] / shown[0] == pytest.approx(0.5, abs=0.02)
 
 
@@ -105,11 +105,11 @@ def test_a_turned_scan_shows_what_lies_at_its_own_place(
 ) -> None:
     if np.linalg.norm(axis) < 0.1:
         return
-    turned = turned_grid(FULL, angle_axis2mat(np.radians(degrees), axis), whole=whole)
+    turned = rotated_grid(FULL, angle_axis2mat(np.radians(degrees), axis), whole=whole)
     assert turned.spacing_mm == pytest.approx(FULL.spacing_mm)
     middle = (np.array(turned.shape) - 1) / 2
     assert turned.world_mm(middle) == pytest.approx(FULL.world_mm((np.array(FULL.shape) - 1) / 2))
-    found = resliced(places(FULL), FULL, turned, "nearest")
+    found = reslice(places(FULL), FULL, turned, "nearest")
     seen = inner(turned, FULL, np.full(3, 0.6))
     assert np.abs(found - places(turned))[:, seen].max(initial=0.0) < 1e-3
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
@@ -122,11 +122,11 @@ def test_a_turned_scan_shows_what_lies_at_its_own_place(
 
 
 def test_turned_labels_are_the_turned_structure() -> None:
-    """A ball is the same ball from every side, whichever of its labels is asked for."""
+    """A ball is the same ball from every side, for either of its two labels."""
     away = np.linalg.norm(places(FULL) - np.array([15, 20, 14])[:, None, None, None], axis=0)
     labels = np.where(away < 9, np.where(places(FULL)[1] < 19.5, 1, 2), 0).astype(np.uint8)
-    turned = turned_grid(FULL, angle_axis2mat(0.6, (1, 2, 3)), whole=True)
-    found = resliced_labels(labels, FULL, turned, 3)
+    turned = rotated_grid(FULL, angle_axis2mat(0.6, (1, 2, 3)), whole=True)
+    found = reslice_labels(labels, FULL, turned, 3)
     at = places(turned)
     expected = np.where(
         np.linalg.norm(at - np.array([15, 20, 14])[:, None, None, None], axis=0) < 9,
@@ -141,13 +141,13 @@ def test_turned_labels_are_the_turned_structure() -> None:
 
 def test_air_is_added_around_and_nothing_moves() -> None:
     voxels, rng = places(FULL), default_rng(1)
-    padded, grid = with_air(voxels, FULL, (3, 0, 1), (0, 16, 2), 0.0, rng)
+    padded, grid = add_air(voxels, FULL, (3, 0, 1), (0, 16, 2), 0.0, rng)
     assert grid.shape == (34, 56, 31)
     inside = inner(grid, FULL, np.zeros(3))
     assert inside.sum() == voxels[0].size
     assert np.abs(padded - places(grid))[:, inside].max() == 0.0
     assert (padded[:, ~inside] == 0.0).all()
-    noisy, _ = with_air(voxels, FULL, (3, 0, 1), (0, 16, 2), 2.0, rng)
+    noisy, _ = add_air(voxels, FULL, (3, 0, 1), (0, 16, 2), 2.0, rng)
     # The mean of a Rayleigh distribution.
     assert noisy[:, ~inside].mean() == pytest.approx(2.0 * np.sqrt(np.pi / 2), rel=0.02)
     assert (noisy[:, inside] == padded[:, inside]).all()
@@ -155,15 +155,15 @@ def test_air_is_added_around_and_nothing_moves() -> None:
 
 def test_rician_noise_lifts_air_and_leaves_bright_tissue_unbiased() -> None:
     voxels = np.stack([np.zeros((30, 30, 30)), np.full((30, 30, 30), 100.0)]).astype(np.float32)
-    noisy = with_rician_noise(voxels, 3.0, default_rng(2))
+    noisy = add_rician_noise(voxels, 3.0, default_rng(2))
     assert noisy[0].mean() == pytest.approx(3.0 * np.sqrt(np.pi / 2), rel=0.02)
     assert noisy[1].mean() == pytest.approx(100.0, abs=0.1)
     assert noisy[1].std() == pytest.approx(3.0, rel=0.03)
 
 
-def test_hot_voxels_are_as_many_and_as_bright_as_asked() -> None:
+def test_hot_voxels_have_the_given_share_and_brightness() -> None:
     voxels = np.linspace(0.0, 1.0, 64_000, dtype=np.float32).reshape(1, 40, 40, 40)
-    hot = with_hot_voxels(voxels, 0.01, 5.0, default_rng(3))
+    hot = add_hot_voxels(voxels, 0.01, 5.0, default_rng(3))
     assert (hot == 5.0).mean() == pytest.approx(0.01, rel=0.2)
     assert (hot[hot != 5.0] == voxels[hot != 5.0]).all()
 
@@ -178,7 +178,7 @@ def recipe(**rule: float) -> Recipe:
 
 
 def striped() -> Case:
-    """Voxels that are their own place, and labels that are read off from it."""
+    """Voxels that are their own place, and labels that follow from it."""
     labels = (places(FULL)[0] > 12.0).astype(np.uint8) + (places(FULL)[1] > 22.0).astype(np.uint8)
     return Case("striped", places(FULL), labels, FULL)
 
@@ -187,10 +187,10 @@ def striped() -> Case:
 def test_each_route_is_shown_scans_in_their_place_with_labels_in_theirs(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acquisition, "_corrupted", lambda voxels, rng: voxels)
+    monkeypatch.setattr(samples, "_add_artefacts", lambda voxels, rng: voxels)
     for seed in range(30):
         case = striped()
-        shown = samples(case, default_rng(seed), recipe(simulated_share=share))
+        shown = draw_samples(case, default_rng(seed), recipe(simulated_share=share))
         assert [(one.route, one.aligned) for one in shown] == [
             (0, share == 0.0),
             *((1, True), (2, True), (3, True), (1, False), (2, False), (3, False)),
@@ -213,18 +213,18 @@ def test_each_route_is_shown_scans_in_their_place_with_labels_in_theirs(
         assert all(n % 8 == 0 for n in aligned[0].labels.shape)
         # One field of view, cut or padded anywhere.
         part = aligned[0].part
-        base, labels = fitted(case.voxels[(slice(None), *part)], case.labels[part], 8)
+        base, labels = pad_to_multiple(case.voxels[(slice(None), *part)], case.labels[part], 8)
         for one in aligned:
             assert (one.labels == labels).all()
             assert one.part == part
-            assert one.voxels == pytest.approx(averaged(base, 2**one.route), abs=1e-4)
+            assert one.voxels == pytest.approx(average_blocks(base, 2**one.route), abs=1e-4)
             assert one.grid.extent_mm == pytest.approx(labels.shape)
 
 
 def test_spacings_are_drawn_within_the_rule_and_near_the_route() -> None:
     rng, rule = default_rng(5), recipe()
     for route in range(4):
-        drawn = np.array([drawn_spacing(rng, route, rule) for _ in range(400)])
+        drawn = np.array([draw_spacing(rng, route, rule) for _ in range(400)])
         low, high = rule.acquisition.spacing_mm
         assert (drawn >= low).all()
         assert (drawn <= high).all()
@@ -240,7 +240,7 @@ def test_spacings_are_drawn_within_the_rule_and_near_the_route() -> None:
 
 def test_a_single_route_is_shown_every_spacing() -> None:
     one = replace(recipe(), network=NetworkConfig(channels=3, routes=1))
-    drawn = np.array([drawn_spacing(default_rng(seed), 0, one) for seed in range(300)])
+    drawn = np.array([draw_spacing(default_rng(seed), 0, one) for seed in range(300)])
     size = np.sqrt((drawn**2).mean(axis=1))
     assert size.min() < 1.0
     assert size.max() > 7.0
@@ -250,7 +250,7 @@ def test_augmentation_turns_cuts_and_pads_but_keeps_its_grid() -> None:
     shapes, tilted = set(), 0
     case = striped()
     for seed in range(40):
-        varied = augmented(case, default_rng(seed), 3)
+        varied = augment(case, default_rng(seed), 3)
         assert varied.voxels.shape[1:] == varied.labels.shape == varied.grid.shape
         assert varied.grid.spacing_mm == pytest.approx((1.0, 1.0, 1.0))
         assert np.isfinite(varied.voxels).all()

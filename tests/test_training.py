@@ -28,14 +28,15 @@ from rare_trt.export.agreement import Agreement
 from rare_trt.package.writing import write_package
 from rare_trt.scan.geometry import Canonical
 from rare_trt.training import trainer
-from rare_trt.training.augment import augmented
-from rare_trt.training.averaging import averaged
+from rare_trt.training.augmentation import augment
 from rare_trt.training.checkpoint import load_checkpoint
+from rare_trt.training.downsampling import average_blocks
+from rare_trt.training.inputs import route_inputs
 from rare_trt.training.losses import segmentation_loss
 from rare_trt.training.network import NetworkConfig
-from rare_trt.training.passes import route_inputs
-from rare_trt.training.recipe import Recipe, load_recipe
-from rare_trt.training.trainer import computed_type, train
+from rare_trt.training.recipe import Recipe, load_recipe, recipe_from_json
+from rare_trt.training.schedule import learning_rate
+from rare_trt.training.trainer import compute_dtype, train
 
 pytestmark = pytest.mark.usefixtures("quick_trials")
 
@@ -108,7 +109,7 @@ def test_the_same_labels_from_torch_and_from_the_runtime(
             voxels, canonical.grid, route, full, checkpoint.recipe, torch.device("cpu")
         )
         with torch.no_grad():
-            logits = inputs.answered(checkpoint.network(inputs.working(), route))
+            logits = inputs.predict(checkpoint.network, route)
         expected = logits[0].argmax(0).numpy()
         with Segmenter(package) as segmenter:
             result = segmenter.segment(examples / f"{name}.nii.gz", spacing_out_mm=1.0)
@@ -140,7 +141,7 @@ def test_a_case_is_the_same_in_every_order_of_its_axes(
     np.testing.assert_allclose(one.grid.affine, other.grid.affine, atol=1e-5)
 
 
-def test_graphs_that_do_not_answer_as_the_network_does_are_not_packed(
+def test_graphs_whose_labels_differ_from_the_networks_are_not_packed(
     trained: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(*arguments: object) -> list[Agreement]:
@@ -153,7 +154,7 @@ def test_graphs_that_do_not_answer_as_the_network_does_are_not_packed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_card_claims_no_training_that_was_not_or_is_not_known(
+def test_a_card_claims_no_unknown_training(
     trained: Path,
 ) -> None:
     with Segmenter.load("hippocampus") as segmenter:
@@ -185,13 +186,15 @@ def test_a_run_leaves_a_checkpoint_a_log_and_curves(trained: Path, recipe: Recip
     assert 0.0 <= float(rows[1]["dice_route1"]) <= 1.0
     with Image.open(trained / "curves.png") as curves:
         assert curves.width > 500
-    facts = load_checkpoint(trained).facts
+    checkpoint = load_checkpoint(trained)
+    assert checkpoint.recipe == recipe
+    facts = checkpoint.facts
     assert (facts.cases, facts.epochs, len(facts.validation)) == (5, 2, 1)
     assert facts.smallest_fov_mm[1] < facts.largest_fov_mm[1]
     assert len(facts.dice) == recipe.network.routes
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_the_first_epoch(
+def test_a_folder_that_cannot_be_made_is_reported_before_the_first_epoch(
     labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_before(0, monkeypatch)
@@ -214,7 +217,7 @@ def test_a_cpu_trains_in_bf16_only_where_it_computes_in_it() -> None:
     """Elsewhere every step would take thirty times as long."""
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     expected = torch.bfloat16 if supported else torch.float32
-    assert computed_type(torch.device("cpu")) is expected
+    assert compute_dtype(torch.device("cpu")) is expected
 
 
 def test_the_loss_falls(labelled: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -226,17 +229,17 @@ def test_the_loss_falls(labelled: Path, recipe: Recipe, tmp_path: Path) -> None:
 
 def stop_before(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupts the next run when it reaches `epoch` (counted from 0)."""
-    once = trainer._Run._epoch
+    once = trainer._Run._train_epoch
 
     def interrupted(run: trainer._Run, at: int) -> float:
         if at == epoch:
             raise KeyboardInterrupt
         return once(run, at)
 
-    monkeypatch.setattr(trainer._Run, "_epoch", interrupted)
+    monkeypatch.setattr(trainer._Run, "_train_epoch", interrupted)
 
 
-def test_a_run_cut_short_goes_on_where_it_stopped(
+def test_an_interrupted_run_resumes_where_it_stopped(
     trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two epochs in one go, and two with an interruption between them, end in equal weights."""
@@ -244,7 +247,11 @@ def test_a_run_cut_short_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         train(labelled, tmp_path, recipe)
     monkeypatch.undo()
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 2
+    # Curves are drawn at the end of a cycle.
+    assert not (tmp_path / "curves.png").exists()
     train(labelled, tmp_path, recipe)
+    assert (tmp_path / "curves.png").exists()
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
     for name, tensor in whole.items():
         # Sums over threads may round differently from run to run.
@@ -256,7 +263,7 @@ def test_another_recipe_does_not_resume(trained: Path, labelled: Path, recipe: R
         train(labelled, trained, replace(recipe, batch=1))
 
 
-def test_a_finished_run_goes_on_when_cycles_are_added(
+def test_a_finished_run_continues_when_cycles_are_added(
     trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -272,19 +279,19 @@ def test_a_finished_run_goes_on_when_cycles_are_added(
             train(labelled, out, replace(recipe, cycles=cycles))
 
 
-def test_a_finished_run_goes_on_from_its_checkpoint_alone(
+def test_a_finished_run_continues_from_its_checkpoint_alone(
     trained: Path,
     labelled: Path,
     recipe: Recipe,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From its weights, that is: an epoch in which nothing is learnt leaves them as they were, but
-    for the heads, which are balanced."""
+    """An epoch without training leaves the weights unchanged, but for the heads, which are
+    balanced."""
     out = tmp_path / "run"
     shutil.copytree(trained, out)
     (out / "state.safetensors").unlink()
-    monkeypatch.setattr(trainer._Run, "_epoch", lambda run, at: 1.0)
+    monkeypatch.setattr(trainer._Run, "_train_epoch", lambda run, at: 1.0)
     longer = train(labelled, out, replace(recipe, cycles=(2, 1)))
     assert longer.facts.epochs == 3
     rows = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
@@ -296,7 +303,7 @@ def test_a_finished_run_goes_on_from_its_checkpoint_alone(
     assert train(labelled, out, replace(recipe, cycles=(2, 1, 1))).facts.epochs == 4
 
 
-def test_a_checkpoint_that_another_run_left_is_not_gone_on_with(
+def test_the_checkpoint_of_another_run_is_not_continued(
     trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
@@ -319,16 +326,17 @@ def test_a_checkpoint_that_another_run_left_is_not_gone_on_with(
         train(labelled, tmp_path / "cut", recipe)
 
 
-def test_a_run_from_before_an_entry_of_the_recipe_goes_on(
+def test_a_run_of_an_earlier_version_continues(
     trained: Path, labelled: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
-    """What is younger than the run has its usual value."""
+    """Recipe entries added later have their defaults; the name that recipes had is ignored."""
     out = tmp_path / "run"
     shutil.copytree(trained, out)
     with safe_open(out / "state.safetensors", framework="pt") as file:
         notes = file.metadata()
     kept = json.loads(notes["recipe"])
     del kept["distillation"]
+    kept["name"] = "hippocampus"
     notes["recipe"] = json.dumps(kept)
     (out / "state.safetensors").write_bytes(save(load_file(out / "state.safetensors"), notes))
     usual = replace(recipe, distillation=0.0)
@@ -337,22 +345,18 @@ def test_a_run_from_before_an_entry_of_the_recipe_goes_on(
         train(labelled, out, replace(recipe, distillation=0.25))
 
 
-def test_the_learning_rate_rises_and_falls_in_every_cycle(
-    labelled: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[float] = []
-
-    def epoch(run: trainer._Run, at: int) -> float:
-        seen.extend(run._learning_rate(at * run.batches + step) for step in range(run.batches))
-        return 1.0
-
-    monkeypatch.setattr(trainer._Run, "_epoch", epoch)
-    train(labelled, tmp_path, replace(recipe, cycles=(20, 10)))
-    first, second = np.array(seen[: len(seen) * 2 // 3]), np.array(seen[len(seen) * 2 // 3 :])
-    for cycle in (first, second):
-        assert cycle.max() == pytest.approx(recipe.learning_rate, rel=0.02)
-        assert cycle[-1] < 0.02 * recipe.learning_rate
+def test_the_learning_rate_rises_and_falls_in_every_cycle() -> None:
+    batches, cycles, peak = 2, (20, 10), 2e-3
+    rates = np.array([learning_rate(step, batches, cycles, peak) for step in range(60)])
+    for cycle in (rates[:40], rates[40:]):
+        warm = len(cycle) // 10
+        assert cycle[:warm] == pytest.approx(peak * np.arange(1, warm + 1) / warm)
+        assert cycle.max() == pytest.approx(peak, rel=0.02)
+        assert cycle[-1] < 0.02 * peak
         assert (np.diff(cycle[cycle.argmax() :]) <= 0).all()
+    assert learning_rate(0, 1, (1,), peak) == peak
+    with pytest.raises(ValueError, match="has ended"):
+        learning_rate(60, batches, cycles, peak)
 
 
 @pytest.mark.parametrize("what", ["the loss", "the gradient's norm"])
@@ -375,7 +379,7 @@ def test_a_run_that_diverges_says_what_to_do(
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_what_is_kept_is_the_running_mean_of_the_weights(
+def test_the_checkpoint_has_the_ema_of_the_weights(
     labelled: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     train(labelled, tmp_path, recipe)
@@ -389,23 +393,23 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(
 
 
 @pytest.mark.parametrize("distillation", [0.0, 0.5])
-def test_coarse_routes_are_taught_what_the_running_mean_sees_at_base_spacing(
+def test_coarse_routes_learn_from_the_ema_teacher_at_base_spacing(
     labelled: Path,
     recipe: Recipe,
     tmp_path: Path,
     distillation: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Half of the label and half of the answer, on coarse routes in the second cycle; the label
-    alone elsewhere."""
+    """Targets are half label and half prediction on coarse routes in the second cycle, and the
+    label alone elsewhere."""
     truths: list[torch.Tensor] = []
     resume = trainer._Run._resume
 
     def resumed(run: trainer._Run) -> None:
-        """The running mean is sure of label 2, the network itself of nothing."""
+        """The EMA teacher is sure of label 2, the network itself of no label."""
         resume(run)
-        run._kept().get_parameter("heads.0.bias").data[2] += 100.0
-        run.average.n_averaged.fill_(1)
+        run._ema_network().get_parameter("heads.0.bias").data[2] += 100.0
+        run.ema.n_averaged.fill_(1)
 
     def loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         truths.append(truth)
@@ -425,7 +429,7 @@ def test_coarse_routes_are_taught_what_the_running_mean_sees_at_base_spacing(
             labels = labels[..., :i, :j, :k]
             assert labels == pytest.approx(labels.round(), abs=1e-3)
             assert set(labels.argmax(1).unique().tolist()) == {0, 1, 2}
-            # Beyond the case there is nothing to be found.
+            # Beyond the case there is background.
             assert truth.sum() - truth[..., :i, :j, :k].sum() == truth[0, 0].numel() - i * j * k
         else:
             assert ((truth == 0) | (truth == 1)).all()
@@ -488,7 +492,7 @@ def test_no_subject_is_on_both_sides() -> None:
     assert split_by_subject(names, 2, 0.1, seed=0) == (training, validation)
 
 
-def test_the_shipped_package_kept_its_examples_back() -> None:
+def test_the_shipped_package_held_its_examples_out() -> None:
     with Segmenter.load("hippocampus") as segmenter:
         record = segmenter.package.manifest.model.training
     assert {"hippocampus_292", "hippocampus_127"} <= set(record.validation_cases)
@@ -550,7 +554,7 @@ def test_augmented_cases_keep_image_and_labels_together(labelled: Path) -> None:
     case = load_case(files, 1, 3)
     painted = replace(case, voxels=(case.labels > 0)[None].astype(np.float32) * 100.0)
     for seed in range(12):
-        varied = augmented(painted, np.random.default_rng(seed), 3)
+        varied = augment(painted, np.random.default_rng(seed), 3)
         voxels, labels = varied.voxels, varied.labels
         assert voxels.shape[1:] == labels.shape == varied.grid.shape
         assert set(np.unique(labels)) <= {0, 1, 2}
@@ -570,9 +574,7 @@ def test_a_scan_of_few_slices_keeps_some(labelled: Path, slices: int) -> None:
         grid=case.grid.box((0, 0, k // 2), (i, j, slices)),
     )
     for seed in range(60):
-        assert (
-            min(augmented(thin, np.random.default_rng(seed), 3).labels.shape) >= (slices + 1) // 2
-        )
+        assert min(augment(thin, np.random.default_rng(seed), 3).labels.shape) >= (slices + 1) // 2
 
 
 def test_scans_that_only_some_routes_resample_are_trained_on(
@@ -593,10 +595,10 @@ def test_scans_that_only_some_routes_resample_are_trained_on(
     assert train(tmp_path, tmp_path / "run", other).facts.epochs == 1
 
 
-def test_averaging_is_the_mean_of_blocks() -> None:
+def test_lower_resolution_is_the_mean_of_blocks() -> None:
     voxels = np.arange(64, dtype=np.float32).reshape(1, 4, 4, 4)
-    assert averaged(voxels, 4).tolist() == [[[[31.5]]]]
-    assert averaged(voxels, 2)[0, 0, 0, 0] == voxels[0, :2, :2, :2].mean()
+    assert average_blocks(voxels, 4).tolist() == [[[[31.5]]]]
+    assert average_blocks(voxels, 2)[0, 0, 0, 0] == voxels[0, :2, :2, :2].mean()
 
 
 @pytest.mark.parametrize(
@@ -639,6 +641,23 @@ def test_a_recipe_that_does_not_fit_is_refused(
     path.write_text(json.dumps(load_recipe("hippocampus").as_json() | change))
     with pytest.raises(RareTrtError, match=words):
         load_recipe(str(path))
+
+
+def test_all_faults_of_a_recipe_are_reported_at_once() -> None:
+    values = load_recipe("hippocampus").as_json()
+    wrong = {"batch": 0, "seed": -1, "labels": ["a", "a"], "base_spacing_mm": "x"}
+    with pytest.raises(RareTrtError) as caught:
+        recipe_from_json(values | wrong)
+    for words in ("batch is 0", "seed is -1", "labels is ('a', 'a')", "base_spacing_mm is 'x'"):
+        assert words in str(caught.value)
+    assert "names 1 channels and 2 labels (expected 1 and 3" in str(caught.value)
+
+
+def test_a_recipe_of_an_earlier_version_has_a_name_that_is_ignored(tmp_path: Path) -> None:
+    shipped = load_recipe("hippocampus")
+    for name in ({}, {"name": "hippocampus"}):
+        (tmp_path / "recipe.json").write_text(json.dumps(shipped.as_json() | name))
+        assert load_recipe(str(tmp_path / "recipe.json")) == shipped
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, trained: Path) -> None:

@@ -31,17 +31,17 @@ def labels(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("too_large", [-1.0, 0.6, 1.5])
-def test_answers_too_large_or_too_small_get_the_right_volume(too_large: float) -> None:
+def test_labels_too_large_or_too_small_get_the_right_volume(too_large: float) -> None:
     # Many radii: the volume of one sphere of voxels jumps.
     radii = np.linspace(4.03, 6.41, 12)
     truths = [labels(spheres(radius)) for radius in radii]
-    answers = [spheres(radius + too_large) for radius in radii]
-    shift = volume_shift(answers, truths)
+    logits = [spheres(radius + too_large) for radius in radii]
+    shift = volume_shift(logits, truths)
     assert shift[0] == 0
-    # The logits fall by one per voxel, so the shift is the radius that was too much.
+    # The logits fall by one per voxel, so the shift is the excess of the radius.
     assert shift[1:] == pytest.approx([-too_large] * 2, abs=0.1)
     for label in (1, 2):
-        moved = [labels(a + shift[:, None, None, None]) for a in answers]
+        moved = [labels(a + shift[:, None, None, None]) for a in logits]
         errors = [
             (found == label).sum() / (truth == label).sum() - 1
             for found, truth in zip(moved, truths, strict=True)
@@ -49,14 +49,14 @@ def test_answers_too_large_or_too_small_get_the_right_volume(too_large: float) -
         assert abs(np.mean(errors)) < 0.01
 
 
-def test_a_label_that_no_case_holds_is_left_alone() -> None:
+def test_a_label_that_no_case_has_is_not_shifted() -> None:
     truth = np.where(labels(spheres(5.0)) == 1, 1, 0).astype(np.uint8)
     assert volume_shift([spheres(6.0)], [truth])[2] == 0
 
 
 @pytest.mark.parametrize("slices", [1, 20])
 def test_nothing_but_the_heads_biases_changes(slices: int) -> None:
-    """One slice is no whole voxel at twice its thickness, and is taken for one."""
+    """One slice is no whole voxel at twice its thickness, and counts as one."""
     torch.manual_seed(0)
     recipe = load_recipe("hippocampus")
     config = NetworkConfig(depth=2, filters=4, gate_blocks=1, routes=2)

@@ -41,7 +41,6 @@ def three_channel_package(folder: Path, scan: Volume) -> Package:
     """A small network of random weights, which knows what the channels of `scan` look like."""
     torch.manual_seed(0)
     recipe = Recipe(
-        name="three",
         task="test",
         labels=("background", "one", "two", "three"),
         channels=NAMES,

@@ -1,9 +1,9 @@
-"""A checkpoint of the RARE-UNet authors, made into one of ours.
+"""Conversion of a checkpoint of the RARE-UNet authors.
 
 Their training leaves a folder with best_model.pth (a pickle of `model_state_dict` and more) and
 config.yaml. The network is the same as ours, number for number: the same blocks, slopes
 and epsilons, and in the decoder the upsampled features stand before the skip. So every tensor is
-taken as it is, under another name. For level d of `depth` and route r:
+copied unchanged under another name. For level d of `depth` and route r:
 
 | theirs                        | ours             |
 |-------------------------------|------------------|
@@ -15,10 +15,10 @@ taken as it is, under another name. For level d of `depth` and route r:
 | final_conv                    | heads.0          |
 | ms_heads.{r - 1}              | heads.{r}, r > 0 |
 
-What goes in is not the same: the authors rescale intensities to 0..1, rare-trt gives the foreground
+The input is not the same: the authors rescale intensities to 0..1, rare-trt gives the foreground
 mean 0 and deviation 1. The instance norm after the first convolution removes any gain and offset,
-but not at the borders, where the convolution pads with zeros. So a converted network answers only
-nearly as theirs does, and its Dice is measured anew.
+but not at the borders, where the convolution pads with zeros. So the labels of a converted network
+differ a little from theirs, and its Dice is measured anew.
 """
 
 from __future__ import annotations
@@ -34,31 +34,30 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from rare_trt.errors import RareTrtError
-from rare_trt.evaluation.cases import find_cases, load_cases, split_by_subject
-from rare_trt.training.checkpoint import Checkpoint
+from rare_trt.evaluation.cases import find_cases, load_cases
+from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
 from rare_trt.training.network import NetworkConfig, RareUNet
 from rare_trt.training.recipe import Recipe
-from rare_trt.training.trainer import training_facts
 from rare_trt.training.validation import validate
 
 WEIGHTS: Final = "best_model.pth"
 CONFIG: Final = "config.yaml"
 
-# Far beyond any network that fits in memory; a typing error must not build one level by level.
+# Far beyond any network that fits in memory, so that a typing error is reported at once.
 LARGEST: Final = 1024
 
 FAULTS_NAMED: Final = 3
 
 
 def convert(folder: Path, out: Path, data: Path, recipe: Recipe) -> Checkpoint:
-    """The authors' checkpoint in `folder` as ours, written to `out`.
+    """Converts the authors' checkpoint in `folder` and writes the result to `out`.
 
-    Labels, channels and the rest that their files leave out are those of `recipe`; fields of view,
-    volumes and Dice those of the labelled scans in `data`. Dice is taken on the cases that training
-    by `recipe` would keep back. Which cases the authors trained on their files do not say, so the
-    checkpoint says that it is not known.
+    Entries that their files do not have (labels, channels and others) are those of `recipe`; fields
+    of view, volumes and Dice those of the labelled scans in `data`. Dice is measured on the cases
+    that training by `recipe` would hold out. Their files do not name the cases they trained on, so
+    the checkpoint records them as unknown.
 
-    Raises RareTrtError, with nothing written, where anything is missing or does not fit.
+    Raises RareTrtError, with nothing written, where a file is missing or does not fit.
     """
     if (out / "config.json").exists():
         raise RareTrtError(
@@ -72,17 +71,14 @@ def convert(folder: Path, out: Path, data: Path, recipe: Recipe) -> Checkpoint:
         )
     config = _network_config(folder / CONFIG)
     state, epochs = _weights(folder / WEIGHTS)
-    # One cycle as long as theirs: a checkpoint of fewer epochs than its recipe's is unfinished.
+    # One cycle as long as theirs: a checkpoint of fewer epochs than its recipe has is unfinished.
     recipe = replace(recipe, network=config, cycles=(epochs,))
     network = _network(folder / WEIGHTS, state, config)
     cases = load_cases(find_cases(data), config.channels, config.classes)
-    names = [case.name for case in cases]
-    _, kept_back = split_by_subject(
-        names, recipe.cases_per_subject, recipe.validation_share, recipe.seed
-    )
-    dice = validate(network, [cases[index] for index in kept_back], recipe).mean(axis=0)
+    _, held_out = recipe.split(cases)
+    dice = validate(network, held_out, recipe).mean(axis=0)
     facts = replace(
-        training_facts(cases, [names[index] for index in kept_back], recipe),
+        TrainingFacts.from_cases(cases, held_out, config.classes),
         cases=0,
         epochs=epochs,
         dice=tuple(tuple(row) for row in dice.round(4).tolist()),
@@ -118,7 +114,7 @@ def _network_config(path: Path) -> NetworkConfig:
     if levels >= depth:
         raise RareTrtError(
             f"{path}: architecture.num_multiscale_levels is {levels}; expected less than the depth "
-            f"({depth}): mend it"
+            f"({depth}): correct it"
         )
     return NetworkConfig(
         depth=depth,
@@ -136,7 +132,7 @@ def _table(sections: object, name: str) -> Mapping[str, Any]:
 
 
 def _whole(path: Path, values: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """The entry `key`; `default` is what the authors' code takes where there is none."""
+    """The entry `key`, a whole number; `default` is the default of the authors' code."""
     value = values.get(key, default)
     if type(value) is not int or not 1 <= value <= LARGEST:
         raise RareTrtError(
@@ -148,8 +144,8 @@ def _whole(path: Path, values: Mapping[str, Any], key: str, default: int | None 
 
 def _weights(path: Path) -> tuple[dict[str, Tensor], int]:
     """The tensors of best_model.pth under the authors' names, and the epochs trained."""
-    content = _unpickled(path)
-    # Their training loops also save the epoch; what was published may be weights alone.
+    content = _load_pickle(path)
+    # Their training loops also save the epoch; published files may hold weights alone.
     state, epoch = content.get("model_state_dict"), content.get("epoch", 1)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
@@ -163,20 +159,20 @@ def _weights(path: Path) -> tuple[dict[str, Tensor], int]:
             f"{path}: its epoch is {epoch!r}; expected the number of epochs trained: take the file "
             "that the authors' training wrote"
         )
-    # torch.compile and parallel training, one around the other, put their names before all others.
+    # torch.compile and parallel training, possibly nested, prefix every name.
     for prefix in ("module.", "_orig_mod.", "module."):
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state, epoch
 
 
-def _unpickled(path: Path) -> dict[str, Any]:
-    """What torch.save wrote to `path`, without running any code that the file names."""
+def _load_pickle(path: Path) -> dict[str, Any]:
+    """Loads a file written by torch.save without running any code that the file names."""
     try:
         code = get_unsafe_globals_in_checkpoint(path)
         content = None if code else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # A damaged file fails wherever the reader happens to be.
+        # A damaged file can raise nearly anything.
         raise RareTrtError(
             f"{path}: cannot be read ({type(error).__name__}); expected what the authors' training "
             "wrote with torch.save: fetch the file again"
@@ -199,7 +195,7 @@ def _kind(value: object) -> str:
 
 
 def _network(path: Path, state: Mapping[str, Tensor], config: NetworkConfig) -> RareUNet:
-    """Our network with their weights; raises RareTrtError that names what does not fit."""
+    """Our network with their weights; raises RareTrtError that lists what does not fit."""
     with torch.device("meta"):
         network = RareUNet(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from rare_trt.errors import RareTrtError
+from rare_trt.evaluation.cases import Case
 from rare_trt.scan.geometry import Triple
 from rare_trt.storage.files import write_files
 from rare_trt.training.network import RareUNet
@@ -21,12 +26,13 @@ FORMAT = "rare-trt checkpoint 1"
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What the training data were, which decides what the package accepts and flags.
+    """Facts of the training data, from which follows what the package accepts and flags.
 
-    `cases` is 0 where it is not known which they were, of a converted network; the others are then
-    facts of the scans that it was measured on, and `validation` is kept back from calibration.
-    Fields of view per canonical axis in mm; volumes in mm³ per label from 1 up; `dice` holds
-    `dice[route][label - 1]` on the validation cases at base spacing.
+    `cases` is 0 for a converted network whose training cases are unknown; the other entries then
+    describe the scans it was measured on, and `validation` names those held out from calibration.
+    Fields of view are in mm per canonical axis, volumes in mm³ per label from 1 up;
+    `dice[route][label - 1]` is the mean over the validation cases at base spacing, empty where the
+    weights were not validated.
     """
 
     cases: int
@@ -38,21 +44,50 @@ class TrainingFacts:
     epochs: int = 0
     dice: tuple[tuple[float, ...], ...] = ()
 
+    @classmethod
+    def from_cases(
+        cls, cases: Sequence[Case], held_out: Sequence[Case], classes: int
+    ) -> TrainingFacts:
+        """Returns the facts of `cases`, of which `held_out` are for validation, before training."""
+        extents = np.array([case.grid.extent_mm for case in cases])
+        volumes = np.array([_volumes_mm3(case, classes) for case in cases])
+        ranges = zip(volumes.min(axis=0).tolist(), volumes.max(axis=0).tolist(), strict=True)
+        return cls(
+            cases=len(cases),
+            validation=tuple(case.name for case in held_out),
+            smallest_fov_mm=_triple(extents.min(axis=0)),
+            typical_fov_mm=_triple(np.median(extents, axis=0)),
+            largest_fov_mm=_triple(extents.max(axis=0)),
+            volume_range_mm3=tuple(ranges),
+        )
+
+
+def _volumes_mm3(case: Case, classes: int) -> list[float]:
+    voxel = prod(case.grid.spacing_mm)
+    return [float((case.labels == label).sum() * voxel) for label in range(1, classes)]
+
+
+def _triple(values: NDArray[np.float64]) -> Triple:
+    i, j, k = values.round(3).tolist()
+    return i, j, k
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained network with its recipe and the facts of its training."""
+    """A trained network with its recipe and the facts of its training data."""
 
     network: RareUNet
     recipe: Recipe
     facts: TrainingFacts
 
     def save(self, folder: Path) -> None:
-        """Writes model.safetensors and config.json into `folder`, replacing what was there."""
+        """Writes model.safetensors and config.json into `folder` and replaces existing ones.
+
+        Raises OutputError where they cannot be written."""
         write_files(self.files(folder), overwrite=True)
 
     def files(self, folder: Path) -> dict[Path, bytes]:
-        """What `save` writes."""
+        """Returns the contents of the files that `save` writes into `folder`."""
         weights = {
             name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()
         }
@@ -68,7 +103,10 @@ class Checkpoint:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`; raises RareTrtError where it is absent or does not fit."""
+    """Reads the checkpoint in `folder`, its network in evaluation mode.
+
+    Raises RareTrtError where a file is missing, damaged or does not fit the other.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
         if config["format"] != FORMAT:

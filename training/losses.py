@@ -12,28 +12,30 @@ CROSS_ENTROPY_WEIGHT = 0.35
 DICE_WEIGHT = 0.65
 
 
-def label_shares(labels: Tensor, classes: int) -> Tensor:
-    """Labels int64 [n, i, j, k] as what each class has of each voxel, float [n, classes, i, j, k]:
-    all or nothing."""
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """One-hot encodes labels int64 [n, i, j, k] as float [n, classes, i, j, k]."""
     return functional.one_hot(labels, classes).movedim(-1, 1).float()
 
 
-def segmentation_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Logits against what each class has of each voxel in truth, both [n, classes, i, j, k]; Dice
-    leaves out label 0."""
+def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Returns the loss of logits against the target probabilities, both [n, classes, i, j, k].
+
+    Soft Dice is averaged over the labels without the background (label 0).
+    """
     logits = logits.float()
-    share = torch.softmax(logits, dim=1)
+    probabilities = torch.softmax(logits, dim=1)
     axes = (0, 2, 3, 4)
-    overlap = (share * truth).sum(axes)[1:]
-    size = (share + truth).sum(axes)[1:]
+    overlap = (probabilities * target).sum(axes)[1:]
+    size = (probabilities + target).sum(axes)[1:]
     dice = ((2.0 * overlap + 1.0) / (size + 1.0)).mean()
-    return CROSS_ENTROPY_WEIGHT * functional.cross_entropy(logits, truth) + DICE_WEIGHT * (
+    return CROSS_ENTROPY_WEIGHT * functional.cross_entropy(logits, target) + DICE_WEIGHT * (
         1.0 - dice
     )
 
 
 def consistency_loss(gateways: Sequence[Tensor], encoder: Sequence[Tensor]) -> Tensor:
-    """Mean squared distance of each gateway's features from the encoder's at the same level.
+    """Returns the mean squared distance of each gateway's features from the encoder's at the same
+    level, both [n, c, i, j, k].
 
     The encoder's features (of the scan at base spacing) are the target and get no gradient. Where
     one route takes a scan's own voxels and another resamples them, grids can differ by a voxel:

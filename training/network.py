@@ -1,4 +1,4 @@
-"""RARE-UNet as a torch module: one plain method per concern, static control flow per route.
+"""RARE-UNet as a torch module, with static control flow per route.
 
 Source: Albertsen, Bjørnstrup, Mehdipour Ghazi, "Resolution-Aligned Routing Entry for Adaptive
 Medical Image Segmentation", arXiv 2507.15524 (2025). Nothing here loads data or parameters.
@@ -17,7 +17,7 @@ MAX_CHANNELS = 320
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What defines a RARE-UNet.
+    """The architecture of a RARE-UNet; raises ValueError where an entry is out of range.
 
     `depth` counts the encoder levels above the bottleneck, `filters` the channels of level 0,
     `gate_blocks` the conv-norm-act blocks of a gateway and `routes` the entries into the encoder
@@ -43,19 +43,20 @@ class NetworkConfig:
             raise ValueError(f"routes is {self.routes}; expected 1 to depth ({self.depth})")
 
     def width(self, level: int) -> int:
-        """Channels at encoder `level`; the bottleneck is level `depth`."""
+        """Returns the channels at encoder `level`; the bottleneck is level `depth`."""
         return min(self.filters << level, MAX_CHANNELS)
 
     def multiple(self, route: int) -> int:
-        """Every axis of route `route`'s input must be a multiple of this many voxels."""
+        """Returns the voxels of which every axis of the input of `route` must be a multiple."""
         return 1 << (self.depth - route)
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """As torch's, but also of a volume of one voxel, which becomes its bias, as ONNX has it: what a
-    deep network's bottleneck sees of a small field of view."""
+    """torch's instance norm, which also accepts a volume of one voxel: the result is the bias, as
+    in ONNX. The bottleneck of a deep network has such volumes for a small field of view."""
 
     def forward(self, features: Tensor) -> Tensor:
+        """Normalises each channel of features [n, c, i, j, k]."""
         normed: Tensor = torch.instance_norm(
             features, self.weight, self.bias, None, None, True, 0.0, self.eps, False
         )
@@ -63,13 +64,15 @@ class InstanceNorm(nn.InstanceNorm3d):
 
 
 class Convolution(nn.Conv3d):
-    """As torch's, but one small volume trains faster on a CPU in float32.
+    """torch's 3D convolution, faster for one small float32 volume in training on a CPU.
 
-    torch unfolds such a volume by itself, serially and with 27 times its memory; oneDNN, which it
-    leaves to larger ones, takes less than half of the time and gives the same to rounding.
+    For such a volume torch unfolds the input, serially and with 27 times its memory, and uses
+    oneDNN for larger ones only. oneDNN takes less than half of the time, with the same result to
+    rounding.
     """
 
     def forward(self, features: Tensor) -> Tensor:
+        """Convolves features [n, c, i, j, k]."""
         kind = features.device.type
         plain = features.dtype == torch.float32 and not torch.is_autocast_enabled(kind)
         has_onednn = kind == "cpu" and torch.backends.mkldnn.is_available()
@@ -80,7 +83,7 @@ class Convolution(nn.Conv3d):
 
 
 class ConvBlock(nn.Sequential):
-    """`blocks` times 3³ convolution, instance norm with affine, leaky ReLU (0.01)."""
+    """`blocks` times a 3³ convolution, an affine instance norm and a leaky ReLU (slope 0.01)."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int) -> None:
         layers: list[nn.Module] = []
@@ -93,15 +96,16 @@ class ConvBlock(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Returns [n, channels_out, i, j, k] for features [n, channels_in, i, j, k]."""
         return _run(super().forward, features)
 
 
 def _run(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """`layer` of `features`, in float32 where an axis has at most two voxels.
+    """Applies `layer` to `features`, in float32 where an axis has at most two voxels.
 
     Under bf16 autocast torch 2.13 leaves gradients there unset on CPUs (tests/test_network.py):
-    those of weights of 3³ convolutions where the first axis has two voxels, and those of what goes
-    into transposed ones where the last axis has one.
+    those of the weights of 3³ convolutions where the first axis has two voxels, and those of the
+    input of transposed convolutions where the last axis has one.
     """
     kind = features.device.type
     if torch.is_autocast_enabled(kind) and min(features.shape[2:]) <= 2:
@@ -113,8 +117,8 @@ def _run(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
 class RareUNet(nn.Module):
     """A 3D U-Net that a scan of lower resolution enters at a deeper encoder level.
 
-    Route r takes a batch float [n, channels, i, j, k] sampled at 2^r times the base spacing, each
-    axis a multiple of `config.multiple(r)`, and gives logits [n, classes, i, j, k] on the same
+    The input of route r is a batch float [n, channels, i, j, k] at 2^r times the base spacing, each
+    axis a multiple of `config.multiple(r)`; the output is logits [n, classes, i, j, k] on the same
     grid. Encoder, bottleneck and decoder are shared between the routes; gateways and heads are not.
     """
 
@@ -147,25 +151,27 @@ class RareUNet(nn.Module):
         self.dropout = nn.Dropout3d(config.dropout)
 
     def enter(self, image: Tensor, route: int) -> Tensor:
-        """The features of encoder level `route`, straight from the image: the gateway's output."""
+        """Returns the features of encoder level `route` for an image [n, channels, i, j, k]: the
+        output of the gateway, or on route 0 of the first encoder block."""
         entry = self.gateways[str(route)] if route else self.encoder[0]
         features: Tensor = entry(image)
         return features
 
     def encode(self, features: Tensor, level: int) -> list[Tensor]:
-        """The skips of levels `level` to depth - 1; `features` are those of `level`."""
+        """Returns the skips of levels `level` to depth - 1; `features` are those of `level`."""
         skips = [features]
         for d in range(level + 1, self.config.depth):
             skips.append(self.encoder[d](self.dropout(self.pool(skips[-1]))))
         return skips
 
     def deepen(self, skips: list[Tensor]) -> Tensor:
-        """The bottleneck's features, from the skip of level depth - 1."""
+        """Returns the features of the bottleneck, from the skip of level depth - 1."""
         features: Tensor = self.bottleneck(self.dropout(self.pool(skips[-1])))
         return features
 
     def decode(self, features: Tensor, skips: list[Tensor], route: int) -> Tensor:
-        """Logits of `route` from the bottleneck and the skips of levels `route` to depth - 1."""
+        """Returns the logits of `route` from the features of the bottleneck and the skips of
+        levels `route` to depth - 1."""
         for d in reversed(range(route, self.config.depth)):
             joined = torch.cat([_run(self.up[d], features), skips[d - route]], dim=1)
             features = self.dropout(self.decoder[d](joined))
@@ -173,12 +179,12 @@ class RareUNet(nn.Module):
         return logits
 
     def forward(self, image: Tensor, route: int = 0) -> Tensor:
-        """Logits [n, classes, i, j, k] of `image` [n, channels, i, j, k] along `route`."""
+        """Returns logits [n, classes, i, j, k] of `image` [n, channels, i, j, k] along `route`."""
         skips = self.encode(self.enter(image, route), route)
         return self.decode(self.deepen(skips), skips, route)
 
     def route_parameters(self, route: int) -> int:
-        """How many parameters take part in `route`."""
+        """Counts the parameters that `route` uses."""
         levels = range(route, self.config.depth)
         parts: list[nn.Module] = [self.bottleneck, self.heads[route]]
         parts += [self.up[d] for d in levels] + [self.decoder[d] for d in levels]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from rare_trt.errors import RareTrtError
+from rare_trt.evaluation.cases import Case, split_by_subject
 from rare_trt.plan.routing import Route
 from rare_trt.scan.intensity import IntensityRule
 from rare_trt.training.network import NetworkConfig
 
-# Per route, how far off its spacing (relative to it) a scan may be and still run on its own voxels.
-# Further off, resampling to the route's spacing gains Dice (docs/RESULTS.md). The last one
-# holds for deeper routes, too.
+# Per route, the range of voxel spacings, relative to the route's, within which a scan runs on its
+# own voxels. Outside it, resampling to the route's spacing gains Dice (docs/RESULTS.md). The last
+# range also applies to deeper routes.
 NATIVE_BANDS = ((0.95, 1.05), (0.95, 1.05), (0.96, 1.05), (0.99, 1.01))
 
 
@@ -24,21 +26,75 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
-def _hold(name: str, value: object, holds: bool, expected: str) -> None:
-    """Raises RareTrtError that says what is wrong with the entry `name`, unless it `holds`."""
-    if not holds:
-        raise RareTrtError(f"the recipe's {name} is {value!r}; expected {expected}: mend it")
+def _are_percentiles(values: Sequence[Any]) -> bool:
+    are_two = len(values) == 2 and all(map(_is_number, values))
+    return are_two and 0.0 <= values[0] < values[1] <= 100.0
+
+
+def _are_names(values: Sequence[Any], fewest: int) -> bool:
+    are_texts = all(isinstance(value, str) for value in values)
+    return are_texts and len(set(values)) == len(values) >= fewest
+
+
+# The values that an entry may have: in words, and as a function.
+_Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
+
+_COUNT: Final[_Rule] = ("1, 2, 3, ...", lambda n: type(n) is int and n >= 1)
+_POSITIVE: Final[_Rule] = ("more than 0", lambda x: _is_number(x) and 0.0 < x < inf)
+_FRACTION: Final[_Rule] = ("0 to less than 1", lambda x: _is_number(x) and 0.0 <= x < 1.0)
+_TEXT: Final[_Rule] = ("a text", lambda text: isinstance(text, str))
+
+# The rules of a recipe, of its intensity rule and of its acquisition rule; `cycles` names each of
+# the cycles.
+_RULES: Final[Mapping[str, _Rule]] = {
+    "simulated_share": ("0 to 1", lambda x: _is_number(x) and 0.0 <= x <= 1.0),
+    "spacing_mm": ("the finest before the coarsest, above 0", lambda s: 0.0 < s[0] < s[1] < inf),
+    "largest_ratio": ("1 or more", lambda x: _is_number(x) and 1.0 <= x < inf),
+    "clip_percentiles": ("two from 0 to 100 that rise", _are_percentiles),
+    "foreground_share": _FRACTION,
+    "cycles": _COUNT,
+    "batch": _COUNT,
+    "cases_per_subject": _COUNT,
+    "seed": ("0, 1, 2, ... below 2^32", lambda n: type(n) is int and 0 <= n < 2**32),
+    "learning_rate": _POSITIVE,
+    "base_spacing_mm": _POSITIVE,
+    "weight_decay": ("0 or more", lambda x: _is_number(x) and 0.0 <= x < inf),
+    "averaging": _FRACTION,
+    "distillation": _FRACTION,
+    "validation_share": ("more than 0 and less than 1", lambda x: _is_number(x) and 0.0 < x < 1.0),
+    "task": _TEXT,
+    "data_source": _TEXT,
+    "data_licence": _TEXT,
+    "labels": ("2 or more different names", lambda names: _are_names(names, 2)),
+    "channels": ("1 or more different names", lambda names: _are_names(names, 1)),
+}
+
+
+def _faults(entries: Iterable[tuple[str, object]]) -> list[str]:
+    """One clause for each of `entries`, by name and value, that has a rule and breaks it."""
+    checked = [(name, value, *_RULES[name]) for name, value in entries if name in _RULES]
+    return [
+        f"{name} is {value!r} (expected {expected})"
+        for name, value, expected, accepts in checked
+        if not accepts(value)
+    ]
+
+
+def _raise(faults: Sequence[str]) -> None:
+    """Raises RareTrtError with all `faults`, where there are any."""
+    if faults:
+        raise RareTrtError(f"the recipe does not fit: {'; '.join(faults)}: correct it")
 
 
 @dataclass(frozen=True)
 class AcquisitionRule:
     """Which scans are simulated from the labelled ones.
 
-    Every step shows each route the scan averaged to its spacing and an acquisition of its own,
-    spacings within `spacing_mm` per axis and up to `largest_ratio` between axes; route 0, which
-    takes most of the time, one of the two: in a `simulated_share` of the steps the acquisition. The
-    coarser end of `spacing_mm` is also the coarsest voxel
-    that the package accepts.
+    In every step each route gets the scan averaged to its spacing and an acquisition of its own,
+    with spacings within `spacing_mm` per axis and a ratio of up to `largest_ratio` between axes;
+    route 0, which takes most of the time, gets one of the two: in a `simulated_share` of the steps
+    the acquisition. The coarser end of `spacing_mm` is also the coarsest voxel that the package
+    accepts. Raises RareTrtError where an entry does not fit its rule.
     """
 
     simulated_share: float = 0.6
@@ -46,35 +102,26 @@ class AcquisitionRule:
     largest_ratio: float = 10.0
 
     def __post_init__(self) -> None:
-        finest, coarsest = self.spacing_mm
-        share, ratio = self.simulated_share, self.largest_ratio
-        rises = 0.0 < finest < coarsest < inf
-        for name, holds, expected in (
-            ("simulated_share", _is_number(share) and 0.0 <= share <= 1.0, "0 to 1"),
-            ("spacing_mm", rises, "the finest before the coarsest, above 0"),
-            ("largest_ratio", _is_number(ratio) and 1.0 <= ratio < inf, "1 or more"),
-        ):
-            _hold(name, getattr(self, name), holds, expected)
+        _raise(_faults(vars(self).items()))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, on which data, how.
+    """Task, data, network and training parameters.
 
     `labels` and `channels` are names in order of value and index (label 0 is the background).
     `cases_per_subject` consecutive case numbers belong to one subject (1: every case its own), so
-    that validation never sees a training subject. `cycles` are the epochs of each fall of the
-    learning rate to zero; a finished run goes on when cycles are added to its recipe.
-    `averaging` is the decay, per step, of the running mean of the weights that is kept.
-    `distillation` is how much of the truth that coarser routes are shown is what that running mean
-    makes of the same place at base spacing, instead of the manual label; from the second cycle on,
-    when it has learnt something.
+    that no subject is both trained on and validated on. `cycles` are the epochs of each fall of the
+    learning rate to zero; a finished run continues when cycles are added to its recipe.
+    `averaging` is the decay, per step, of the EMA of the weights, which is validated and saved.
+    `distillation` is the weight of the EMA teacher in coarse-route targets, from the second cycle
+    on: the rest is the manual label. (Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a
+    Neural Network", 2015.)
 
-    Half of the scans that training shows are mirrored left to right, labels and all: names that
-    tell one side from the other cannot be learnt.
+    Half of the training scans are mirrored left to right, labels included, so labels that differ in
+    their side only cannot be learnt. Raises RareTrtError with all entries that do not fit.
     """
 
-    name: str
     task: str
     labels: tuple[str, ...]
     channels: tuple[str, ...]
@@ -95,54 +142,31 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = [("cycles", epochs) for epochs in self.cycles or (0,)]
-        counts += [(name, getattr(self, name)) for name in ("batch", "cases_per_subject")]
-        for name, count in counts:
-            _hold(name, count, type(count) is int and count >= 1, "1, 2, 3, ...")
-        is_seed = type(self.seed) is int and 0 <= self.seed < 2**32
-        _hold("seed", self.seed, is_seed, "0, 1, 2, ... below 2^32")
-        for name in ("learning_rate", "base_spacing_mm"):
-            value = getattr(self, name)
-            _hold(name, value, _is_number(value) and 0.0 < value < inf, "more than 0")
-        for name, value, end, expected in (
-            ("weight_decay", self.weight_decay, inf, "0 or more"),
-            ("averaging", self.averaging, 1.0, "0 to less than 1"),
-            ("distillation", self.distillation, 1.0, "0 to less than 1"),
-            ("foreground_share", self.intensity.foreground_share, 1.0, "0 to less than 1"),
-        ):
-            _hold(name, value, _is_number(value) and 0.0 <= value < end, expected)
-        share, percentiles = self.validation_share, self.intensity.clip_percentiles
-        holds = _is_number(share) and 0.0 < share < 1.0
-        _hold("validation_share", share, holds, "more than 0 and less than 1")
-        holds = all(map(_is_number, percentiles)) and len(percentiles) == 2
-        holds = holds and 0.0 <= percentiles[0] < percentiles[1] <= 100.0
-        _hold("clip_percentiles", percentiles, holds, "two from 0 to 100 that rise")
-        spacings = self.acquisition.spacing_mm
-        expected = f"the coarsest at base_spacing_mm ({self.base_spacing_mm:g}) or beyond"
-        _hold("spacing_mm", spacings, spacings[1] >= self.base_spacing_mm, expected)
-        for name in ("name", "task", "data_source", "data_licence"):
-            value = getattr(self, name)
-            _hold(name, value, isinstance(value, str), "a text")
-        found = (len(self.channels), len(self.labels))
-        wanted = (self.network.channels, self.network.classes)
-        if found != wanted:
-            raise RareTrtError(
-                f"the recipe names {found[0]} channels and {found[1]} labels; its network has "
-                f"{wanted[0]} and {wanted[1]}: make them agree"
+        entries = {**vars(self), **vars(self.intensity)}
+        cycles = entries.pop("cycles") or (0,)
+        faults = _faults([*entries.items(), *(("cycles", epochs) for epochs in cycles)])
+        base, spacings = self.base_spacing_mm, self.acquisition.spacing_mm
+        if _is_number(base) and spacings[1] < base:
+            faults.append(
+                f"spacing_mm is {spacings!r} (expected a coarsest of base_spacing_mm, {base:g}, or "
+                "more)"
             )
-        for name, fewest in (("labels", 2), ("channels", 1)):
-            names = getattr(self, name)
-            holds = all(isinstance(one, str) for one in names) and len(set(names)) == len(names)
-            expected = f"{fewest} or more different names"
-            _hold(name, names, holds and len(names) >= fewest, expected)
+        named = (len(self.channels), len(self.labels))
+        expected = (self.network.channels, self.network.classes)
+        if named != expected:
+            faults.append(
+                f"it names {named[0]} channels and {named[1]} labels (expected {expected[0]} and "
+                f"{expected[1]}, as in its network)"
+            )
+        _raise(faults)
 
     @property
     def epochs(self) -> int:
-        """All cycles together."""
+        """The epochs of all cycles together."""
         return sum(self.cycles)
 
     def route(self, index: int) -> Route:
-        """Route `index` without a limit on its working shape: training runs cases whole."""
+        """Returns route `index` without a limit on its working shape: training runs cases whole."""
         return Route(
             index=index,
             spacing_mm=self.base_spacing_mm * 2**index,
@@ -151,14 +175,25 @@ class Recipe:
             max_shape=(2**31, 2**31, 2**31),
         )
 
+    def split(self, cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+        """Splits `cases` by subject into training cases and cases held out for validation."""
+        training, held_out = split_by_subject(
+            [case.name for case in cases], self.cases_per_subject, self.validation_share, self.seed
+        )
+        return [cases[index] for index in training], [cases[index] for index in held_out]
+
     def as_json(self) -> dict[str, Any]:
+        """Returns the recipe as `recipe_from_json` reads it."""
         return asdict(self)
 
 
 def recipe_from_json(values: dict[str, Any]) -> Recipe:
-    """A recipe from parsed JSON; raises RareTrtError that names a missing or unknown entry."""
+    """Returns the recipe of parsed JSON; raises RareTrtError that names missing, unknown or wrong
+    entries."""
     try:
         values = dict(values)
+        # Recipes and checkpoints of earlier versions have a name, which nothing reads.
+        values.pop("name", None)
         for key in ("labels", "channels", "cycles"):
             if key in values:
                 if not isinstance(values[key], list | tuple):
@@ -181,12 +216,15 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
     except (KeyError, TypeError, ValueError) as error:
         raise RareTrtError(
             f"the recipe does not fit ({error}); expected the entries of "
-            "training/recipes/hippocampus.json: mend the recipe"
+            "training/recipes/hippocampus.json: correct it"
         ) from error
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """A recipe that ships with the package, by name, or one from a JSON file."""
+    """Reads a recipe that ships with the package, by name, or one from a JSON file.
+
+    Raises RareTrtError where there is none or it does not fit.
+    """
     shipped = resources.files("rare_trt.training") / "recipes" / f"{name_or_path}.json"
     try:
         text = shipped.read_text() if shipped.is_file() else Path(name_or_path).read_text()

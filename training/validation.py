@@ -1,4 +1,4 @@
-"""Dice of every route on kept-back cases, on the labels' own grid."""
+"""Dice of every route on held-out cases, on the labels' own grid."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 from rare_trt.evaluation.cases import Case
 from rare_trt.evaluation.dice import dice
-from rare_trt.training.acquisition import averaged_inputs
-from rare_trt.training.averaging import fitted
+from rare_trt.training.downsampling import pad_to_multiple
+from rare_trt.training.inputs import downsampled_inputs
 from rare_trt.training.network import RareUNet
 from rare_trt.training.recipe import Recipe
 
 
 @torch.no_grad()
 def validate(network: RareUNet, cases: Sequence[Case], recipe: Recipe) -> NDArray[np.float64]:
-    """Dice [case, route, label - 1] of scans averaged to each route's spacing.
+    """Returns Dice [case, route, label - 1] of scans averaged to each route's spacing.
 
-    Truth is the full label: whatever the scan's resolution, the answer is compared at base
-    spacing and in its true place.
+    Whatever the scan's resolution, labels are computed at base spacing and compared with the full
+    manual label. Afterwards the network is in training mode.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -39,8 +39,7 @@ def validate(network: RareUNet, cases: Sequence[Case], recipe: Recipe) -> NDArra
 def _route_dice(
     network: RareUNet, case: Case, route: int, recipe: Recipe, device: torch.device
 ) -> list[float]:
-    voxels, truth = fitted(case.voxels, case.labels, 2**route)
-    inputs = averaged_inputs(voxels, case.grid.spacing_mm, route, recipe, device)
-    logits = inputs.answered(network(inputs.working(), route))
-    labels = logits[0].argmax(0).cpu().numpy().astype(np.uint8)
+    voxels, truth = pad_to_multiple(case.voxels, case.labels, 2**route)
+    inputs = downsampled_inputs(voxels, case.grid.spacing_mm, route, recipe, device)
+    labels = inputs.predict(network, route)[0].argmax(0).cpu().numpy().astype(np.uint8)
     return dice(labels, truth, recipe.network.classes)

@@ -1,9 +1,10 @@
-"""Volumes without a bias, set at the heads once the network is trained.
+"""Unbiased volumes: constants on the heads' logits, set once the network is trained.
 
-Soft Dice rewards a little too much of a structure over a little too little, so a trained network
-answers a few percent too large, the more so the coarser the scan. A constant on each head's logits
-moves every border by the same probability: it is chosen such that the mean signed error of each
-label's volume over the training cases is zero. Dice hardly feels it (docs/RESULTS.md).
+Soft Dice rewards a label that is a little too large over one that is a little too small, so a
+trained network finds volumes a few percent too large, the more so the coarser the scan. A constant
+on each head's logits moves every border by the same probability: it is chosen such that the mean
+signed error of each label's volume over the training cases is zero. Dice hardly changes
+(docs/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from tqdm import tqdm
 from rare_trt.evaluation.cases import Case
 from rare_trt.plan.resampling import axis_matrices
 from rare_trt.scan.geometry import Grid
+from rare_trt.training.inputs import route_inputs
 from rare_trt.training.network import RareUNet
-from rare_trt.training.passes import route_inputs
 from rare_trt.training.recipe import Recipe
 
-# Logits: far more than any trained network needs.
+# The largest shift of a logit, far more than any trained network needs.
 LARGEST: Final = 4.0
 HALVINGS: Final = 12
 SWEEPS: Final = 3
@@ -34,62 +35,62 @@ def balance_volumes(network: RareUNet, cases: Sequence[Case], recipe: Recipe) ->
     """Sets the biases of the heads of `network` such that volumes over `cases` have no bias.
 
     Each route is balanced over the spacings it is chosen for: its own, and half-way to the next.
+    Afterwards the network is in training mode.
     """
     network.eval()
     routes = range(recipe.network.routes)
     for route in tqdm(routes, "balancing", unit="route", leave=False):
         factors = [2.0**route] if route == routes[-1] else [2.0**route, 1.5 * 2**route]
-        found = [
-            _answered(network, case, factor, route, recipe) for case in cases for factor in factors
+        pairs = [
+            _predict(network, case, factor, route, recipe) for case in cases for factor in factors
         ]
-        shift = volume_shift([logits for logits, _ in found], [labels for _, labels in found])
+        shift = volume_shift([logits for logits, _ in pairs], [labels for _, labels in pairs])
         bias = network.get_parameter(f"heads.{route}.bias")
         bias.add_(torch.from_numpy(shift).to(bias.device))
     network.train()
 
 
 def volume_shift(
-    answers: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.uint8]]
+    logits: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.uint8]]
 ) -> NDArray[np.float32]:
-    """What to add to logits [class, i, j, k] so that the mean signed relative error of each label's
-    volume is zero; 0 for the background and for labels that no case holds.
+    """Returns the constants [class] to add to `logits` [class, i, j, k], one array per scan, so
+    that the mean signed relative error of each label's volume against `truths` [i, j, k] is zero.
 
-    The volume of a label grows with its own shift, so each is found by halving, in turn, until they
-    agree.
+    It is 0 for the background and for labels that no case has. The volume of a label grows with its
+    own shift, so each is found by bisection, in turn, until they agree.
     """
-    classes = answers[0].shape[0]
-    shift = np.zeros(classes, np.float32)
-    known = [label for label in range(1, classes) if any((t == label).any() for t in truths)]
+    shift = np.zeros(logits[0].shape[0], np.float32)
+    present = [label for label in range(1, len(shift)) if any((t == label).any() for t in truths)]
     for _ in range(SWEEPS):
-        for label in known:
+        for label in present:
             low, high = -LARGEST, LARGEST
             for _ in range(HALVINGS):
                 shift[label] = (low + high) / 2
-                if _error(answers, truths, shift, label) > 0:
+                if _volume_error(logits, truths, shift, label) > 0:
                     high = shift[label]
                 else:
                     low = shift[label]
     return shift
 
 
-def _error(
-    answers: Sequence[NDArray[np.float32]],
+def _volume_error(
+    logits: Sequence[NDArray[np.float32]],
     truths: Sequence[NDArray[np.uint8]],
     shift: NDArray[np.float32],
     label: int,
 ) -> float:
-    """Mean signed relative error of the volume of `label`, over the cases that hold it."""
+    """Mean signed relative error of the volume of `label`, over the cases that have it."""
     errors = []
-    for answer, truth in zip(answers, truths, strict=True):
+    for scan, truth in zip(logits, truths, strict=True):
         expected = np.count_nonzero(truth == label)
         if expected:
-            others = [answer[c] + shift[c] for c in range(len(answer)) if c != label]
-            found = np.count_nonzero(answer[label] + shift[label] > np.max(others, axis=0))
+            others = [scan[c] + shift[c] for c in range(len(scan)) if c != label]
+            found = np.count_nonzero(scan[label] + shift[label] > np.max(others, axis=0))
             errors.append(found / expected - 1.0)
     return float(np.mean(errors))
 
 
-def _answered(
+def _predict(
     network: RareUNet, case: Case, factor: float, route: int, recipe: Recipe
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Logits along `route` of `case` as a scan of `factor` times its spacing, and the labels.
@@ -97,15 +98,15 @@ def _answered(
     The scan ends, as a scanner's does, with the last whole voxel, but has one where none is whole.
     """
     shape = [max(1, int(n / factor)) for n in case.labels.shape]
-    kept = tuple(slice(0, int(n * factor)) for n in shape)
-    labels = case.labels[kept]
+    part = tuple(slice(0, int(n * factor)) for n in shape)
+    labels = case.labels[part]
     full = Grid((labels.shape[0], labels.shape[1], labels.shape[2]), case.grid.affine)
     si, sj, sk = (spacing * factor for spacing in full.spacing_mm)
     low = full.regrid((si, sj, sk), (shape[0], shape[1], shape[2]))
-    along = axis_matrices(full, low)
-    voxels = case.voxels[(slice(None), *kept)]
-    scan = np.einsum("ai,bj,ck,nijk->nabc", *along, voxels, optimize=True).astype(np.float32)
+    i, j, k = axis_matrices(full, low)
+    voxels = case.voxels[(slice(None), *part)]
+    scan = np.einsum("ai,bj,ck,nijk->nabc", i, j, k, voxels, optimize=True).astype(np.float32)
     device = next(network.parameters()).device
     inputs = route_inputs(scan, low, route, full, recipe, device)
-    logits: NDArray[np.float32] = inputs.answered(network(inputs.working(), route))[0].cpu().numpy()
+    logits: NDArray[np.float32] = inputs.predict(network, route)[0].cpu().numpy()
     return logits, labels

@@ -26,7 +26,7 @@ from rare_trt.package.manifest import Manifest
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
 from rare_trt.scan.geometry import Triple
-from rare_trt.training.averaging import averaged, fitted
+from rare_trt.training.downsampling import average_blocks, pad_to_multiple
 
 REPOSITORY: Final = Path(__file__).parents[2]
 REAL: Final = REPOSITORY.parent / "shared" / "data" / "hippocampus" / "images"
@@ -200,11 +200,11 @@ def real_scans() -> Iterator[Question]:
         volume = read_scan(path).volume
         name = path.name.removesuffix(".nii.gz")
         yield Question(f"{name} at 1 mm", "hippocampus", volume)
-        whole, _ = fitted(
+        whole, _ = pad_to_multiple(
             volume.voxels[None].astype(np.float32), np.zeros(volume.grid.shape, np.uint8), 8
         )
         for factor in (2, 4, 8):
-            voxels = averaged(whole, factor)[0]
+            voxels = average_blocks(whole, factor)[0]
             i, j, k = voxels.shape
             affine = volume.grid.affine.copy()
             affine[:3, :3] *= factor

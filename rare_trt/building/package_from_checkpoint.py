@@ -34,9 +34,9 @@ from rare_trt.scan.out_of_distribution import TrainingDistribution
 from rare_trt.sessions.openvino import OpenVinoSession
 from rare_trt.sessions.session import INPUT_NAMES, Inputs
 from rare_trt.storage.cache import Cache
-from rare_trt.training.acquisition import averaged_inputs
-from rare_trt.training.averaging import fitted
 from rare_trt.training.checkpoint import Checkpoint, load_checkpoint
+from rare_trt.training.downsampling import pad_to_multiple
+from rare_trt.training.inputs import downsampled_inputs
 from rare_trt.training.recipe import Recipe
 
 MAX_CHECK_CASES: Final = 24
@@ -123,8 +123,8 @@ def check_against_network(
 
 def _inputs_from_case(case: Case, route: int, recipe: Recipe) -> Inputs:
     """The graph's inputs for `case` averaged to the spacing of `route`, labels at base spacing."""
-    voxels, _ = fitted(case.voxels, case.labels, 2**route)
-    inputs = averaged_inputs(voxels, case.grid.spacing_mm, route, recipe, torch.device("cpu"))
+    voxels, _ = pad_to_multiple(case.voxels, case.labels, 2**route)
+    inputs = downsampled_inputs(voxels, case.grid.spacing_mm, route, recipe, torch.device("cpu"))
     return {
         name: tensor.numpy() for name, tensor in zip(INPUT_NAMES, inputs.tensors(), strict=True)
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rare_trt.commands import Parsers
-    from rare_trt.evaluation.measurements import Refusal
+    from rare_trt.evaluation.measurements import RejectedScan
     from rare_trt.evaluation.summary import Summary
 
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     """
     require("evaluate", "matplotlib", "scipy")
     from rare_trt.evaluation.cases import find_cases, load_cases
-    from rare_trt.evaluation.measurements import Refusal, acquisitions, measurements
+    from rare_trt.evaluation.measurements import RejectedScan, acquisitions, measure
     from rare_trt.evaluation.summary import dice_png, measurements_csv, summaries, summaries_csv
 
     paths = [options.output / name for name in ("cases.csv", "summary.csv", "dice.png")]
@@ -63,19 +63,19 @@ def run(options: argparse.Namespace) -> int:
         )
         made = acquisitions(manifest.model.base_spacing_mm)
         work = tqdm(
-            measurements(segmenter, cases, made), "evaluating", len(cases) * len(made), unit="scan"
+            measure(segmenter, cases, made), "evaluating", len(cases) * len(made), unit="scan"
         )
         done = list(work)
-    refused = [scan for scan in done if isinstance(scan, Refusal)]
-    rows = [row for scan in done if not isinstance(scan, Refusal) for row in scan]
+    rejected = [scan for scan in done if isinstance(scan, RejectedScan)]
+    rows = [row for scan in done if not isinstance(scan, RejectedScan) for row in scan]
     if not rows:
-        raise ScanError(f"none of {len(done)} scans was segmented: {_sentence(refused[0])}")
+        raise ScanError(f"none of {len(done)} scans was segmented: {_sentence(rejected[0])}")
     found = summaries(rows)
     contents = (measurements_csv(rows), summaries_csv(found), dice_png({manifest.name: found}))
     write_files(dict(zip(paths, contents, strict=True)), overwrite=options.overwrite)
     print(markdown_table(_rows(found)))
-    if refused:
-        print("", *_list_refusals(refused, len(cases)), sep="\n")
+    if rejected:
+        print("", *_list_rejected(rejected, len(cases)), sep="\n")
     known = held_out and manifest.model.training.cases
     origin = "held out from training" if known else "some perhaps used in training"
     print(f"\n{len(cases)} cases, {origin}; all acquisitions are simulated. {options.output}")
@@ -105,16 +105,16 @@ def _rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _list_refusals(refused: Sequence[Refusal], cases: int) -> list[str]:
-    """One line per acquisition of which the package refused scans."""
-    by_name: dict[str, list[Refusal]] = {}
-    for one in refused:
+def _list_rejected(rejected: Sequence[RejectedScan], cases: int) -> list[str]:
+    """One line per acquisition of which the package rejected scans."""
+    by_name: dict[str, list[RejectedScan]] = {}
+    for one in rejected:
         by_name.setdefault(one.acquisition, []).append(one)
     return [
-        f"{name}: {len(those)} of {cases} refused, the first as {_sentence(those[0])}"
+        f"{name}: {len(those)} of {cases} rejected, the first as {_sentence(those[0])}"
         for name, those in by_name.items()
     ]
 
 
-def _sentence(refusal: Refusal) -> str:
-    return f"{refusal.case} ({refusal.acquisition}): {refusal.why}"
+def _sentence(scan: RejectedScan) -> str:
+    return f"{scan.case} ({scan.acquisition}): {scan.reason}"

@@ -78,14 +78,14 @@ def open_scans(package: Package, data: Path | None) -> Callable[[int], list[Prep
     if data is None:
         return lambda route: golden_scans(package, route)
     from rare_trt.evaluation.cases import find_cases, load_cases
-    from rare_trt.evaluation.route_samples import route_sample
+    from rare_trt.evaluation.prepared_cases import prepare_case
 
     manifest = package.manifest
     held_out = manifest.model.training.validation_cases
     files = sorted(find_cases(data), key=lambda one: one.name not in held_out)[:MAX_CASES]
     cases = load_cases(files, len(manifest.model.channels), len(manifest.model.labels))
     entries = {entry.index: entry for entry in manifest.routes}
-    return lambda route: [route_sample(manifest, entries[route], case) for case in cases]
+    return lambda route: [prepare_case(manifest, entries[route], case) for case in cases]
 
 
 def _row(found: Finding) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""Labelled scans, simulated acquisitions, and how well labels agree."""
+"""Labelled scans, simulated acquisitions, and the agreement of labels."""

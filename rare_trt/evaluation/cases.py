@@ -1,4 +1,4 @@
-"""Labelled scans for training: found, read onto canonical axes, split by subject."""
+"""Labelled scans: finding, reading onto canonical axes, splitting by subject."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUES_NAMED: Final = 5
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """One labelled scan on disk."""
+    """The files of one labelled scan."""
 
     name: str
     image: Path
@@ -33,9 +33,9 @@ class CaseFiles:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One labelled scan, axes in canonical order.
+    """One labelled scan, its axes in canonical order.
 
-    voxels float32 [channel, i, j, k] as stored, labels uint8 [i, j, k], both on `grid`.
+    Voxels float32 [channel, i, j, k], as stored, and labels uint8 [i, j, k] lie on `grid`.
     """
 
     name: str
@@ -45,7 +45,11 @@ class Case:
 
 
 def find_cases(folder: Path) -> list[CaseFiles]:
-    """The labelled scans of `folder`: MSD's dataset.json, or images/ and labels/ of equal names."""
+    """Lists the labelled scans of `folder`: those of a dataset.json in the layout of the Medical
+    Segmentation Decathlon, or files of equal names in images/ and labels/.
+
+    Raises ScanError where there are none or files are missing.
+    """
     listing = folder / "dataset.json"
     if listing.is_file():
         pairs = _listed_pairs(listing)
@@ -67,26 +71,30 @@ def find_cases(folder: Path) -> list[CaseFiles]:
 
 
 def load_cases(files: Sequence[CaseFiles], channels: int, classes: int) -> list[Case]:
-    """All of `files` in memory, with a progress bar."""
+    """Loads all of `files` into memory, with a progress bar; raises ScanError as `load_case`."""
     return [load_case(one, channels, classes) for one in tqdm(files, "reading", unit="case")]
 
 
 def load_case(files: CaseFiles, channels: int, classes: int) -> Case:
-    """One case; raises ScanError where labels and scan do not lie on one grid."""
+    """Loads one case of `channels` channels with labels from 0 to `classes` - 1.
+
+    Raises ScanError where a file is no valid scan, the labels lie on another grid than the scan, or
+    have other values.
+    """
     scan = read_scan(files.image, channels).volume
-    truth = read_scan(files.labels).volume
-    difference = grid_difference(scan.grid, truth.grid)
+    labels = read_scan(files.labels).volume
+    difference = grid_difference(scan.grid, labels.grid)
     if difference is not None:
         raise ScanError(
             f"{files.labels}: lies on another grid than its scan ({difference}): resample the "
             "labels"
         )
-    strange = [v for v in np.unique(truth.voxels).tolist() if v not in range(classes)]
-    if strange:
-        named = ", ".join(f"{v:g}" for v in strange[:VALUES_NAMED])
-        more = ", ..." if len(strange) > VALUES_NAMED else ""
+    unknown = [v for v in np.unique(labels.voxels).tolist() if v not in range(classes)]
+    if unknown:
+        named = ", ".join(f"{v:g}" for v in unknown[:VALUES_NAMED])
+        more = ", ..." if len(unknown) > VALUES_NAMED else ""
         raise ScanError(
-            f"{files.labels}: holds {named}{more}; expected 0 to {classes - 1} alone: mend the "
+            f"{files.labels}: holds {named}{more}; expected 0 to {classes - 1} alone: correct the "
             "labels, or name them all in the recipe"
         )
     canonical = Canonical(scan.grid)
@@ -94,7 +102,7 @@ def load_case(files: CaseFiles, channels: int, classes: int) -> Case:
     return Case(
         name=files.name,
         voxels=np.moveaxis(canonical.from_scan(voxels), 3, 0).astype(np.float32),
-        labels=canonical.from_scan(truth.voxels).astype(np.uint8),
+        labels=canonical.from_scan(labels.voxels).astype(np.uint8),
         grid=canonical.grid,
     )
 
@@ -102,19 +110,20 @@ def load_case(files: CaseFiles, channels: int, classes: int) -> Case:
 def split_by_subject(
     names: Sequence[str], cases_per_subject: int, share: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Indices of training and validation cases; all cases of a subject fall on one side.
+    """Returns the indices of training cases and of those held out for validation.
 
-    The subject of the n-th case (by the last number in its name) is (n - 1) // cases_per_subject,
-    so that cases 1 to cases_per_subject are the first one's; a case without a number is its own,
-    and so is every case where each subject has one. Of several subjects one at least is trained on.
+    A random `share` of the subjects is held out, with all of their cases: at least one subject, and
+    where there are several, not all. The subject of the n-th case (by the last number in its name)
+    is (n - 1) // cases_per_subject, so that cases 1 to cases_per_subject are the first one's; a
+    case without a number is a subject of its own, and so is every case where each subject has one.
     """
     subjects = [_subject(name, cases_per_subject) for name in names]
     known = sorted(set(subjects))
     count = max(1, min(round(share * len(known)), len(known) - 1))
     order = np.random.default_rng(seed).permutation(len(known))
-    kept_back = {known[index] for index in order[:count]}
-    training = [index for index, subject in enumerate(subjects) if subject not in kept_back]
-    validation = [index for index, subject in enumerate(subjects) if subject in kept_back]
+    held_out = {known[index] for index in order[:count]}
+    training = [index for index, subject in enumerate(subjects) if subject not in held_out]
+    validation = [index for index, subject in enumerate(subjects) if subject in held_out]
     return training, validation
 
 

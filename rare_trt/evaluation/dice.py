@@ -1,4 +1,4 @@
-"""How well labels agree."""
+"""Overlap of labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 
 def dice(found: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> list[float]:
-    """Dice per label, background left out; 1 where neither holds the label."""
+    """Returns the Dice coefficient of each label from 1 to `classes` - 1 between two arrays of one
+    shape; it is 1 where neither has the label."""
     scores = []
     for label in range(1, classes):
         size = int((found == label).sum() + (truth == label).sum())

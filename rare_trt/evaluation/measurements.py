@@ -1,15 +1,15 @@
-"""What a package answers on simulated acquisitions of labelled scans, against their full labels.
+"""A package on simulated acquisitions of labelled scans, measured against their full labels.
 
-Every acquisition is made from the labelled scan (training/simulation.py); the runtime segments it,
-from voxels to labels on a grid of the base spacing, and the answer is compared with the manual
-label on the label's own grid, each of its voxels with what the answer says of its place in the
-world.
+Every acquisition is simulated from the labelled scan (simulation.py). The runtime segments it on a
+grid of the base spacing, and the labels are compared with the manual ones on the manual labels' own
+grid, at equal places in the world.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -22,13 +22,13 @@ from rare_trt.evaluation.cases import Case
 from rare_trt.evaluation.dice import dice
 from rare_trt.evaluation.simulation import (
     Profile,
-    acquired,
-    resliced,
-    turned_grid,
-    whole_voxels,
-    with_air,
-    with_hot_voxels,
-    with_rician_noise,
+    acquire,
+    add_air,
+    add_hot_voxels,
+    add_rician_noise,
+    reslice,
+    rotated_grid,
+    whole_voxel_grid,
 )
 from rare_trt.evaluation.surfaces import mean_surface_distance_mm
 from rare_trt.plan.resampling import majority_vote
@@ -38,20 +38,20 @@ from rare_trt.segmenter import Segmenter
 
 Group: TypeAlias = Literal["spacing", "robustness"]
 
-# A scan, and the case whose labels it is to be compared with.
-Acquired: TypeAlias = tuple[Volume, Case]
-Make: TypeAlias = Callable[[Case, Generator], Acquired]
+# A scan, and the case with the labels to compare with.
+SimulatedScan: TypeAlias = tuple[Volume, Case]
+Make: TypeAlias = Callable[[Case, Generator], SimulatedScan]
 
-# In multiples of the base spacing.
+# Voxel sizes in multiples of the base spacing.
 VOXELS: Final[tuple[Triple, ...]] = (
     *((f, f, f) for f in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)),
     *((1.0, 1.0, 2.0), (1.0, 1.0, 4.0), (1.0, 4.0, 1.0), (4.0, 1.0, 1.0)),
     *((1.0, 1.0, 6.0), (1.0, 6.0, 1.0), (6.0, 1.0, 1.0), (2.0, 2.0, 4.0), (2.0, 2.0, 6.0)),
 )
 
-# Points per axis at which a voxel of the manual label reads an answer. With one point even the
-# manual label, turned by 20 degrees and back, would get a Dice of no more than .962; with three
-# .982 (mean of 8 cases). Where the grids agree it makes no difference.
+# Points per axis at which labels are sampled within a voxel of the manual label. With one point
+# even the manual label, rotated by 20 degrees and back, would get a Dice of no more than 0.962;
+# with three 0.982 (mean of 8 cases). Where the grids agree it makes no difference.
 POINTS: Final = 3
 
 # Heads tilt about the right-left axis more than about the others.
@@ -60,8 +60,8 @@ TILT_AXIS: Final = (2.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Acquisition:
-    """One way to scan: in the group "spacing" only the voxels differ from the labelled scan's, in
-    "robustness" something else does."""
+    """One kind of simulated scan: in the group "spacing" only the voxels differ from the labelled
+    scan's, in "robustness" something else does. `make` simulates it from a case."""
 
     name: str
     group: Group
@@ -72,10 +72,11 @@ class Acquisition:
 class Measurement:
     """One label of one case in one acquisition.
 
-    `own_dice` is Dice on the scan's own grid against the label with the largest share of each of
-    its voxels; NaN where its voxels are no whole multiples of the label's. `volume_mm3` is the
-    answer's, `expected_mm3` the manual label's inside the scan. `milliseconds` is the time from
-    voxels to labels on the fine grid, loading left out, of all labels together.
+    `dice` and `surface_mm` are measured on the grid of the manual labels. `own_dice` is Dice on the
+    scan's own grid against the majority vote of the manual labels in each of its voxels; NaN where
+    its voxels are no whole multiples of theirs. `volume_mm3` is that of the label found,
+    `expected_mm3` that of the manual label inside the scan. `milliseconds` is the time from voxels
+    to labels on the fine grid, without loading, of all labels together.
     """
 
     case: str
@@ -92,69 +93,72 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """An acquisition of a case that the package does not take, and why."""
+class RejectedScan:
+    """An acquisition of a case that the package rejects, and the reason."""
 
     case: str
     acquisition: str
-    why: str
+    reason: str
 
 
 def acquisitions(base_spacing_mm: float) -> list[Acquisition]:
-    """The acquisitions of the report: voxels up to 8 times the base spacing and shapes up to 1:6,
-    and disturbances of the scan at the base spacing."""
+    """Returns the acquisitions of the report: voxels of up to 8 times the base spacing and ratios
+    of up to 1:6 between axes, and disturbances of the scan at the base spacing."""
     found = []
     for factors in VOXELS:
         i, j, k = (factor * base_spacing_mm for factor in factors)
-        found.append(Acquisition(spacing_name((i, j, k)), "spacing", _averaged((i, j, k))))
+        make = partial(_average_to, spacing_mm=(i, j, k))
+        found.append(Acquisition(spacing_name((i, j, k)), "spacing", make))
     thick = (base_spacing_mm, base_spacing_mm, 4.0 * base_spacing_mm)
     name = f"{spacing_name(thick)}, Gaussian slices"
-    found.append(Acquisition(name, "spacing", _averaged(thick, "gaussian")))
+    make = partial(_average_to, spacing_mm=thick, profile="gaussian")
+    found.append(Acquisition(name, "spacing", make))
     disturbed: dict[str, Make] = {
-        "4 mm tighter on every side": _tighter(4.0),
-        "16 slices of noise": _noisy_air(16, 0.05),
-        "twice the extent, zeros": _doubled,
-        "0.1 % hot voxels": _hot(0.001),
-        "offset of 3 times the maximum": _offset(3.0),
-        "noise of 5 % of the maximum": _noisy(0.05),
-        "turned by 20 degrees": _turned(20.0),
-        "turned by 35 degrees": _turned(35.0),
+        "4 mm tighter on every side": partial(_crop, mm=4.0),
+        "16 slices of noise": partial(_add_noisy_air, slices=16, level=0.05),
+        "twice the extent, zeros": _double_extent,
+        "0.1 % hot voxels": partial(_add_hot_voxels, share=0.001),
+        "offset of 3 times the maximum": partial(_add_offset, factor=3.0),
+        "noise of 5 % of the maximum": partial(_add_noise, level=0.05),
+        "turned by 20 degrees": partial(_rotate, degrees=20.0),
+        "turned by 35 degrees": partial(_rotate, degrees=35.0),
     }
     return found + [Acquisition(name, "robustness", make) for name, make in disturbed.items()]
 
 
 def spacing_name(spacing_mm: Triple) -> str:
-    """'4 mm' or '1 x 1 x 4 mm'."""
+    """Returns a name such as '4 mm' or '1 x 1 x 4 mm'."""
     parts = [f"{s:g}" for s in spacing_mm]
     return f"{parts[0] if len(set(parts)) == 1 else ' x '.join(parts)} mm"
 
 
-def measurements(
-    segmenter: Segmenter, cases: Sequence[Case], made: Sequence[Acquisition]
-) -> Iterator[list[Measurement] | Refusal]:
-    """Every acquisition of every case in turn; what is random in them is the same on every run.
+def measure(
+    segmenter: Segmenter, cases: Sequence[Case], kinds: Sequence[Acquisition]
+) -> Iterator[list[Measurement] | RejectedScan]:
+    """Measures every acquisition of every case in turn, one row per label; the random numbers are
+    the same on every run.
 
-    One that the package refuses, as it does fields of view outside its own, is told and passed
-    over.
+    A scan that the package rejects, such as one with a field of view outside the package's, yields
+    the reason instead.
     """
     for number, case in enumerate(cases):
-        for acquisition in made:
+        for acquisition in kinds:
             volume, truth = acquisition.make(case, np.random.default_rng(number))
             try:
-                yield _measured(segmenter, acquisition, volume, truth)
+                yield _measure_scan(segmenter, acquisition, volume, truth)
             except ScanError as error:
-                yield Refusal(case.name, acquisition.name, str(error))
+                yield RejectedScan(case.name, acquisition.name, str(error))
 
 
-def _measured(
+def _measure_scan(
     segmenter: Segmenter, acquisition: Acquisition, volume: Volume, case: Case
 ) -> list[Measurement]:
-    """The answer to `volume` against the labels of `case`, one row per label."""
+    """Segments `volume` and compares it with the labels of `case`, one row per label."""
     model = segmenter.package.manifest.model
     classes = len(model.labels)
     fine = segmenter.segment(Scan(volume), spacing_out_mm=model.base_spacing_mm)
     found = labels_on(fine.labels, fine.grid, case.grid, classes)
-    seen = labels_at(np.ones(fine.grid.shape, np.uint8), fine.grid, case.grid) > 0
+    inside = labels_at(np.ones(fine.grid.shape, np.uint8), fine.grid, case.grid) > 0
     voxel = float(np.prod(case.grid.spacing_mm))
     scores = dice(found, case.labels, classes)
     own = _own_dice(segmenter, volume, case, classes)
@@ -171,7 +175,7 @@ def _measured(
                 found == label, case.labels == label, case.grid.spacing_mm
             ),
             volume_mm3=fine.volumes_mm3[label - 1],
-            expected_mm3=np.count_nonzero(seen & (case.labels == label)) * voxel,
+            expected_mm3=np.count_nonzero(inside & (case.labels == label)) * voxel,
             milliseconds=sum(fine.timings_ms.values()) - fine.timings_ms["load"],
         )
         for label in range(1, classes)
@@ -181,14 +185,15 @@ def _measured(
 def labels_on(
     labels: NDArray[np.uint8], grid: Grid, target: Grid, classes: int
 ) -> NDArray[np.uint8]:
-    """`labels` on `grid` as each voxel of `target` sees them: the label with the largest share of
-    it, over 3 x 3 x 3 points."""
+    """Resamples `labels` [i, j, k] on `grid` to `target` by majority vote over 3 x 3 x 3 points in
+    each of its voxels."""
     parts = (POINTS, POINTS, POINTS)
     return majority_vote(labels_at(labels, grid, target.subdivide(parts)), parts, classes)
 
 
 def labels_at(labels: NDArray[np.uint8], grid: Grid, target: Grid) -> NDArray[np.uint8]:
-    """`labels` on `grid` at the voxel centres of `target`: the nearest voxel's, 0 outside."""
+    """Returns `labels` [i, j, k] on `grid` at the voxel centres of `target`: those of the nearest
+    voxels, 0 outside."""
     index = np.stack(np.meshgrid(*(np.arange(n) for n in target.shape), indexing="ij"), -1)
     # Half-way between two voxels the first is taken, whatever the last bits of the affines.
     place = np.ceil(grid.index(target.world_mm(index)) - 0.5 - 1e-6).astype(int)
@@ -198,6 +203,8 @@ def labels_at(labels: NDArray[np.uint8], grid: Grid, target: Grid) -> NDArray[np
 
 
 def _own_dice(segmenter: Segmenter, volume: Volume, case: Case, classes: int) -> list[float]:
+    """Dice per label on the grid of `volume`; NaN where its voxels are no whole multiples of the
+    voxels of `case`."""
     parts = np.linalg.solve(case.grid.affine[:3, :3], volume.grid.affine[:3, :3])
     whole = np.diag(np.diag(parts).round())
     if not np.allclose(parts, whole, atol=1e-6):
@@ -212,74 +219,52 @@ def _volume(voxels: NDArray[np.float32], grid: Grid) -> Volume:
     return Volume(np.moveaxis(voxels, 0, 3), grid)
 
 
-def _averaged(spacing_mm: Triple, profile: Profile = "box") -> Make:
+def _average_to(
+    case: Case, rng: Generator, spacing_mm: Triple, profile: Profile = "box"
+) -> SimulatedScan:
     """The scan ends, as a scanner's does, with the last whole voxel."""
-
-    def make(case: Case, rng: Generator) -> Acquired:
-        low = whole_voxels(case.grid, spacing_mm)
-        return _volume(acquired(case.voxels, case.grid, low, profile), low), case
-
-    return make
+    low = whole_voxel_grid(case.grid, spacing_mm)
+    return _volume(acquire(case.voxels, case.grid, low, profile), low), case
 
 
-def _tighter(mm: float) -> Make:
-    """What the scan does not show cannot be found, so the labels are cut too."""
-
-    def make(case: Case, rng: Generator) -> Acquired:
-        sizes = zip(case.labels.shape, case.grid.spacing_mm, strict=True)
-        # Of a thin scan something stays.
-        cut = [min(round(mm / spacing), (n - 1) // 2) for n, spacing in sizes]
-        kept = tuple(slice(c, n - c) for c, n in zip(cut, case.labels.shape, strict=True))
-        voxels, labels = case.voxels[(slice(None), *kept)], case.labels[kept]
-        i, j, k = labels.shape
-        grid = case.grid.box((cut[0], cut[1], cut[2]), (i, j, k))
-        return _volume(voxels, grid), replace(case, voxels=voxels, labels=labels, grid=grid)
-
-    return make
+def _crop(case: Case, rng: Generator, mm: float) -> SimulatedScan:
+    """Crops the scan and its labels: those outside the scan cannot be found."""
+    sizes = zip(case.labels.shape, case.grid.spacing_mm, strict=True)
+    # At least one voxel of a thin scan remains.
+    cut = [min(round(mm / spacing), (n - 1) // 2) for n, spacing in sizes]
+    part = tuple(slice(c, n - c) for c, n in zip(cut, case.labels.shape, strict=True))
+    voxels, labels = case.voxels[(slice(None), *part)], case.labels[part]
+    i, j, k = labels.shape
+    grid = case.grid.box((cut[0], cut[1], cut[2]), (i, j, k))
+    return _volume(voxels, grid), replace(case, voxels=voxels, labels=labels, grid=grid)
 
 
-def _noisy_air(slices: int, level: float) -> Make:
-    def make(case: Case, rng: Generator) -> Acquired:
-        noise = level * float(np.percentile(case.voxels, 99.5))
-        padded = with_air(case.voxels, case.grid, (0, 0, 0), (0, 0, slices), noise, rng)
-        return _volume(*padded), case
-
-    return make
+def _add_noisy_air(case: Case, rng: Generator, slices: int, level: float) -> SimulatedScan:
+    noise = level * float(np.percentile(case.voxels, 99.5))
+    padded = add_air(case.voxels, case.grid, (0, 0, 0), (0, 0, slices), noise, rng)
+    return _volume(*padded), case
 
 
-def _doubled(case: Case, rng: Generator) -> Acquired:
+def _double_extent(case: Case, rng: Generator) -> SimulatedScan:
     i, j, k = (n // 2 for n in case.labels.shape)
-    return _volume(*with_air(case.voxels, case.grid, (i, j, k), (i, j, k), 0.0, rng)), case
+    return _volume(*add_air(case.voxels, case.grid, (i, j, k), (i, j, k), 0.0, rng)), case
 
 
-def _hot(share: float) -> Make:
-    def make(case: Case, rng: Generator) -> Acquired:
-        return _volume(with_hot_voxels(case.voxels, share, 10.0, rng), case.grid), case
-
-    return make
+def _add_hot_voxels(case: Case, rng: Generator, share: float) -> SimulatedScan:
+    return _volume(add_hot_voxels(case.voxels, share, 10.0, rng), case.grid), case
 
 
-def _offset(factor: float) -> Make:
-    def make(case: Case, rng: Generator) -> Acquired:
-        return _volume(case.voxels + factor * case.voxels.max(), case.grid), case
-
-    return make
+def _add_offset(case: Case, rng: Generator, factor: float) -> SimulatedScan:
+    return _volume(case.voxels + factor * case.voxels.max(), case.grid), case
 
 
-def _noisy(level: float) -> Make:
-    def make(case: Case, rng: Generator) -> Acquired:
-        deviation = level * float(np.percentile(case.voxels, 99.5))
-        return _volume(with_rician_noise(case.voxels, deviation, rng), case.grid), case
-
-    return make
+def _add_noise(case: Case, rng: Generator, level: float) -> SimulatedScan:
+    deviation = level * float(np.percentile(case.voxels, 99.5))
+    return _volume(add_rician_noise(case.voxels, deviation, rng), case.grid), case
 
 
-def _turned(degrees: float) -> Make:
-    """An oblique scan of the whole crop; beyond the crop its border goes on."""
-
-    def make(case: Case, rng: Generator) -> Acquired:
-        rotation = angle_axis2mat(np.radians(degrees), TILT_AXIS)
-        turned = turned_grid(case.grid, rotation, whole=True)
-        return _volume(resliced(case.voxels, case.grid, turned, "nearest"), turned), case
-
-    return make
+def _rotate(case: Case, rng: Generator, degrees: float) -> SimulatedScan:
+    """An oblique scan of the whole crop; beyond the crop its border voxels continue."""
+    rotation = angle_axis2mat(np.radians(degrees), TILT_AXIS)
+    rotated = rotated_grid(case.grid, rotation, whole=True)
+    return _volume(reslice(case.voxels, case.grid, rotated, "nearest"), rotated), case

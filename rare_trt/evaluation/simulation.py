@@ -1,7 +1,7 @@
-"""Scans as scanners make them, from a labelled scan: other grids, slice profiles, noise, air.
+"""Simulated acquisitions of a labelled scan: other grids, slice profiles, noise, air.
 
-Needs numpy and scipy, not torch: training draws from it, and evaluation measures on it. The truth
-never moves: every function keeps image and labels in their place in the world.
+Imports numpy and scipy, not torch; training and evaluation both use it. Every function keeps the
+world coordinates of image and labels.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from rare_trt.scan.geometry import Grid, Shape, Triple
 
 Profile: TypeAlias = Literal["box", "gaussian"]
 
-# What lies beyond the scan: its border goes on, or air (zero).
+# Values beyond the scan: those of its border, or air (zero).
 Beyond: TypeAlias = Literal["nearest", "constant"]
 
 # A Gaussian's full width at half maximum in standard deviations.
 FWHM = 2.354820045
 
 
-def scanned_grid(grid: Grid, spacing_mm: Triple, start_mm: Triple, shape: Shape) -> Grid:
-    """`shape` voxels of `spacing_mm` along the axes of `grid`, whose first voxel begins `start_mm`
-    inside the outer face of the first voxel of `grid`."""
+def parallel_grid(grid: Grid, spacing_mm: Triple, start_mm: Triple, shape: Shape) -> Grid:
+    """Returns `shape` voxels of `spacing_mm` along the axes of `grid`, of which the first begins
+    `start_mm` inside the outer face of the first voxel of `grid`."""
     old, new, start = np.array(grid.spacing_mm), np.array(spacing_mm), np.array(start_mm)
     affine = grid.affine.copy()
     affine[:3, :3] *= new / old
@@ -33,24 +33,27 @@ def scanned_grid(grid: Grid, spacing_mm: Triple, start_mm: Triple, shape: Shape)
     return Grid(shape, affine)
 
 
-def whole_voxels(grid: Grid, spacing_mm: Triple) -> Grid:
-    """As many whole voxels of `spacing_mm` as `grid` holds, from its first face on."""
+def whole_voxel_grid(grid: Grid, spacing_mm: Triple) -> Grid:
+    """Returns as many whole voxels of `spacing_mm` as fit into `grid` from its first face on, at
+    least one per axis."""
     i, j, k = (
         max(1, int(extent / spacing + 1e-6))
         for extent, spacing in zip(grid.extent_mm, spacing_mm, strict=True)
     )
-    return scanned_grid(grid, spacing_mm, (0.0, 0.0, 0.0), (i, j, k))
+    return parallel_grid(grid, spacing_mm, (0.0, 0.0, 0.0), (i, j, k))
 
 
-def acquired(
+def acquire(
     voxels: NDArray[np.float32], grid: Grid, target: Grid, profile: Profile = "box"
 ) -> NDArray[np.float32]:
-    """Voxels [c, i, j, k] on `grid` as a scanner with the voxels of `target` would measure them.
+    """Acquires the object with voxels [c, i, j, k] on `grid` with the voxels of `target`; returns
+    [c, *target.shape].
 
     Each voxel is the mean of the object over its own width (`box`: exact block means where the
     voxels are whole multiples), or under a Gaussian whose full width at half maximum is the
     voxel's (a slice-selective pulse). Along axes finer than `grid` the object is interpolated
-    linearly. Beyond its faces the object goes on as it ends. The axes must be parallel.
+    linearly. Beyond its faces the object continues with its border voxels. The axes must be
+    parallel.
     """
     step = np.diag(np.linalg.solve(grid.affine[:3, :3], target.affine[:3, :3]))
     first = grid.index(target.affine[:3, 3])
@@ -58,8 +61,8 @@ def acquired(
         _slice_weights(grid.shape[axis], first[axis], step[axis], target.shape[axis], profile)
         for axis in range(3)
     )
-    found: NDArray[np.float32] = np.einsum("ai,bj,ck,nijk->nabc", i, j, k, voxels, optimize=True)
-    return found
+    scan: NDArray[np.float32] = np.einsum("ai,bj,ck,nijk->nabc", i, j, k, voxels, optimize=True)
+    return scan
 
 
 def _slice_weights(
@@ -67,7 +70,7 @@ def _slice_weights(
 ) -> NDArray[np.float32]:
     """Weights [samples, size]: the share of each slice profile that falls into each voxel."""
     centres = (first + step * np.arange(samples))[:, None]
-    # Two voxels' borders of a linear interpolation, or the slice's own width.
+    # One voxel for linear interpolation, or the slice's own width.
     width = max(1.0, step)
     faces = np.arange(size + 1) - 0.5
     faces[0], faces[-1] = -np.inf, np.inf
@@ -80,9 +83,9 @@ def _slice_weights(
     return np.diff(below, axis=1).astype(np.float32)
 
 
-def turned_grid(grid: Grid, rotation: NDArray[np.float64], *, whole: bool) -> Grid:
-    """`grid` turned by `rotation` [3, 3] (world axes) about its centre; `whole`: enlarged such that
-    all of `grid` lies inside."""
+def rotated_grid(grid: Grid, rotation: NDArray[np.float64], *, whole: bool) -> Grid:
+    """Returns `grid` rotated by `rotation` [3, 3] (world axes) about its centre; with `whole` it is
+    enlarged such that all of `grid` lies inside."""
     shape = np.array(grid.shape)
     if whole:
         axes = grid.affine[:3, :3] / grid.spacing_mm
@@ -96,10 +99,11 @@ def turned_grid(grid: Grid, rotation: NDArray[np.float64], *, whole: bool) -> Gr
     return Grid((i, j, k), affine)
 
 
-def resliced(
+def reslice(
     voxels: NDArray[np.float32], grid: Grid, target: Grid, beyond: Beyond
 ) -> NDArray[np.float32]:
-    """Voxels [c, i, j, k] on `grid` interpolated linearly on `target`, whatever its axes."""
+    """Interpolates voxels [c, i, j, k] on `grid` linearly on `target`, whose axes may be any;
+    returns [c, *target.shape]."""
     from scipy.ndimage import affine_transform
 
     onto = np.linalg.solve(grid.affine, target.affine)
@@ -109,18 +113,19 @@ def resliced(
     )
 
 
-def resliced_labels(
+def reslice_labels(
     labels: NDArray[np.uint8], grid: Grid, target: Grid, classes: int
 ) -> NDArray[np.uint8]:
-    """Labels [i, j, k] on `grid` -> the label with the largest share on `target`; 0 beyond."""
-    shares = np.stack([labels == label for label in range(1, classes)]).astype(np.float32)
-    found = resliced(shares, grid, target, "constant")
-    background = 1.0 - found.sum(axis=0, keepdims=True)
-    largest = np.concatenate([background, found]).argmax(axis=0)
-    return np.asarray(largest, dtype=np.uint8)
+    """Interpolates one-hot labels [i, j, k] on `grid` linearly on `target` and returns the arg-max
+    of the `classes`, 0 beyond `grid`."""
+    one_hot = np.stack([labels == label for label in range(1, classes)]).astype(np.float32)
+    foreground = reslice(one_hot, grid, target, "constant")
+    background = 1.0 - foreground.sum(axis=0, keepdims=True)
+    resliced = np.concatenate([background, foreground]).argmax(axis=0)
+    return np.asarray(resliced, dtype=np.uint8)
 
 
-def with_air(
+def add_air(
     voxels: NDArray[np.float32],
     grid: Grid,
     before: Shape,
@@ -128,7 +133,8 @@ def with_air(
     noise: float,
     rng: Generator,
 ) -> tuple[NDArray[np.float32], Grid]:
-    """Slices of air added `before` and `after` the voxels [c, i, j, k] of each axis.
+    """Adds slices of air `before` and `after` the voxels [c, i, j, k] of each axis; returns the
+    voxels and their grid.
 
     Air is the magnitude of complex Gaussian noise (Rayleigh) of deviation `noise`; 0: exact zero.
     """
@@ -141,18 +147,18 @@ def with_air(
     return padded, grid.box((-before[0], -before[1], -before[2]), (ni, nj, nk))
 
 
-def with_rician_noise(
+def add_rician_noise(
     voxels: NDArray[np.float32], deviation: float, rng: Generator
 ) -> NDArray[np.float32]:
-    """The magnitude of the voxels after complex Gaussian noise of `deviation`."""
+    """Adds complex Gaussian noise of `deviation` to voxels [c, i, j, k]; returns the magnitude."""
     real, imaginary = rng.normal(0.0, deviation, (2, *voxels.shape)).astype(np.float32)
     magnitude: NDArray[np.float32] = np.hypot(voxels + real, imaginary)
     return magnitude
 
 
-def with_hot_voxels(
+def add_hot_voxels(
     voxels: NDArray[np.float32], share: float, factor: float, rng: Generator
 ) -> NDArray[np.float32]:
-    """A `share` of the voxels set to `factor` times the largest value, as spikes leave them."""
+    """Sets a `share` of the voxels [c, i, j, k] to `factor` times the largest value."""
     hot = rng.random(voxels.shape) < share
     return np.where(hot, np.float32(voxels.max() * factor), voxels)

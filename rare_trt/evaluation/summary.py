@@ -1,4 +1,4 @@
-"""Measurements over cases: means, confidence intervals, tables and a picture."""
+"""Measurements over cases: means, confidence intervals, tables and a plot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIDENCE: Final = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """One acquisition over all cases; means unless it says otherwise.
+    """One acquisition over all cases; entries are means unless stated otherwise.
 
     `dice` is the mean over the labels, `dice_low` and `dice_high` its 95 % confidence interval over
     the cases. `label_dice` and `label_volume_error` have one entry per label. Volume errors are
@@ -45,7 +45,7 @@ class Summary:
 
 
 def summaries(rows: Sequence[Measurement]) -> list[Summary]:
-    """One summary per acquisition, in the order of their first rows."""
+    """Summarises `rows` per acquisition, in the order of their first rows."""
     names = list(dict.fromkeys(row.acquisition for row in rows))
     return [_summary([row for row in rows if row.acquisition == name]) for name in names]
 
@@ -81,8 +81,9 @@ def _summary(rows: Sequence[Measurement]) -> Summary:
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """A 95 % confidence interval of the mean of `values` (one per case), by bootstrap: percentiles
-    of the means of 2000 resamples of the cases, always the same ones."""
+    """Returns a 95 % confidence interval of the mean of `values` (one per case), by bootstrap:
+    percentiles of the means of 2000 resamples of the cases, with fixed random numbers. Source:
+    Efron, Tibshirani, "An Introduction to the Bootstrap" (1993)."""
     rng = np.random.default_rng(0)
     means = rng.choice(values, (RESAMPLES, len(values))).mean(axis=1)
     tail = (1.0 - CONFIDENCE) / 2
@@ -91,12 +92,12 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def measurements_csv(rows: Sequence[Measurement]) -> bytes:
-    """One line per case, acquisition and label."""
+    """Returns CSV with one line per case, acquisition and label."""
     return _csv([asdict(row) for row in rows])
 
 
 def summaries_csv(found: Sequence[Summary]) -> bytes:
-    """One line per acquisition, with columns per label."""
+    """Returns CSV with one line per acquisition and columns per label."""
     lines = []
     for one in found:
         line = asdict(one)
@@ -117,21 +118,22 @@ def _csv(lines: Sequence[Mapping[str, object]]) -> bytes:
 
 
 def dice_png(packages: Mapping[str, Sequence[Summary]]) -> bytes:
-    """Dice with its confidence interval of every acquisition, one colour per package, as PNG."""
+    """Plots Dice with its confidence interval for every acquisition, one colour per package;
+    returns a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     for panel, group in zip(panels, ("spacing", "robustness"), strict=True):
         for place, (package, found) in enumerate(packages.items()):
-            shown = [one for one in found if one.group == group]
-            at = np.arange(len(shown)) + 0.14 * (place - (len(packages) - 1) / 2)
-            mean = np.array([one.dice for one in shown])
-            low = mean - [one.dice_low for one in shown]
-            high = [one.dice_high for one in shown] - mean
+            rows = [one for one in found if one.group == group]
+            at = np.arange(len(rows)) + 0.14 * (place - (len(packages) - 1) / 2)
+            mean = np.array([one.dice for one in rows])
+            low = mean - [one.dice_low for one in rows]
+            high = [one.dice_high for one in rows] - mean
             panel.errorbar(at, mean, (low, high), fmt="o", markersize=4, label=package)
             panel.set_xticks(
-                range(len(shown)), [one.acquisition for one in shown], rotation=60, ha="right"
+                range(len(rows)), [one.acquisition for one in rows], rotation=60, ha="right"
             )
         panel.grid(axis="y", alpha=0.4)
     panels[0].set(ylabel="Dice against the full label, base spacing")

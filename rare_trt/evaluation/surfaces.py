@@ -1,4 +1,4 @@
-"""How far apart two labelled surfaces lie."""
+"""Distance between surfaces."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rare_trt.scan.geometry import Triple
 def mean_surface_distance_mm(
     found: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: Triple
 ) -> float:
-    """Average symmetric surface distance of two masks [i, j, k] on one grid.
+    """Returns the average symmetric surface distance in mm of two masks [i, j, k] on one grid.
 
-    The mean, over the border voxels of both, of the distance in mm to the nearest border voxel of
-    the other. NaN where either is empty. Source: Heimann et al., "Comparison and Evaluation of
+    It is the mean, over the border voxels of both, of the distance to the nearest border voxel of
+    the other; NaN where either mask is empty. Source: Heimann et al., "Comparison and Evaluation of
     Methods for Liver Segmentation from CT Datasets", IEEE TMI 28 (2009).
     """
     from scipy.ndimage import distance_transform_edt

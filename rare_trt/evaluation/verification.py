@@ -1,4 +1,4 @@
-"""Every typed graph and engine of a package against its float32 graph."""
+"""Comparison of every typed graph and engine of a package with its float32 graph."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from rare_trt.sessions.openvino import OpenVinoProbe
 from rare_trt.sessions.run import PreparedScan, run_tiles
 from rare_trt.sessions.session import Session
 
-# Labels of fp16 against those of float32, mean over scans and labels, and how much lower its Dice
-# against manual labels may be.
+# Bounds for fp32 and fp16: least Dice with the float32 labels, mean over scans and labels, and
+# largest loss of Dice against manual labels.
 MIN_DICE: Final = 0.999
 MAX_LOSS: Final = 0.001
 
-# The first for INT8 and bf16; their loss has the budget that the package was calibrated with.
+# Least Dice with float32 for INT8 and bf16; the bound of their loss is the Dice budget of the
+# package's calibration.
 MIN_AGREEMENT: Final = 0.975
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How a graph or an engine of `route` compares with float32 over `samples` scans.
+    """Comparison of a graph or an engine of `route` with float32 over `samples` scans.
 
-    `different` is the share of voxels labelled otherwise, `dice` the mean Dice between the two,
-    `loss` how much lower Dice against manual labels is, `logit_error` the largest difference of a
-    logit and `non_finite` how many logits are not finite; None where it was not measured. `fault`
-    is what kept it from being compared, or the golden vectors it fails. `min_dice` and `max_loss`
-    bound the second and the third.
+    `different` is the share of voxels with another label, `dice` the mean Dice between the two,
+    `loss` the loss of Dice against manual labels, `logit_error` the largest difference of a logit
+    and `non_finite` the number of logits that are not finite; None where it was not measured.
+    `fault` is the error that prevented the comparison, or the golden vectors that failed.
+    `min_dice` and `max_loss` are the bounds of `dice` and `loss`.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Finding:
 
     @property
     def broken(self) -> list[str]:
-        """The bounds that do not hold, empty where all do."""
+        """The fault and the bounds that are not met, one sentence each; empty if there are none."""
         found = [] if self.fault is None else [self.fault]
         if self.dice is not None and not self.dice >= self.min_dice:
             found.append(
@@ -67,28 +68,29 @@ class Finding:
 
 
 def golden_scans(package: Package, route: int) -> list[PreparedScan]:
-    """The scans of the package's own golden vectors, which no manual labels belong to."""
+    """Returns the scans of the package's golden vectors of `route`, without labels to compare with:
+    theirs are the network's, not manual."""
     vectors = read_golden_vectors(package, route)
     return [replace(vector.scan, truth=None) for vector in vectors]
 
 
 def compare_with_float32(
-    package: Package, route: int, scans: Sequence[PreparedScan], choice: SessionCandidates
+    package: Package, route: int, scans: Sequence[PreparedScan], candidates: SessionCandidates
 ) -> Iterator[Finding]:
-    """Each graph and each engine of `route` that this machine can run, compared one by one."""
+    """Compares each graph and each engine of `route` that this machine can run, one by one."""
     reference = Reference(package, route, scans)
     for graph in package.manifest.graphs:
         if graph.route == route:
-            yield reference.compare(choice.graph(graph), graph)
-    for candidate in choice.variants(route):
+            yield reference.compare(candidates.graph(graph), graph)
+    for candidate in candidates.variants(route):
         if candidate.arithmetic.endswith("bf16"):
             yield reference.compare(candidate, None)
-    for candidate in choice.engines(route):
+    for candidate in candidates.engines(route):
         yield reference.compare(candidate, None)
 
 
 class Reference:
-    """What the float32 graph of a route labels `scans` with."""
+    """The float32 graph of a route and its labels of `scans`."""
 
     def __init__(self, package: Package, route: int, scans: Sequence[PreparedScan]) -> None:
         self._package, self._route, self._scans = package, route, scans
@@ -97,7 +99,7 @@ class Reference:
         self._labels = [run_tiles(self._probe, scan) for scan in scans]
 
     def compare(self, candidate: Candidate, graph: GraphEntry | None) -> Finding:
-        """`candidate` against the reference; `graph` is what it runs, where logits can be had."""
+        """Compares `candidate` with the reference, the logits too where it runs `graph`."""
         name, route = candidate.name, self._route
         try:
             session = candidate.open()
@@ -105,14 +107,14 @@ class Reference:
             return Finding(name, route, 0, fault=str(error))
         try:
             check_golden_vectors(session, self._package, route)
-            answers = [_answer(session, scan) for scan in self._scans]
+            labels = [_labels(session, scan) for scan in self._scans]
         except BackendError as error:
             return Finding(name, route, 0, fault=str(error))
         finally:
             session.close()
         pairs = [
             (found, known)
-            for found, known in zip(answers, self._labels, strict=True)
+            for found, known in zip(labels, self._labels, strict=True)
             if found is not None
         ]
         if not pairs:
@@ -125,7 +127,7 @@ class Reference:
             samples=len(pairs),
             different=float(np.mean([(found != known).mean() for found, known in pairs])),
             dice=float(np.mean([dice(found, known, self._classes) for found, known in pairs])),
-            loss=self._loss(answers),
+            loss=self._loss(labels),
             logit_error=worst,
             non_finite=non_finite,
             min_dice=min_dice,
@@ -133,7 +135,7 @@ class Reference:
         )
 
     def _bounds(self, candidate: Candidate) -> tuple[float, float]:
-        """The least Dice with float32, and the most that may be lost against manual labels."""
+        """The least Dice with float32, and the largest loss of Dice against manual labels."""
         if candidate.arithmetic in ("fp32", "fp16"):
             return MIN_DICE, MAX_LOSS
         (budget,) = (
@@ -143,10 +145,11 @@ class Reference:
         )
         return MIN_AGREEMENT, budget
 
-    def _loss(self, answers: Sequence[NDArray[np.uint8] | None]) -> float | None:
+    def _loss(self, labels: Sequence[NDArray[np.uint8] | None]) -> float | None:
+        """The mean loss of Dice against manual labels; None where no scan has any."""
         scores = [
             (dice(known, scan.truth, self._classes), dice(found, scan.truth, self._classes))
-            for found, known, scan in zip(answers, self._labels, self._scans, strict=True)
+            for found, known, scan in zip(labels, self._labels, self._scans, strict=True)
             if scan.truth is not None and found is not None
         ]
         if not scores:
@@ -154,7 +157,7 @@ class Reference:
         return float(np.mean([np.subtract(known, found) for known, found in scores]))
 
     def _logits(self, graph: GraphEntry) -> tuple[float | None, int | None]:
-        """The largest error of a logit, and how many are not finite."""
+        """The largest error of a logit, and the number of those that are not finite."""
         is_reference = graph.precision == "fp32"
         probe = self._probe if is_reference else OpenVinoProbe(self._package, graph)
         if not (probe.has_logits and self._probe.has_logits):
@@ -168,8 +171,8 @@ class Reference:
         return worst, non_finite
 
 
-def _answer(session: Session, scan: PreparedScan) -> NDArray[np.uint8] | None:
-    """None where the session was not built for the scan's shapes."""
+def _labels(session: Session, scan: PreparedScan) -> NDArray[np.uint8] | None:
+    """The labels of `scan`; None where the session was not built for its shapes."""
     try:
         return run_tiles(session, scan)
     except ShapeError:

@@ -1,6 +1,6 @@
-"""Random variation of a labelled scan: pose, field of view, contrast, noise.
+"""Augmentation: random pose, field of view, contrast and noise of a labelled scan.
 
-Works on stored voxels, before normalisation, because a scanner varies those.
+Works on stored voxels, before normalisation, because those are what scanners vary.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from rare_trt.evaluation.cases import Case
-from rare_trt.evaluation.simulation import Beyond, resliced, resliced_labels, turned_grid, with_air
+from rare_trt.evaluation.simulation import Beyond, add_air, reslice, reslice_labels, rotated_grid
 from rare_trt.scan.geometry import Grid
 
-# Degrees: heads lie a little tilted, and now and then a protocol is oblique.
+# Degrees: standard deviation of the tilt of a head, and the largest angle of an oblique protocol.
 USUAL_TILT, LARGEST_TILT = 8.0, 45.0
 
-# Voxels: how much tighter a crop can be (no more than a quarter), and how many slices of air a scan
-# can end in.
-LARGEST_CUT, LARGEST_AIR = 6, 17
+# Fewer voxels than these are cut from a face (at most a quarter of the axis), or added as air.
+CUT_LIMIT, AIR_LIMIT = 6, 17
 
 
-def augmented(case: Case, rng: Generator, classes: int) -> Case:
-    """A random variant of `case`, image and labels still in one place."""
-    return _scanned(_framed(_posed(case, rng, classes), rng), rng)
+def augment(case: Case, rng: Generator, classes: int) -> Case:
+    """Returns a random variant of `case`; image and labels keep their common grid.
+
+    `classes` counts the labels, background included.
+    """
+    return _vary_contrast(_vary_field_of_view(_vary_pose(case, rng, classes), rng), rng)
 
 
-def _posed(case: Case, rng: Generator, classes: int) -> Case:
-    """Mirrored, turned and scaled about the centre."""
+def _vary_pose(case: Case, rng: Generator, classes: int) -> Case:
+    """Mirrors left to right, rotates and scales about the centre, each at random."""
     if rng.random() < 0.5:
         case = replace(
             case,
@@ -45,31 +47,31 @@ def _posed(case: Case, rng: Generator, classes: int) -> Case:
         rotation, whole = euler2mat(*np.radians(rng.normal(0.0, USUAL_TILT, 3))), False
     else:
         angle = np.radians(rng.uniform(-LARGEST_TILT, LARGEST_TILT))
-        # A normally distributed vector points in every direction alike.
+        # The direction of a normally distributed vector is uniform.
         rotation, whole = angle_axis2mat(angle, rng.normal(size=3)), bool(rng.random() < 0.4)
-    turned = turned_grid(case.grid, rotation, whole=whole)
-    stretched = turned.affine.copy()
+    rotated = rotated_grid(case.grid, rotation, whole=whole)
+    scaled = rotated.affine.copy()
     scale = np.exp(rng.normal(0.0, 0.07, 3))
-    stretched[:3, :3] *= scale
-    stretched[:3, 3] = turned.world_mm((np.array(turned.shape) - 1) / 2 * (1.0 - scale))
-    target = Grid(turned.shape, stretched)
+    scaled[:3, :3] *= scale
+    scaled[:3, 3] = rotated.world_mm((np.array(rotated.shape) - 1) / 2 * (1.0 - scale))
+    target = Grid(rotated.shape, scaled)
     beyond: Beyond = "nearest" if rng.random() < 0.5 else "constant"
     i, j, k = case.grid.spacing_mm
     return replace(
         case,
-        voxels=resliced(case.voxels, case.grid, target, beyond),
-        labels=resliced_labels(case.labels, case.grid, target, classes),
-        grid=Grid(turned.shape, np.diag([i, j, k, 1.0])),
+        voxels=reslice(case.voxels, case.grid, target, beyond),
+        labels=reslice_labels(case.labels, case.grid, target, classes),
+        grid=Grid(rotated.shape, np.diag([i, j, k, 1.0])),
     )
 
 
-def _framed(case: Case, rng: Generator) -> Case:
-    """A random field of view: faces cropped, now and then slices of air."""
+def _vary_field_of_view(case: Case, rng: Generator) -> Case:
+    """Crops the faces of half of the scans, and adds slices of air to a quarter of them."""
     voxels, labels, grid = case.voxels, case.labels, case.grid
     if rng.random() < 0.5:
         shape = np.array(labels.shape)
-        first = np.minimum(rng.integers(0, LARGEST_CUT, 3), shape // 4)
-        last = shape - np.minimum(rng.integers(0, LARGEST_CUT, 3), shape // 4)
+        first = np.minimum(rng.integers(0, CUT_LIMIT, 3), shape // 4)
+        last = shape - np.minimum(rng.integers(0, CUT_LIMIT, 3), shape // 4)
         cut = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
         voxels, labels = voxels[(slice(None), *cut)], labels[cut]
         i, j, k = (last - first).tolist()
@@ -77,21 +79,22 @@ def _framed(case: Case, rng: Generator) -> Case:
     if rng.random() < 0.25:
         sides = np.zeros((2, 3), int)
         for axis in np.flatnonzero(rng.random(3) < 0.4):
-            sides[rng.integers(2), axis] = rng.integers(1, LARGEST_AIR)
+            sides[rng.integers(2), axis] = rng.integers(1, AIR_LIMIT)
         before, after = ((int(i), int(j), int(k)) for i, j, k in sides)
         strongest = float(np.percentile(voxels, 99.5))
         noise = max(0.0, strongest * float(rng.uniform(0.0, 0.1))) if rng.random() < 0.6 else 0.0
-        voxels, grid = with_air(voxels, grid, before, after, noise, rng)
+        voxels, grid = add_air(voxels, grid, before, after, noise, rng)
         labels = np.pad(labels, list(zip(before, after, strict=True)))
     return replace(case, voxels=voxels, labels=labels, grid=grid)
 
 
-def _scanned(case: Case, rng: Generator) -> Case:
-    return replace(case, voxels=np.stack([_channel(channel, rng) for channel in case.voxels]))
+def _vary_contrast(case: Case, rng: Generator) -> Case:
+    """Varies every channel by itself."""
+    return replace(case, voxels=np.stack([_vary_channel(channel, rng) for channel in case.voxels]))
 
 
-def _channel(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
-    """One channel under another contrast, coil sensitivity and noise level."""
+def _vary_channel(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
+    """Applies a random gamma, coil sensitivity and noise level to one channel [i, j, k]."""
     low, high = np.percentile(voxels, (0.5, 99.5))
     scale = max(float(high - low), 1e-6)
     values = (voxels - low) / scale
@@ -108,5 +111,5 @@ def _channel(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]
         )
     if rng.random() < 0.4:
         values = values + rng.normal(0.0, rng.uniform(0.0, 0.08), values.shape)
-    scanned: NDArray[np.float32] = values.astype(np.float32)
-    return scanned
+    varied: NDArray[np.float32] = values.astype(np.float32)
+    return varied
