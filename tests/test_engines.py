@@ -211,7 +211,7 @@ def test_an_output_that_is_something_else_is_left_alone(package: Package, tmp_pa
     other = tmp_path / "other.rare"
     other.mkdir()
     (other / "mine.txt").write_text("mine")
-    for overwrite, words in ((False, "exists already"), (True, "holds no package")):
+    for overwrite, words in ((False, "exists already"), (True, "without a package")):
         with pytest.raises(OutputError, match=words):
             build_engines(
                 package,

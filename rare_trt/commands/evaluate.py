@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     if rejected:
         print("", *_list_rejected(rejected, len(cases)), sep="\n")
     known = held_out and manifest.model.training.cases
-    origin = "held out from training" if known else "some perhaps used in training"
+    origin = "held out from training" if known else "some of them perhaps training cases"
     print(f"\n{len(cases)} cases, {origin}; all acquisitions are simulated. {options.output}")
     return 0
 
