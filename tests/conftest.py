@@ -123,6 +123,8 @@ def fake_gpu(driver: FakeDriver, module: str = "tensorrt") -> Iterator[FakeGpu]:
     fake = FakeTensorRT(module)
     before = sys.modules.get(module)
     sys.modules[module] = fake
+    # Collections look at what is made from here on alone: torch and onnx bring a million objects.
+    gc.freeze()
     try:
         yield FakeGpu(driver, fake)
     finally:
@@ -130,6 +132,7 @@ def fake_gpu(driver: FakeDriver, module: str = "tensorrt") -> Iterator[FakeGpu]:
         if before is not None:
             sys.modules[module] = before
         gc.collect()
+        gc.unfreeze()
         driver.reset()
         driver.set_devices(0)
 
