@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,9 @@ import pytest
 from fake_cuda import FakeDriver, build, why_unusable
 
 from rare_trt.backends import Precision
-from rare_trt.package.manifest import BuilderOptions
+from rare_trt.package.manifest import BuilderOptions, GraphEntry
 from rare_trt.package.reading import Package, open_package
+from rare_trt.package.writing import write_package
 from rare_trt.sessions.machine import this_machine
 
 if TYPE_CHECKING:
@@ -75,6 +76,38 @@ def tiny_package_folder() -> Path:
 def tiny_scan(examples: Path) -> Path:
     """A real scan that the small package takes."""
     return examples / "hippocampus_1mm.nii.gz"
+
+
+@pytest.fixture(scope="session")
+def half(tiny_package_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """The small package with fp16 graphs beside its float32 ones, as packages are built today."""
+    from rare_trt.calibration.fp16 import fp16_model
+    from rare_trt.calibration.golden import MAX_SHARE
+    from rare_trt.export.onnx_from_route import graph_files, load_graph
+
+    old = open_package(tiny_package_folder)
+    manifest = old.manifest
+    files = graph_files(
+        [fp16_model(load_graph(old.read(g.file), old.read(g.weights))) for g in manifest.graphs],
+        "weights.bin",
+    )
+    graphs = [
+        GraphEntry("fp16", g.route, f"graphs/fp16/route{g.route}.onnx", "graphs/fp16/weights.bin")
+        for g in manifest.graphs
+    ]
+    contents = {name: old.read(name) for name in manifest.files}
+    contents |= {graph.file: data for graph, data in zip(graphs, files.graphs, strict=True)}
+    contents["graphs/fp16/weights.bin"] = files.weights
+    golden = tuple(
+        replace(one, max_disagreement={**one.max_disagreement, "fp16": MAX_SHARE["fp16"]})
+        for one in manifest.golden
+    )
+    # Of the cases of tests/test_int8.py one was kept back from training.
+    training = replace(manifest.model.training, validation_cases=("case_002",))
+    model = replace(manifest.model, training=training)
+    manifest = replace(manifest, model=model, graphs=(*manifest.graphs, *graphs), golden=golden)
+    folder = tmp_path_factory.mktemp("half") / "tiny.rare"
+    return write_package(folder, manifest, contents, overwrite=False)
 
 
 @dataclass(frozen=True)
