@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,9 @@ import pytest
 from fake_cuda import FakeDriver, build, why_unusable
 
 from rare_trt.backends import Precision
-from rare_trt.package.manifest import BuilderOptions
+from rare_trt.package.manifest import BuilderOptions, GraphEntry
 from rare_trt.package.reading import Package, open_package
+from rare_trt.package.writing import write_package
 from rare_trt.sessions.machine import this_machine
 
 if TYPE_CHECKING:
@@ -77,6 +78,41 @@ def tiny_scan(examples: Path) -> Path:
     return examples / "hippocampus_1mm.nii.gz"
 
 
+@pytest.fixture(scope="session")
+def half(tiny_package_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """The small package with fp16 graphs beside its float32 ones, as packages are built today."""
+    from rare_trt.calibration.fp16 import fp16_from_float32
+    from rare_trt.calibration.golden import MAX_SHARE
+    from rare_trt.export.onnx_from_route import files_from_models, load_graph
+
+    old = open_package(tiny_package_folder)
+    manifest = old.manifest
+    files = files_from_models(
+        [
+            fp16_from_float32(load_graph(old.read(g.file), old.read(g.weights)))
+            for g in manifest.graphs
+        ],
+        "weights.bin",
+    )
+    graphs = [
+        GraphEntry("fp16", g.route, f"graphs/fp16/route{g.route}.onnx", "graphs/fp16/weights.bin")
+        for g in manifest.graphs
+    ]
+    contents = {name: old.read(name) for name in manifest.files}
+    contents |= {graph.file: data for graph, data in zip(graphs, files.graphs, strict=True)}
+    contents["graphs/fp16/weights.bin"] = files.weights
+    golden = tuple(
+        replace(one, max_disagreement={**one.max_disagreement, "fp16": MAX_SHARE["fp16"]})
+        for one in manifest.golden
+    )
+    # Of the cases of tests/test_int8.py one was held out from training.
+    training = replace(manifest.model.training, validation_cases=("case_002",))
+    model = replace(manifest.model, training=training)
+    manifest = replace(manifest, model=model, graphs=(*manifest.graphs, *graphs), golden=golden)
+    folder = tmp_path_factory.mktemp("half") / "tiny.rare"
+    return write_package(folder, manifest, contents, overwrite=False)
+
+
 @dataclass(frozen=True)
 class FakeGpu:
     """A GPU that is not there: the driver, and TensorRT on top of it."""
@@ -123,6 +159,8 @@ def fake_gpu(driver: FakeDriver, module: str = "tensorrt") -> Iterator[FakeGpu]:
     fake = FakeTensorRT(module)
     before = sys.modules.get(module)
     sys.modules[module] = fake
+    # Collections look at what is made from here on alone: torch and onnx bring a million objects.
+    gc.freeze()
     try:
         yield FakeGpu(driver, fake)
     finally:
@@ -130,6 +168,7 @@ def fake_gpu(driver: FakeDriver, module: str = "tensorrt") -> Iterator[FakeGpu]:
         if before is not None:
             sys.modules[module] = before
         gc.collect()
+        gc.unfreeze()
         driver.reset()
         driver.set_devices(0)
 

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -324,9 +325,7 @@ class ICudaEngine(Part):
     ) -> None:
         self.header, self.say = header, say
         self._weights = weights
-        core = _core()
-        compiled = core.compile_model(core.read_model(graph), "CPU", FLOAT32)
-        self.request = compiled.create_infer_request()
+        self.request = compiled(graph).create_infer_request()
         self.profile = {
             name: tuple(tuple(shape) for shape in shapes)
             for name, shapes in header["profile"].items()
@@ -614,6 +613,12 @@ def _opened(plan: bytes) -> tuple[dict[str, Any], bytes]:
     (size,) = struct.unpack_from("<I", plan, start)
     header: dict[str, Any] = json.loads(bytes(plan[start + 4 : start + 4 + size]))
     return header, bytes(plan[start + 4 + size :])
+
+
+@lru_cache(maxsize=32)
+def compiled(graph: bytes) -> Any:
+    """`graph` compiled by OpenVINO, once for all engines of it: each has a request of its own."""
+    return _core().compile_model(_core().read_model(graph), "CPU", FLOAT32)
 
 
 def plan_of(header: dict[str, Any], graph: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,19 +17,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from rare_trt import Segmenter, read_scan
+from rare_trt.backends import Precision
 from rare_trt.building import package_from_checkpoint as building
 from rare_trt.building.model_card import card_from_manifest
-from rare_trt.building.package_from_checkpoint import build_package
+from rare_trt.building.package_from_checkpoint import build_package, graphs_from_checkpoint
 from rare_trt.cli import main
 from rare_trt.commands.info import describe_model
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
 from rare_trt.evaluation.cases import CaseFiles, find_cases, load_case, split_by_subject
 from rare_trt.export.agreement import Agreement
+from rare_trt.export.onnx_from_route import GraphFiles
+from rare_trt.package.reading import Package
 from rare_trt.package.writing import write_package
 from rare_trt.scan.geometry import Canonical
 from rare_trt.training import trainer
 from rare_trt.training.augmentation import augment
-from rare_trt.training.checkpoint import load_checkpoint
+from rare_trt.training.checkpoint import Checkpoint, load_checkpoint
 from rare_trt.training.downsampling import average_blocks
 from rare_trt.training.inputs import route_inputs
 from rare_trt.training.losses import segmentation_loss
@@ -76,11 +79,37 @@ def trained(tmp_path_factory: pytest.TempPathFactory, labelled: Path, recipe: Re
     return folder
 
 
+@dataclass(frozen=True)
+class Built:
+    """What `build` made of the trained network, and the graphs that it exported on the way."""
+
+    package: Package
+    agreements: list[Agreement]
+    graphs: dict[Precision, GraphFiles]
+
+
+@pytest.fixture(scope="module")
+def build(
+    trained: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory, quick_trials: None
+) -> Built:
+    graphs: dict[Precision, GraphFiles] = {}
+
+    def kept(checkpoint: Checkpoint) -> dict[Precision, GraphFiles]:
+        graphs.update(graphs_from_checkpoint(checkpoint))
+        return graphs
+
+    out = tmp_path_factory.mktemp("built") / "x.rare"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "graphs_from_checkpoint", kept)
+        package, agreements = build_package(trained, labelled, out, overwrite=False)
+    return Built(package, agreements, graphs)
+
+
 def test_the_same_labels_from_torch_and_from_the_runtime(
-    trained: Path, labelled: Path, tmp_path: Path, examples: Path
+    build: Built, trained: Path, tmp_path: Path, examples: Path
 ) -> None:
     """One preprocessing: two epochs of training, export, and the same NIfTI file both ways."""
-    built, agreements = build_package(trained, labelled, tmp_path / "x.rare", overwrite=False)
+    built, agreements = build.package, build.agreements
     assert all(result.within_bounds for result in agreements)
     # The float32 graphs alone: fp16 would blur a difference in preprocessing.
     manifest = built.manifest
@@ -142,12 +171,18 @@ def test_a_case_is_the_same_in_every_order_of_its_axes(
 
 
 def test_graphs_whose_labels_differ_from_the_networks_are_not_packed(
-    trained: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: Built,
+    trained: Path,
+    labelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def wrong(*arguments: object) -> list[Agreement]:
         return [replace(one, different=one.voxels) for one in proven(*arguments)]
 
     proven = building.check_against_network
+    # Exporting takes most of the time, and these are of the same checkpoint.
+    monkeypatch.setattr(building, "graphs_from_checkpoint", lambda checkpoint: build.graphs)
     monkeypatch.setattr(building, "check_against_network", wrong)
     with pytest.raises(BackendError, match="do not give the network's labels"):
         build_package(trained, labelled, tmp_path / "x.rare", overwrite=False)
