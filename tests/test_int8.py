@@ -458,7 +458,7 @@ def trials(request: pytest.FixtureRequest) -> Iterator[None]:
     """How calibrations score their graphs: by a rule, or as they are, in some twenty seconds."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "scripted":
-            patch.setattr("rare_trt.calibration.calibrate.Trials", ScriptedTrials)
+            patch.setattr("rare_trt.calibration.route_calibration.Trials", ScriptedTrials)
         yield
 
 
