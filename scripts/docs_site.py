@@ -97,18 +97,18 @@ def command_line() -> str:
     for name, command in commands.choices.items():
         parts += [f"## {name}", _sentence(command.description or summaries[name] or "")]
         parts.append(f"```text\n{_usage(command)}\n```")
+        rows = ["| argument | meaning |", "|---|---|"]
         for group in command._action_groups:
-            rows = [_option_row(action) for action in group._group_actions]
-            rows = [row for row in rows if row]
-            if rows:
-                title = f"**{group.title}**\n\n" if group.title == "engines" else ""
-                parts.append(title + "\n".join(["| option | meaning |", "|---|---|", *rows]))
+            rows += [row for row in map(_option_row, group._group_actions) if row]
+        parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
 
 def _usage(command: argparse.ArgumentParser) -> str:
-    command.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=88)
-    return command.format_usage().removeprefix("usage: ").rstrip()
+    command.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=95)
+    first, *rest = command.format_usage().rstrip().splitlines()
+    head = "usage: "
+    return "\n".join([first.removeprefix(head), *(line[len(head) :] for line in rest)])
 
 
 def _option_row(action: argparse.Action) -> str:
@@ -145,7 +145,7 @@ def c_header() -> str:
     for chunk in re.split(r"\n{2,}", body):
         declared = re.sub(r"^/\*.*?\*/\n", "", chunk, flags=re.DOTALL)
         name = re.search(r"^} (\w+);|\b(rare_trt_\w+)\(|^typedef struct (\w+) \w+;", declared, re.M)
-        if name is None or "RARE_TRT_API " not in declared and "typedef" not in declared:
+        if name is None or ("RARE_TRT_API " not in declared and "typedef" not in declared):
             continue
         title = next(group for group in name.groups() if group)
         comment = _comment(chunk.removesuffix(declared))
@@ -159,10 +159,10 @@ def _comment(text: str) -> str:
     lines = [re.sub(r"^\s*\* ?", "", line) for line in text.splitlines()]
     out, code = [], False
     for line in lines:
-        if line.startswith("   ") != code:
+        if line.startswith("  ") != code:
             code = not code
             out.append("```c" if code else "```")
-        out.append(line.removeprefix("   ") if code else _named(line.strip()))
+        out.append(line.removeprefix("  ") if code else _named(line.strip()))
     return "\n".join(out).strip()
 
 
@@ -179,7 +179,7 @@ def manifest_schema() -> str:
         if "properties" in definition:
             about = _sentence(definition.get("description", ""))
             parts += [f"## {name}", *([f"{about}."] if about else [])]
-            parts += _object_tables(definition)
+            parts += _object_tables(definition, name)
         else:
             note = definition.get("description", "")
             simple.append(f"| {_anchor(name)} | {_type(definition)} | {_cell(note)} |")
@@ -191,13 +191,14 @@ def _anchor(name: str) -> str:
     return f'<span id="{name}">`{name}`</span>'
 
 
-def _object_tables(definition: JsonObject) -> list[str]:
-    """The table of an object, and below it those of the objects inside it."""
+def _object_tables(definition: JsonObject, path: str) -> list[str]:
+    """The table of the object at `path`, and below it those of the objects inside it."""
     parts = [_object_table(definition)]
     for name, entry in definition["properties"].items():
         inner = entry.get("items", entry)
         if "properties" in inner:
-            parts += [f"### {name} {{: .inner }}", *_object_tables(inner)]
+            parts.append(f"### {path}.{name}")
+            parts += _object_tables(inner, f"{path}.{name}")
     return parts
 
 
