@@ -38,7 +38,7 @@ class Target:
 
 ARM, X86 = "linux-aarch64", "linux-x86_64"
 
-# docs/TENSORRT.md says where these come from.
+# docs/measurements/tensorrt.md says where these come from.
 TARGETS: Final = (
     Target("jetson-orin", "Jetson Orin", "8.7", ARM, "10.3", "JetPack 6.1 and 6.2"),
     Target("jetson-orin-7", "Jetson Orin", "8.7", ARM, "10.16", "JetPack 7.2"),

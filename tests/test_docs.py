@@ -287,3 +287,13 @@ def test_modules_and_scripts_that_documents_name_are_there() -> None:
         for module in modules_of(text):
             places = (REPOSITORY / module, REPOSITORY / "rare_trt" / module)
             assert any(place.is_file() for place in places), f"{document} names {module}"
+
+
+def test_documents_that_the_code_names_are_there() -> None:
+    roots = ("rare_trt", "training", "export", "calibration", "engines", "native", "tests")
+    sources = [REPOSITORY / "CMakeLists.txt"]
+    for root in roots:
+        sources += [p for p in (REPOSITORY / root).rglob("*") if p.suffix in (".py", ".cpp", ".h")]
+    for source in sources:
+        for document in re.findall(r"\bdocs/[\w/-]+\.md\b", source.read_text()):
+            assert (REPOSITORY / document).is_file(), f"{source} names {document}"

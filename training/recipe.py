@@ -15,8 +15,8 @@ from rare_trt.scan.intensity import IntensityRule
 from rare_trt.training.network import NetworkConfig
 
 # Per route, how far off its spacing (relative to it) a scan may be and still run on its own voxels.
-# Further off, resampling to the route's spacing gains Dice (docs/RESULTS.md). The last one
-# holds for deeper routes, too.
+# Further off, resampling to the route's spacing gains Dice (docs/measurements/routes.md). The last
+# one holds for deeper routes, too.
 NATIVE_BANDS = ((0.95, 1.05), (0.95, 1.05), (0.96, 1.05), (0.99, 1.01))
 
 

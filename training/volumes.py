@@ -3,7 +3,8 @@
 Soft Dice rewards a little too much of a structure over a little too little, so a trained network
 answers a few percent too large, the more so the coarser the scan. A constant on each head's logits
 moves every border by the same probability: it is chosen such that the mean signed error of each
-label's volume over the training cases is zero. Dice hardly feels it (docs/RESULTS.md).
+label's volume over the training cases is zero. Dice hardly feels it
+(docs/decisions/balanced-volumes.md).
 """
 
 from __future__ import annotations

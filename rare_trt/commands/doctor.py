@@ -169,7 +169,7 @@ def advisory_lines(machine: Machine) -> list[str]:
             lines.append("unknown: the bulletins say nothing of this release")
         safe = ".".join(map(str, max(advisory.fixed_in for advisory, _ in found)))
         lines.append(f"use TensorRT {safe} or later where this machine has it, and until then only")
-        lines.append("packages that come from whom you trust: docs/TENSORRT.md")
+        lines.append("packages that come from whom you trust: docs/measurements/tensorrt.md")
     else:
         lines.append(f"TensorRT {tensorrt}: none known")
     if rtx := machine.libraries.get("tensorrt-rtx"):

@@ -21,8 +21,8 @@ def add_parser(commands: Parsers) -> None:
         "serve",
         help="answer requests of this machine with a package loaded once",
         description="Loads a package, warms every route, and answers POST /v1/segment on a Unix "
-        "socket of this user or on a port of the loopback; docs/SERVE.md says how. SIGTERM stops "
-        "it once what it has taken is answered.",
+        "socket of this user or on a port of the loopback; docs/how-to/serve.md says how. SIGTERM "
+        "stops it once what it has taken is answered.",
     )
     parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")
     parser.add_argument("--backend", choices=BACKENDS, default="auto")

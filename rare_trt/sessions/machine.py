@@ -107,7 +107,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 INSTALL: Final[Mapping[EngineBackend, str]] = {
-    "tensorrt": "install TensorRT 10.3 to 11.x as docs/TENSORRT.md says for this machine",
+    "tensorrt": "install TensorRT 10.3 to 11.x as docs/how-to/engines.md says for this machine",
     "tensorrt-rtx": "pip install 'rare-trt[rtx]'",
 }
 

@@ -261,7 +261,7 @@ def started(kind: Any, backend: EngineBackend, version: str, log: Any) -> Any:
         said = "; ".join((*log.errors, *log.warnings)) or str(error)
         raise BackendError(
             f"{backend} {version} cannot use this GPU ({said}): install the driver that "
-            "docs/TENSORRT.md names for its CUDA release, or use --backend openvino"
+            "docs/measurements/tensorrt.md names for its CUDA release, or use --backend openvino"
         ) from error
 
 
