@@ -631,8 +631,8 @@ def full_scans(request: pytest.FixtureRequest, examples: Path) -> list[Volume]:
 @pytest.mark.parametrize("spacing", [1.0, 2.0, 4.0, 8.0])
 def test_no_precision_sees_scale_or_offset(full_scans: list[Volume], spacing: float) -> None:
     """But for 1 voxel in 10,000 of the 1 mm grid, because float32 rounds voxels that lie 1e5
-    from zero. INT8 makes steps of it and bf16 smaller ones: docs/RESULTS.md says what was
-    measured on single scans and over all."""
+    from zero. INT8 makes steps of it and bf16 smaller ones: docs/measurements/precisions.md has
+    the figures on single scans and over all."""
     scans = []
     for full in full_scans:
         grid = whole_voxel_grid(full.grid, (spacing, spacing, spacing))

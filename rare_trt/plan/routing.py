@@ -13,7 +13,8 @@ from rare_trt.scan.geometry import Shape, Triple
 TOLERANCE = 1e-3
 
 # A scan goes to a coarser route once its effective spacing reaches this share of the route's.
-# Of the rules that were measured this one loses least to the best route (docs/measurements).
+# Of the rules that were measured this one loses least to the best route
+# (docs/measurements/routes.md).
 COARSER_FROM = 0.9
 
 
@@ -86,7 +87,7 @@ def choose_route(
     """The coarsest route that the scan's effective spacing reaches, else the finest one.
 
     The effective spacing is the root mean square over the axes; a route is reached at COARSER_FROM
-    of its own spacing. The rule was chosen by measurement (docs/measurements).
+    of its own spacing. The rule was chosen by measurement (docs/measurements/routes.md).
 
     Raises ScanError where an axis is finer or coarser than `limits_mm`, or where `forced` names a
     route that `routes` lacks.

@@ -30,7 +30,7 @@ SUPPORTED: Final[Mapping[EngineBackend, tuple[tuple[int, ...], tuple[int, ...]]]
 
 # How to install each library, the last part of an error message.
 INSTALL: Final[Mapping[EngineBackend, str]] = {
-    "tensorrt": "install TensorRT 10.3 to 11.x as docs/TENSORRT.md describes for this machine",
+    "tensorrt": "install TensorRT 10.3 to 11.x as docs/how-to/engines.md describes",
     "tensorrt-rtx": "pip install 'rare-trt[rtx]'",
 }
 

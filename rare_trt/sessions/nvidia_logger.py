@@ -29,7 +29,7 @@ def construct(kind: Any, backend: EngineBackend, version: str, log: Any) -> Any:
         reason = "; ".join((*log.errors, *log.warnings)) or str(error)
         raise BackendError(
             f"{backend} {version} cannot use this GPU ({reason}): install the driver that "
-            "docs/TENSORRT.md names for its CUDA release, or use --backend openvino"
+            "docs/how-to/engines.md names for its CUDA release, or use --backend openvino"
         ) from error
 
 
