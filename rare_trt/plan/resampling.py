@@ -50,11 +50,13 @@ class ResamplingPlan:
 
     @property
     def working_shape(self) -> Shape:
+        """The shape that the network runs, padded to its multiple."""
         i, j, k = (len(matrix) for matrix in self.in_matrices)
         return i, j, k
 
     @property
     def output_shape(self) -> Shape:
+        """The shape of the labels that the graph gives."""
         i, j, k = (len(matrix) for matrix in self.out_matrices)
         return i, j, k
 
