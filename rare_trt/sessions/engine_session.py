@@ -77,7 +77,7 @@ class EngineSession:
         return labels
 
     def _discard_engine(self) -> None:
-        """Unloads the engine after a failed run, suppressing errors so that its own propagates."""
+        """Unloads the engine after a failed run; suppresses errors so that the first propagates."""
         self._host.synchronize()
         with suppress(DeviceError):
             self.unload()
