@@ -41,6 +41,8 @@ RUN = ("python", "sh")
 # These train, build and calibrate, the second with the package that the first has made.
 LONG = ("docs/how-to/train.md", "docs/how-to/int8.md")
 
+SOURCES = (".cpp", ".h", ".json", ".py")
+
 NOT_RUN = re.compile(r"^<!-- not run: (.+) -->$", re.MULTILINE)
 SECONDS = 1800
 
@@ -274,6 +276,27 @@ def test_the_architecture_draws_the_floors_of_the_import_test() -> None:
     assert floors[::-1] == [set(wings) for wings in FLOORS]
 
 
+def test_the_page_on_flags_has_the_sentences_that_the_runtime_writes() -> None:
+    text = (REPOSITORY / "docs/concepts/flags.md").read_text()
+    flags = re.findall(r"^\| ([^|]+) \|", text.split("|---|---|---|\n", 1)[1], re.MULTILINE)
+    assert len(flags) >= 7
+    code = "".join(path.read_text() for path in (REPOSITORY / "rare_trt").rglob("*.py"))
+    for flag in flags:
+        assert flag.strip().removesuffix("…").strip() in code, flag
+
+
+def test_the_page_on_reports_names_every_entry(examples: Path) -> None:
+    text = (REPOSITORY / "docs/reference/report.md").read_text()
+    with rare_trt.Segmenter.load("hippocampus", "openvino") as segmenter:
+        report = segmenter.segment(examples / "hippocampus_2mm.nii.gz").report()
+    for name in report:
+        assert f"`{name}`" in text or f"`{name}." in text, name
+    for name in report["route"]:
+        assert f"`route.{name}`" in text, name
+    for name in report["timings_ms"]:
+        assert f"`{name}`" in text, name
+
+
 def modules_of(text: str) -> Iterator[str]:
     """Modules that a document names by wing or folder and file."""
     yield from re.findall(r"(?<![\w/])((?:rare_trt/)?[a-z_]+/[a-z_0-9]+\.py)\b", text)
@@ -293,7 +316,7 @@ def test_documents_that_the_code_names_are_there() -> None:
     roots = ("rare_trt", "training", "export", "calibration", "engines", "native", "tests")
     sources = [REPOSITORY / "CMakeLists.txt"]
     for root in roots:
-        sources += [p for p in (REPOSITORY / root).rglob("*") if p.suffix in (".py", ".cpp", ".h")]
+        sources += [p for p in (REPOSITORY / root).rglob("*") if p.suffix in SOURCES]
     for source in sources:
         for document in re.findall(r"\bdocs/[\w/-]+\.md\b", source.read_text()):
             assert (REPOSITORY / document).is_file(), f"{source} names {document}"
