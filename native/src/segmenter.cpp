@@ -6,10 +6,10 @@
 #include <limits>
 #include <utility>
 
-#include "field_of_view.h"
-#include "memory.h"
-#include "proof.h"
-#include "running.h"
+#include "plan/memory.h"
+#include "scan/field_of_view.h"
+#include "sessions/golden.h"
+#include "sessions/run.h"
 #include "text.h"
 
 namespace rare_trt {

@@ -6,12 +6,12 @@
 #include <memory>
 #include <mutex>
 
-#include "cache.h"
-#include "package.h"
-#include "planning.h"
-#include "scan.h"
-#include "sessions/choice.h"
+#include "package/reading.h"
+#include "plan/resampling.h"
+#include "scan/voxels.h"
+#include "sessions/candidates.h"
 #include "stopwatch.h"
+#include "storage/cache.h"
 
 namespace rare_trt {
 

@@ -5,11 +5,11 @@
 #include <numeric>
 
 #include "errors.h"
-#include "field_of_view.h"
-#include "intensity.h"
-#include "manifest.h"
-#include "memory.h"
-#include "sessions/fit.h"
+#include "package/manifest.h"
+#include "plan/memory.h"
+#include "scan/field_of_view.h"
+#include "scan/intensity.h"
+#include "sessions/compatibility.h"
 #include "vectors.h"
 
 namespace rare_trt {

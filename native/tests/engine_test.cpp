@@ -16,9 +16,9 @@
 
 #include "errors.h"
 #include "fake_tensorrt.h"
-#include "files.h"
-#include "golden.h"
+#include "scan/nifti.h"
 #include "segmenter.h"
+#include "storage/files.h"
 
 namespace rare_trt {
 namespace {
@@ -420,8 +420,9 @@ TEST_CASE("an engine of one Orin is not taken for one of another") {
   Warned best(package, Backend::automatic);
   CHECK(ask(best.segmenter, 0).report.backend == "openvino");
   REQUIRE(best.warnings.size() == 1);
-  CHECK(best.warnings[0].find("built on Orin, 4 multiprocessors; this is Orin, 16 multiprocessors") !=
-        std::string::npos);
+  CHECK(
+      best.warnings[0].find("built on Orin, 4 multiprocessors; this is Orin, 16 multiprocessors") !=
+      std::string::npos);
 }
 
 TEST_CASE("a scan beyond the profile is OpenVINO's, the next one the engine's again") {

@@ -10,11 +10,11 @@
 #include <filesystem>
 #include <fstream>
 
-#include "cache.h"
 #include "errors.h"
-#include "files.h"
-#include "golden.h"
-#include "package.h"
+#include "package/reading.h"
+#include "scan/nifti.h"
+#include "storage/cache.h"
+#include "storage/files.h"
 
 namespace rare_trt {
 namespace {
@@ -220,8 +220,8 @@ TEST_CASE("every byte of a sealed manifest counts") {
     CAPTURE(at);
     CHECK_THROWS_AS(manifest_from_json(changed), PackageError);
   }
-  for (const std::string& changed : {sealed + " ", sealed.substr(0, sealed.size() - 1), "\n" + sealed,
-                                     body + "\n}\n", std::string()}) {
+  for (const std::string& changed : {sealed + " ", sealed.substr(0, sealed.size() - 1),
+                                     "\n" + sealed, body + "\n}\n", std::string()}) {
     CHECK_THROWS_AS(manifest_from_json(changed), PackageError);
   }
 }

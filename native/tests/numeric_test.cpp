@@ -5,10 +5,10 @@
 #include <limits>
 
 #include "errors.h"
-#include "field_of_view.h"
-#include "machine.h"
-#include "numeric.h"
-#include "planning.h"
+#include "plan/resampling.h"
+#include "scan/field_of_view.h"
+#include "scan/numeric.h"
+#include "sessions/machine.h"
 #include "text.h"
 
 namespace rare_trt {

@@ -10,8 +10,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "geometry.h"
-#include "planning.h"
+#include "plan/resampling.h"
+#include "scan/geometry.h"
 
 namespace rare_trt {
 

@@ -1,4 +1,4 @@
-#include "openvino.h"
+#include "sessions/openvino.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -8,9 +8,9 @@
 #include <sstream>
 #include <utility>
 
-#include "../errors.h"
-#include "../files.h"
-#include "../text.h"
+#include "errors.h"
+#include "storage/files.h"
+#include "text.h"
 
 namespace rare_trt {
 namespace {
@@ -67,8 +67,7 @@ ov::CompiledModel compiled(const std::string& graph, const std::string& weights,
                             "): install the OpenVINO version that pyproject.toml names"));
   } catch (const std::filesystem::filesystem_error& error) {
     throw BackendError(text("no private copy of ", entry.file, " can be written (",
-                            error.code().message(),
-                            "): name a folder with free space in TMPDIR"));
+                            error.code().message(), "): name a folder with free space in TMPDIR"));
   }
 }
 

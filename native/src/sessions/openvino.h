@@ -3,9 +3,9 @@
 
 #include <memory>
 
-#include "../cache.h"
-#include "../package.h"
-#include "session.h"
+#include "package/reading.h"
+#include "sessions/session.h"
+#include "storage/cache.h"
 
 namespace rare_trt {
 

@@ -1,4 +1,4 @@
-#include "arena.h"
+#include "sessions/tensorrt/arena.h"
 
 #include <utility>
 

@@ -3,8 +3,8 @@
 
 #include <array>
 
-#include "../session.h"
-#include "device.h"
+#include "sessions/session.h"
+#include "sessions/tensorrt/device.h"
 
 namespace rare_trt {
 

@@ -1,10 +1,10 @@
-#include "device.h"
+#include "sessions/tensorrt/device.h"
 
 #include <array>
 #include <fstream>
 #include <string>
 
-#include "../../text.h"
+#include "text.h"
 
 namespace rare_trt {
 namespace {
@@ -144,8 +144,7 @@ Gpu Device::described() const {
   std::string model = name.data();
   if (integrated) model += text(", ", attribute(cuda::kMultiprocessors), " multiprocessors");
   return {model, text(attribute(cuda::kCapabilityMajor), ".", attribute(cuda::kCapabilityMinor)),
-          integrated,
-          text(driver_release(), "CUDA ", version / 1000, ".", version % 1000 / 10)};
+          integrated, text(driver_release(), "CUDA ", version / 1000, ".", version % 1000 / 10)};
 }
 
 int Device::attribute(int which) const {

@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <functional>
 
-#include "../../errors.h"
-#include "../../machine.h"
-#include "driver.h"
+#include "errors.h"
+#include "sessions/machine.h"
+#include "sessions/tensorrt/driver.h"
 
 namespace rare_trt {
 

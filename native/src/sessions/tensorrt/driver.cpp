@@ -1,9 +1,9 @@
-#include "driver.h"
+#include "sessions/tensorrt/driver.h"
 
 #include <dlfcn.h>
 
-#include "../../errors.h"
-#include "../../text.h"
+#include "errors.h"
+#include "text.h"
 
 namespace rare_trt::cuda {
 namespace {

@@ -1,11 +1,11 @@
-#include "engine.h"
+#include "sessions/tensorrt/engine.h"
 
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
-#include "../../text.h"
-#include "engine_session.h"
+#include "sessions/tensorrt/engine_session.h"
+#include "text.h"
 
 namespace rare_trt {
 namespace {
@@ -70,9 +70,9 @@ EngineLibrary& EngineHost::library() {
 void EngineHost::make_room(const EngineSession& session, std::size_t size) {
   while (memory_limit_ != 0 && held() + size > memory_limit_) {
     if (unload_oldest(session)) continue;
-    const bool loading =
-        std::none_of(engines_.begin(), engines_.end(),
-                     [&](const Loaded& loaded) { return loaded.session == &session; });
+    const bool loading = std::none_of(engines_.begin(), engines_.end(), [&](const Loaded& loaded) {
+      return loaded.session == &session;
+    });
     if (loading && arena.device_bytes() != 0) {
       // As large as the largest scan so far; the next run takes what it needs.
       arena.release();

@@ -5,10 +5,10 @@
 #include <memory>
 #include <mutex>
 
-#include "../../manifest.h"
-#include "arena.h"
-#include "library.h"
-#include "tensorrt.h"
+#include "package/manifest.h"
+#include "sessions/tensorrt/arena.h"
+#include "sessions/tensorrt/library.h"
+#include "sessions/tensorrt/tensorrt.h"
 
 namespace rare_trt {
 

@@ -1,10 +1,10 @@
-#include "engine_session.h"
+#include "sessions/tensorrt/engine_session.h"
 
 #include <algorithm>
 #include <optional>
 #include <utility>
 
-#include "../../text.h"
+#include "text.h"
 
 namespace rare_trt {
 

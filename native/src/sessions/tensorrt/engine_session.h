@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "engine.h"
+#include "sessions/tensorrt/engine.h"
 
 namespace rare_trt {
 

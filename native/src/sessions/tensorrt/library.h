@@ -8,9 +8,9 @@
 #include <memory>
 #include <string>
 
-#include "../../errors.h"
-#include "../../manifest.h"
-#include "driver.h"
+#include "errors.h"
+#include "package/manifest.h"
+#include "sessions/tensorrt/driver.h"
 
 namespace rare_trt {
 

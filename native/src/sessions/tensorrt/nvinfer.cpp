@@ -8,9 +8,9 @@
 #include <set>
 #include <string>
 
-#include "../../text.h"
-#include "../session.h"
-#include "library.h"
+#include "sessions/session.h"
+#include "sessions/tensorrt/library.h"
+#include "text.h"
 
 static_assert(NV_TENSORRT_MAJOR == 11 || (NV_TENSORRT_MAJOR == 10 && NV_TENSORRT_MINOR >= 3),
               "rare_trt takes TensorRT 10.3 to 11.x");

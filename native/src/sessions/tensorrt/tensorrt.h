@@ -9,9 +9,9 @@
 #include <functional>
 #include <memory>
 
-#include "../../machine.h"
-#include "../../package.h"
-#include "../session.h"
+#include "package/reading.h"
+#include "sessions/machine.h"
+#include "sessions/session.h"
 
 namespace rare_trt {
 

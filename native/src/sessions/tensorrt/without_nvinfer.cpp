@@ -1,5 +1,5 @@
 // In place of TensorRT where its headers were not found.
-#include "library.h"
+#include "sessions/tensorrt/library.h"
 
 namespace rare_trt {
 namespace {
