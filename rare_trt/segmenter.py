@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.backends import Arithmetic, Backend
+from rare_trt.constants import POSITION_TOLERANCE
 from rare_trt.errors import BackendError, EngineWarning, ScanError, ShapeError
 from rare_trt.package.reading import Package, open_package
 from rare_trt.plan.memory import tile_shape, usual_limit
 from rare_trt.plan.resampling import (
-    TOLERANCE,
     ResamplingPlan,
     majority_vote,
     plan_resampling,
@@ -337,7 +337,7 @@ def isotropic_grid(grid: Grid, spacing_mm: float, limits_mm: tuple[float, float]
             f"the output spacing is {spacing_mm:g} mm; this package answers at {low:g} to "
             f"{high:g} mm: mend --spacing-out"
         )
-    i, j, k = (max(1, ceil(extent / spacing_mm - TOLERANCE)) for extent in grid.extent_mm)
+    i, j, k = (max(1, ceil(extent / spacing_mm - POSITION_TOLERANCE)) for extent in grid.extent_mm)
     return grid.regridded((spacing_mm, spacing_mm, spacing_mm), (i, j, k))
 
 

@@ -20,6 +20,7 @@ from fake_tensorrt import FOREIGN_TIMINGS
 from rare_trt import Segmenter
 from rare_trt.building.package_from_checkpoint import field_of_view
 from rare_trt.cli import main
+from rare_trt.constants import BUCKET
 from rare_trt.engines import fastest as best
 from rare_trt.engines.builder import RTX_CAPABILITIES, EngineBuilder
 from rare_trt.engines.engines_from_package import build_engines, typed_graph
@@ -29,7 +30,6 @@ from rare_trt.errors import BackendError, OutputError, PackageError
 from rare_trt.package.manifest import BuilderOptions, EngineEntry, sealed
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
-from rare_trt.plan.resampling import BUCKET
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.device import Gpu
 from rare_trt.sessions.machine import Machine, this_machine, this_platform

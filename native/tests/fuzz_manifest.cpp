@@ -1,4 +1,4 @@
-// A libFuzzer target: no bytes make the manifest's reader do anything but accept or refuse them.
+// A libFuzzer target: the manifest's reader accepts or refuses any bytes.
 #include <cstddef>
 #include <cstdint>
 #include <string_view>

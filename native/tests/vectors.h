@@ -1,4 +1,4 @@
-// The conformance vectors: what Python answers.
+// The conformance vectors: inputs with the results of Python.
 #pragma once
 
 #include <doctest/doctest.h>

@@ -15,6 +15,7 @@ from math import isfinite
 from typing import Any, Final, Literal, TypeAlias
 
 from rare_trt.backends import Arithmetic, EngineBackend, Precision, graph_precision
+from rare_trt.constants import FORMAT_VERSION, MAX_INTEGER
 from rare_trt.errors import PackageError
 from rare_trt.plan.routing import Route
 from rare_trt.scan.field_of_view import FieldOfView
@@ -24,7 +25,6 @@ from rare_trt.scan.out_of_distribution import RouteDistribution, TrainingDistrib
 from rare_trt.storage.files import sha256
 
 FORMAT: Final = "rare-trt package"
-FORMAT_VERSION: Final = 4
 
 # Beside the files that it lists.
 MANIFEST: Final = "manifest.json"
@@ -34,9 +34,6 @@ HardwareCompatibility: TypeAlias = Literal["none", "ampere_plus", "same_compute_
 
 # Smallest, typical and largest shape of an input.
 Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-
-# Every integer of the file stands for itself as a float too.
-MAX_INTEGER: Final = 1 << 53
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from rare_trt.backends import EngineBackend
+from rare_trt.constants import KEPT_ERRORS
 from rare_trt.errors import BackendError
 from rare_trt.package.manifest import EngineEntry
 from rare_trt.sessions.device import Gpu
@@ -286,8 +287,8 @@ def _new_recorder(module: Any) -> Any:
     class Recorder(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=4)
-            self.warnings: deque[str] = deque(maxlen=4)
+            self.errors: deque[str] = deque(maxlen=KEPT_ERRORS)
+            self.warnings: deque[str] = deque(maxlen=KEPT_ERRORS)
             self.interrupts: deque[BaseException] = deque()
 
         def log(self, severity: Any, message: str) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from math import prod
 from threading import RLock
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.backends import Arithmetic, EngineBackend
+from rare_trt.constants import ENGINE_RUNS, MAX_BUCKETS, UNWRITTEN
 from rare_trt.errors import BackendError, ShapeError
 from rare_trt.package.manifest import EngineEntry
 from rare_trt.package.reading import Package
@@ -31,12 +32,6 @@ from rare_trt.stopwatch import Stopwatch
 from rare_trt.storage.cache import Cache
 
 Sizes: TypeAlias = tuple[tuple[int, ...], ...]
-
-# Each bucket keeps an execution context and a CUDA graph; a clinic's scans share a handful.
-MAX_BUCKETS: Final = 8
-
-# What labels hold before a run. No label: a package has fewer of them.
-UNWRITTEN: Final = 255
 
 
 class EngineHost:
@@ -177,8 +172,7 @@ class EngineHost:
 class EngineSession:
     """One route's engine; see `Session`. Safe to use from several threads."""
 
-    # Queued plainly, captured and launched, launched again.
-    proof_runs = 3
+    proof_runs = ENGINE_RUNS
     bytes_per_voxel: float | None = None
 
     def __init__(

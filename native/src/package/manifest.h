@@ -1,7 +1,7 @@
 // A package's manifest as types, read from JSON.
 //
-// rare_trt/manifest.schema.json, which is built into the library, describes the file; it is checked
-// first, so that the types below are built from values of the right kind.
+// The file is first checked against rare_trt/package/manifest.schema.json, which is built into the
+// library, so that the types below are built from values of the right kind.
 #pragma once
 
 #include <map>
@@ -16,9 +16,6 @@
 
 namespace rare_trt {
 
-// The newest format of the package that is read. All older ones are too.
-constexpr int kFormatVersion = 4;
-
 struct Model {
   std::vector<std::string> labels;  // names in order of value; 0 is the background
   std::vector<std::string> channels;
@@ -26,10 +23,13 @@ struct Model {
   std::array<double, 2> spacing_limits_mm;
   IntensityRule intensity;
   FieldOfView field_of_view_mm;
-  std::optional<std::int64_t> filters;  // of the network's first level, where the record has them
+  std::size_t volume_ranges;            // plausible volumes: how many labels have one
+  std::optional<std::int64_t> filters;  // of the network's first level, where they are recorded
+  // The training distribution: to how many channels each of its tables refers; empty where unknown.
+  std::vector<std::size_t> distribution_channels;
 };
 
-// One route's graph at one precision; `weights` is its external data.
+// One route's graph at one precision; `weights` is the file of its external data.
 struct GraphEntry {
   std::string precision;
   int route;
@@ -37,7 +37,7 @@ struct GraphEntry {
   std::string weights;
 };
 
-// What of an engine's making decides where it runs and which of several is taken.
+// The builder options that decide where an engine runs and which of several is preferred.
 struct BuilderOptions {
   std::string hardware_compatibility;
   bool version_compatible;
@@ -50,22 +50,22 @@ using Dims = std::vector<std::int64_t>;
 // Smallest, typical and largest shape of an input.
 using Shapes = std::array<Dims, 3>;
 
-// One route's engine: what it was made from, with what, and what it runs on.
+// One route's engine: its source, the library that built it, and what it runs on.
 struct EngineEntry {
   std::string backend;
   std::string precision;
   int route;
   std::string file;
-  std::string graph_sha256;  // stands for graph and weights: Manifest::graph_sha256
+  std::string graph_sha256;  // of graph and weights: Manifest::graph_sha256
   std::string library;
   std::string platform;
-  std::string gpu;  // that it was built on; empty: built without one
+  std::string gpu;  // the one it was built on; empty: built without a GPU
   std::vector<std::string> compute_capabilities;
   BuilderOptions options;
   std::map<std::string, Shapes> profile;
 };
 
-// A scan at a route's spacing and the labels the reference gives it, at base spacing.
+// A golden vector: a scan at a route's spacing and the reference's labels at base spacing.
 struct GoldenEntry {
   int route;
   std::string scan;
@@ -73,20 +73,20 @@ struct GoldenEntry {
   std::map<std::string, double> max_disagreement;  // by arithmetic
 };
 
-// The arithmetics that held a route's budget on a CPU, fastest first.
+// The arithmetics that keep a route's Dice budget on a CPU, fastest first.
 struct CalibrationEntry {
   int route;
   std::string table;
   std::vector<std::string> variants;
 };
 
-// What a file of the package must be.
+// SHA-256 and size of a file of the package.
 struct FileEntry {
   std::string sha256;
   std::int64_t bytes;
 };
 
-// What the runtime needs of a manifest. Paths are relative to the package's folder.
+// The parts of a manifest that the runtime needs. Paths are relative to the package's folder.
 struct Manifest {
   std::string name;
   Model model;
@@ -97,18 +97,20 @@ struct Manifest {
   std::vector<CalibrationEntry> calibration;
   std::map<std::string, FileEntry> files;
 
-  // One hash for a graph together with its weights.
+  // One SHA-256 for a graph together with its weights.
   std::string graph_sha256(const GraphEntry& graph) const;
 
-  // Whether fp16 keeps the Dice budget on `route`, as far as calibration looked.
+  // Whether fp16 keeps the Dice budget on `route`, as far as it was measured.
   bool fp16_holds(int route) const;
 };
 
-// The manifest in `data`; throws PackageError that names what is wrong.
+// The manifest in `data`; throws PackageError that names the fault.
 Manifest manifest_from_json(std::string_view data);
 
-// What a session computes in: its graph's precision, or on some CPUs the float parts in bf16.
+// The precision of the graph that is computed in `arithmetic`, such as fp16 for "fp16+bf16".
 std::string graph_precision(const std::string& arithmetic);
+
+// Whether the CPU must compute the float parts in bf16.
 bool needs_bf16(const std::string& arithmetic);
 
 }  // namespace rare_trt

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "constants.h"
 #include "errors.h"
 #include "storage/files.h"
 #include "text.h"
@@ -11,8 +12,6 @@ namespace rare_trt {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::int64_t kMaxManifest = 1 << 20;
 
 std::string read_bounded(const fs::path& path, std::int64_t limit) {
   try {
@@ -80,7 +79,7 @@ Package open_package(const fs::path& folder) {
         text(folder.string(), ": no such package; expected a folder: check the path"));
   }
   check_no_link(folder, "manifest.json");
-  const std::string data = read_bounded(folder / "manifest.json", kMaxManifest);
+  const std::string data = read_bounded(folder / "manifest.json", kMaxManifestBytes);
   try {
     return {folder, manifest_from_json(data), sha256_hex(data)};
   } catch (const PackageError& error) {

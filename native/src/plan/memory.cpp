@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "constants.h"
 #include "errors.h"
 #include "text.h"
 
@@ -17,26 +18,14 @@ namespace {
 
 constexpr double kMiB = 1 << 20;
 
-// Tiles move answers by a few voxels, so the limit is the same wherever there is memory for it.
-constexpr double kUsualLimit = 8192 * kMiB;
-
-// Libraries, weights, and what a run takes whatever its size; measured for the Python runtime,
-// whose answers hang on it.
-constexpr double kFixedBytes = 320 * kMiB;
-
-// Per voxel of a channel that is being normalised: its foreground in float32 and in float64.
-constexpr double kPreparedBytes = 20;
-
-// As rare_trt/memory.py: per class and voxel of an answer beyond those of the run.
-constexpr double kAnswerBytes = 10;
-
 double volume(const Shape& shape) {
   return static_cast<double>(shape[0]) * static_cast<double>(shape[1]) *
          static_cast<double>(shape[2]);
 }
 
-// Sizes of a tile along `axis`, ascending: for each number of tiles the least that will do.
-std::set<std::int64_t> axis_choices(const Plan& plan, const Route& route, std::size_t axis) {
+// Sizes of a tile along `axis`, ascending: for each number of tiles the smallest that suffices.
+std::set<std::int64_t> axis_choices(const ResamplingPlan& plan, const Route& route,
+                                    std::size_t axis) {
   const std::int64_t whole = plan.working_shape()[axis], trained = route.max_shape[axis];
   std::set<std::int64_t> counts, sizes = {std::min(whole, trained), whole};
   for (std::int64_t size = trained; size < whole; size += route.multiple) {
@@ -45,8 +34,8 @@ std::set<std::int64_t> axis_choices(const Plan& plan, const Route& route, std::s
   return sizes;
 }
 
-// Working voxels that are run in tiles of `shape`, overlap included.
-double work(const Plan& plan, const Shape& shape) {
+// Working voxels of all runs in tiles of `shape`, overlap included.
+double work(const ResamplingPlan& plan, const Shape& shape) {
   double found = 1;
   for (std::size_t axis = 0; axis < 3; ++axis) {
     const bool whole = shape[axis] >= plan.working_shape()[axis];
@@ -64,29 +53,31 @@ std::string mib(double bytes) {
 
 double usual_memory_limit() {
   const auto pages = static_cast<double>(sysconf(_SC_PHYS_PAGES));
-  return std::min(kUsualLimit, std::floor(pages * static_cast<double>(sysconf(_SC_PAGE_SIZE)) / 2));
+  return std::min(static_cast<double>(kMemoryLimitBytes),
+                  std::floor(pages * static_cast<double>(sysconf(_SC_PAGE_SIZE)) / 2));
 }
 
 std::optional<double> bytes_per_voxel(const Model& model, int route,
                                       const std::string& arithmetic) {
   if (!model.filters) return std::nullopt;
-  // As rare_trt/memory.py: float parts that are not bf16 are float32, also those beside INT8.
-  const bool wide = arithmetic.find("bf16") == std::string::npos;
-  return static_cast<double>(*model.filters << route) * (wide ? 22.0 : 13.0);
+  const double per_filter = needs_bf16(arithmetic) ? kBytesPerFilterBf16 : kBytesPerFilter;
+  return static_cast<double>(*model.filters << route) * per_filter;
 }
 
-Shape tile_shape(const Plan& plan, const Route& route, double per_voxel, const Shape& scan,
-                 const Shape& shown, std::int64_t channels, std::int64_t stored,
-                 std::size_t classes, double limit) {
-  // Stored in two orders, and what is shown normalised; labels of the answer and of the scan.
+Shape tile_shape(const ResamplingPlan& plan, const Route& route, double per_voxel,
+                 const ScanSize& size, double limit) {
   const Shape whole = plan.working_shape();
-  const double answer = volume(plan.output_shape());
-  per_voxel +=
-      std::max(0.0, answer / volume(whole) - 1.0) * kAnswerBytes * static_cast<double>(classes);
-  const double held = kFixedBytes + volume(scan) * static_cast<double>(channels * 2 * stored) +
-                      volume(shown) * static_cast<double>(channels * 4) + answer +
-                      std::max(answer, volume(scan));
-  const double preparing = held + volume(shown) * kPreparedBytes;
+  const double output = volume(plan.output_shape());
+  per_voxel += std::max(0.0, output / volume(whole) - 1.0) * kAnswerBytes *
+               static_cast<double>(size.classes);
+  // The scan in two orders of axes and the normalised region; labels of the output grid and the
+  // scan.
+  const double held =
+      static_cast<double>(kFixedBytes) +
+      volume(size.scan) * static_cast<double>(size.channels * 2 * size.bytes_per_channel) +
+      volume(size.region) * static_cast<double>(size.channels * 4) + output +
+      std::max(output, volume(size.scan));
+  const double preparing = held + volume(size.region) * static_cast<double>(kPreparedBytes);
   if (std::max(preparing, held + volume(whole) * per_voxel) <= limit) return whole;
   std::array<std::set<std::int64_t>, 3> axes;
   for (std::size_t axis = 0; axis < 3; ++axis) axes[axis] = axis_choices(plan, route, axis);

@@ -1,4 +1,4 @@
-// What segmenting a scan takes of the host's memory, and the tiles that keep it within a limit.
+// Host memory that segmenting a scan takes, and the tiles that keep it within a limit.
 #pragma once
 
 #include <cstdint>
@@ -10,21 +10,29 @@
 
 namespace rare_trt {
 
-// 8 GiB, or half of this machine's memory if that is less.
+// kMemoryLimitBytes, or half of the machine's memory if that is less.
 double usual_memory_limit();
 
-// What OpenVINO takes at its peak per working voxel of `route`, computing in `arithmetic`; nothing
-// for an unknown network.
+// Peak bytes of OpenVINO per working voxel of `route`, computing in `arithmetic`; none for an
+// unknown network.
 std::optional<double> bytes_per_voxel(const Model& model, int route, const std::string& arithmetic);
 
-// The working shape that a run may have so that the whole process stays within `limit` bytes.
+// What decides, beside the run itself, how much memory segmenting a scan takes: `region` is the
+// shape of the segmented part of `scan`.
+struct ScanSize {
+  Shape scan;
+  Shape region;
+  std::int64_t channels;
+  std::int64_t bytes_per_channel;  // of one voxel, as stored
+  std::size_t classes;
+};
+
+// The largest working shape of a run so that the whole process stays within `limit` bytes.
 //
-// The whole volume where it fits, else the tiles that cost least, none smaller than the route's
-// largest shape. `per_voxel` is what a run takes per working voxel; `scan` is the scan's shape, of
-// `channels` with `stored` bytes per voxel, and `shown` that of what is segmented of it, in
-// `classes`. Throws ScanError where not even the smallest tiles fit.
-Shape tile_shape(const Plan& plan, const Route& route, double per_voxel, const Shape& scan,
-                 const Shape& shown, std::int64_t channels, std::int64_t stored,
-                 std::size_t classes, double limit);
+// The whole volume where it fits, else the cheapest tiles, none smaller than the route's largest
+// shape. `per_voxel` is what a run takes per working voxel. Throws ScanError where not even the
+// smallest tiles fit.
+Shape tile_shape(const ResamplingPlan& plan, const Route& route, double per_voxel,
+                 const ScanSize& size, double limit);
 
 }  // namespace rare_trt

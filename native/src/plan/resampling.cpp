@@ -5,6 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "constants.h"
 #include "errors.h"
 #include "scan/numeric.h"
 #include "text.h"
@@ -12,18 +13,11 @@
 namespace rare_trt {
 namespace {
 
-// Axes that drift apart by more than this over a volume are not parallel.
-constexpr double kMaxStrayVoxels = 0.1;
-
-// Positions closer than this share of a voxel are the same: affines are often stored in float32.
-constexpr double kTolerance = 1e-4;
-
 constexpr double kMaxAxis = 1 << 20;
 
-double rounded(double value, double scale) { return std::nearbyint(value * scale) / scale; }
-
-// A number of voxels along an axis, found by dividing lengths that nobody has vouched for.
-std::int64_t counted(double voxels) {
+// `voxels` along an axis as an integer of at least 1. It comes from dividing lengths that were not
+// validated, so it is bounded before memory is allocated.
+std::int64_t voxel_count(double voxels) {
   if (!(voxels <= kMaxAxis)) {
     throw ScanError(text("the scan needs ", number(voxels),
                          " voxels along an axis; expected at most ", number(kMaxAxis, 8),
@@ -40,12 +34,12 @@ Shape covering_shape(const Grid& grid, const Triple& spacing_mm) {
   const Triple extent = grid.extent_mm();
   Shape shape;
   for (int axis = 0; axis < 3; ++axis) {
-    shape[axis] = counted(std::ceil(extent[axis] / spacing_mm[axis] - kTolerance));
+    shape[axis] = voxel_count(std::ceil(extent[axis] / spacing_mm[axis] - kPositionTolerance));
   }
   return shape;
 }
 
-// Samples at voxel first, first + step, ... of a source axis.
+// Samples at the positions first, first + step, ... in voxels of a source axis.
 struct Sampling {
   double first, step;
 };
@@ -54,10 +48,10 @@ struct Sampling {
 std::vector<double> weights(std::int64_t size, double position, double radius) {
   // Exact where the grids share voxel centres, so that a native axis is an exact identity.
   const double whole = std::nearbyint(position);
-  if (std::abs(position - whole) < kTolerance) position = whole;
+  if (std::abs(position - whole) < kPositionTolerance) position = whole;
   std::vector<double> row(static_cast<std::size_t>(size));
-  const bool outside =
-      position < -0.5 - kTolerance || position > static_cast<double>(size) - 0.5 + kTolerance;
+  const bool outside = position < -0.5 - kPositionTolerance ||
+                       position > static_cast<double>(size) - 0.5 + kPositionTolerance;
   if (outside) return row;
   for (std::size_t at = 0; at < row.size(); ++at) {
     row[at] = std::max(0.0, 1.0 - std::abs(position - static_cast<double>(at)) / radius);
@@ -69,7 +63,7 @@ std::vector<double> weights(std::int64_t size, double position, double radius) {
   return row;
 }
 
-// Where the voxels of `target` lie on those of `source`, per axis.
+// The voxel centres of `target` along each axis of `source`.
 std::array<Sampling, 3> sampling(const Grid& source, const Grid& target) {
   const Eigen::Matrix3d from = source.affine().topLeftCorner<3, 3>();
   const Eigen::Matrix3d to = target.affine().topLeftCorner<3, 3>();
@@ -81,22 +75,22 @@ std::array<Sampling, 3> sampling(const Grid& source, const Grid& target) {
   if (stray.cwiseAbs().maxCoeff() * longest > kMaxStrayVoxels) {
     throw std::logic_error("the grids' axes are not parallel");
   }
-  // Rounded far below a voxel: the last bits hang on the order in which a file stores its axes.
   const Eigen::Vector3d first = source.index(target.affine().topRightCorner<3, 1>());
   std::array<Sampling, 3> found;
   for (int axis = 0; axis < 3; ++axis) {
-    found[axis] = {rounded(first[axis], 1e9), rounded(step(axis, axis), 1e12)};
+    found[axis] = {round_decimals(first[axis], kPositionDecimals),
+                   round_decimals(step(axis, axis), kStepDecimals)};
   }
   return found;
 }
 
-// Weights that resample along each axis, laid into matrices of `rows` x `columns` that may be
-// larger.
+// Weights that resample along each axis, in matrices of `rows` x `columns`, zero where these are
+// larger than the grids.
 //
 // Linear interpolation between voxel centres; where the target is coarser, the triangle is widened
-// to the target's spacing, which averages away what the target cannot hold. Rows sum to one, also
-// within the outer half voxel, so a constant stays constant up to the border. Target voxels centred
-// outside the source's extent are zero.
+// to the target's spacing, which averages away detail that the target cannot represent. Rows sum to
+// one, also within the outer half voxel, so a constant stays constant up to the border. Target
+// voxels centred outside the source's extent are zero.
 Matrices axis_matrices(const Grid& source, const Grid& target, const Shape& rows,
                        const Shape& columns) {
   const bool same = source.shape() == target.shape() && source.affine() == target.affine();
@@ -118,23 +112,6 @@ Matrices axis_matrices(const Grid& source, const Grid& target, const Shape& rows
   }
   return found;
 }
-
-}  // namespace
-
-Plan plan(const Grid& grid, const Route& route, const Grid& output) {
-  const Triple spacing = route.working_spacing_mm(grid.spacing_mm());
-  const Shape core = covering_shape(grid, spacing);
-  const Grid working = grid.regridded(spacing, core);
-  Shape padded = core;
-  for (auto& size : padded) {
-    size = counted(static_cast<double>(size) + static_cast<double>(padding(size, route.multiple)));
-  }
-  for (const auto size : output.shape()) counted(static_cast<double>(size));
-  return {core, axis_matrices(grid, working, padded, grid.shape()),
-          axis_matrices(working, output, output.shape(), padded)};
-}
-
-namespace {
 
 // One axis of a tile.
 struct AxisTile {
@@ -165,9 +142,9 @@ std::vector<std::int64_t> tile_starts(std::int64_t last, std::int64_t count) {
   return starts;
 }
 
-// Each output voxel's place on the working axis. Voxels outside the scan have none and follow their
-// neighbours.
-std::vector<double> places(const Matrix& out) {
+// The position of each output voxel on the working axis. Voxels outside the scan have none and take
+// that of their neighbours.
+std::vector<double> output_positions(const Matrix& out) {
   std::vector<std::int64_t> placed;
   std::vector<double> known;
   std::vector<double> terms(static_cast<std::size_t>(out.columns));
@@ -198,8 +175,8 @@ std::vector<double> places(const Matrix& out) {
   return found;
 }
 
-// From the first to the last of `columns` that any of `rows` touches.
-Range touched(const Matrix& matrix, const Range& rows) {
+// From the first to the last column that is not zero in any of `rows`.
+Range nonzero_columns(const Matrix& matrix, const Range& rows) {
   Range found{matrix.columns, 0};
   for (std::int64_t row = rows.start; row < rows.stop; ++row) {
     for (std::int64_t column = 0; column < matrix.columns; ++column) {
@@ -211,22 +188,22 @@ Range touched(const Matrix& matrix, const Range& rows) {
   return found;
 }
 
-std::vector<AxisTile> axis_tiles(const Plan& plan, int axis, std::int64_t max_size) {
+std::vector<AxisTile> axis_tiles(const ResamplingPlan& plan, int axis, std::int64_t max_size) {
   const Matrix &in = plan.in[axis], &out = plan.out[axis];
   if (in.rows <= max_size) return {{{0, in.columns}, in, out, {0, out.rows}}};
-  // Tiles hold the scan's own voxels alone, no padding, and their answers stay half an overlap
-  // away from their cut faces.
+  // Tiles contain voxels of the scan only, no padding, and the output voxels they label are half an
+  // overlap away from their cut faces.
   const std::int64_t spare = std::max<std::int64_t>(0, plan.core[axis] - max_size);
   const std::int64_t count = tile_count(plan.core[axis], max_size);
   const auto starts = tile_starts(spare, count);
-  const auto place = places(out);
+  const auto position = output_positions(out);
   std::vector<Range> rows(starts.size(), Range{out.rows, 0});
   for (std::int64_t row = 0; row < out.rows; ++row) {
     std::size_t nearest = 0;
     const auto away = [&](std::size_t tile) {
       const double centre =
           static_cast<double>(starts[tile]) + static_cast<double>(max_size - 1) / 2;
-      return std::abs(place[static_cast<std::size_t>(row)] - centre);
+      return std::abs(position[static_cast<std::size_t>(row)] - centre);
     };
     for (std::size_t tile = 1; tile < starts.size(); ++tile) {
       if (away(tile) < away(nearest)) nearest = tile;
@@ -237,7 +214,7 @@ std::vector<AxisTile> axis_tiles(const Plan& plan, int axis, std::int64_t max_si
   for (std::size_t tile = 0; tile < starts.size(); ++tile) {
     if (rows[tile].size() <= 0) continue;
     const Range window = {starts[tile], std::min(starts[tile] + max_size, in.rows)};
-    const Range image = touched(in, window);
+    const Range image = nonzero_columns(in, window);
     found.push_back({image, part(in, window, image), part(out, rows[tile], window), rows[tile]});
   }
   return found;
@@ -245,13 +222,27 @@ std::vector<AxisTile> axis_tiles(const Plan& plan, int axis, std::int64_t max_si
 
 }  // namespace
 
+ResamplingPlan plan_resampling(const Grid& grid, const Route& route, const Grid& output) {
+  const Triple spacing = route.working_spacing_mm(grid.spacing_mm());
+  const Shape core = covering_shape(grid, spacing);
+  const Grid working = grid.regridded(spacing, core);
+  Shape padded = core;
+  for (auto& size : padded) {
+    size =
+        voxel_count(static_cast<double>(size) + static_cast<double>(padding(size, route.multiple)));
+  }
+  for (const auto size : output.shape()) voxel_count(static_cast<double>(size));
+  return {core, axis_matrices(grid, working, padded, grid.shape()),
+          axis_matrices(working, output, output.shape(), padded)};
+}
+
 std::int64_t tile_count(std::int64_t size, std::int64_t tile) {
   const double overlap = std::min(static_cast<double>(tile) / 2, static_cast<double>(kMaxOverlap));
   const double further = static_cast<double>(size - tile) / (static_cast<double>(tile) - overlap);
   return 1 + std::max<std::int64_t>(0, static_cast<std::int64_t>(std::ceil(further)));
 }
 
-std::vector<Tile> tiles(const Plan& plan, const Shape& max_shape) {
+std::vector<Tile> tiles(const ResamplingPlan& plan, const Shape& max_shape) {
   std::array<std::vector<AxisTile>, 3> axes;
   for (int axis = 0; axis < 3; ++axis) axes[axis] = axis_tiles(plan, axis, max_shape[axis]);
   std::vector<Tile> found;
@@ -268,35 +259,36 @@ std::vector<Tile> tiles(const Plan& plan, const Shape& max_shape) {
   return found;
 }
 
-Shape answer_parts(const Grid& grid, double base_spacing_mm) {
+Shape subvoxel_counts(const Grid& grid, double base_spacing_mm) {
   const Triple spacing = grid.spacing_mm();
   Shape parts;
   for (int axis = 0; axis < 3; ++axis) {
-    parts[axis] = counted(std::ceil(spacing[axis] / base_spacing_mm - 0.05));
+    parts[axis] = voxel_count(std::ceil(spacing[axis] / base_spacing_mm - kSubvoxelTolerance));
   }
   return parts;
 }
 
-std::vector<std::uint8_t> largest_share(const std::vector<std::uint8_t>& answer, const Shape& shape,
-                                        const Shape& parts, int classes) {
-  if (parts == Shape{1, 1, 1}) return answer;
+std::vector<std::uint8_t> majority_vote(const std::vector<std::uint8_t>& subvoxels,
+                                        const Shape& shape, const Shape& parts, int classes) {
+  if (parts == Shape{1, 1, 1}) return subvoxels;
   const Shape coarse = {shape[0] / parts[0], shape[1] / parts[1], shape[2] / parts[2]};
   std::vector<std::uint8_t> labels;
   labels.reserve(static_cast<std::size_t>(coarse[0] * coarse[1] * coarse[2]));
-  std::vector<std::int64_t> shares(static_cast<std::size_t>(classes));
+  std::vector<std::int64_t> votes(static_cast<std::size_t>(classes));
   for (std::int64_t i = 0; i < coarse[0]; ++i) {
     for (std::int64_t j = 0; j < coarse[1]; ++j) {
       for (std::int64_t k = 0; k < coarse[2]; ++k) {
-        std::fill(shares.begin(), shares.end(), 0);
+        std::fill(votes.begin(), votes.end(), 0);
         for (std::int64_t a = i * parts[0]; a < (i + 1) * parts[0]; ++a) {
           for (std::int64_t b = j * parts[1]; b < (j + 1) * parts[1]; ++b) {
-            const std::uint8_t* row = answer.data() + (a * shape[1] + b) * shape[2] + k * parts[2];
-            for (std::int64_t c = 0; c < parts[2]; ++c) ++shares[row[c]];
+            const std::uint8_t* row =
+                subvoxels.data() + (a * shape[1] + b) * shape[2] + k * parts[2];
+            for (std::int64_t c = 0; c < parts[2]; ++c) ++votes[row[c]];
           }
         }
-        // The first of the largest is the lowest label.
-        const auto most = std::max_element(shares.begin(), shares.end());
-        labels.push_back(static_cast<std::uint8_t>(most - shares.begin()));
+        // max_element returns the first of equals, which is the lowest label.
+        const auto most = std::max_element(votes.begin(), votes.end());
+        labels.push_back(static_cast<std::uint8_t>(most - votes.begin()));
       }
     }
   }

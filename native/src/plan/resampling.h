@@ -2,7 +2,7 @@
 //
 // A resample between grids along the same axes is a separable linear map: one small matrix per axis
 // expresses a change of spacing, anti-aliasing, crop, padding and a tile's place. Everything here
-// is pure and computed in double; the matrices are handed over as float32.
+// is pure and computed in double; the matrices are returned as float32.
 #pragma once
 
 #include <array>
@@ -13,14 +13,6 @@
 #include "scan/geometry.h"
 
 namespace rare_trt {
-
-// Image and output axes are padded to a multiple of this, so that the scans of a clinic share a
-// handful of compiled shapes. The working grid is not: instance norm feels padding.
-constexpr std::int64_t kBucket = 16;
-
-// Neighbouring tiles share half of their voxels, up to this many: half of what the shipped network
-// was shown in training. More would be paid for in time by every large volume.
-constexpr std::int64_t kMaxOverlap = 64;
 
 struct Matrix {
   Matrix() = default;
@@ -52,7 +44,7 @@ using Ranges = std::array<Range, 3>;
 //
 // in [I, i] [J, j] [K, k] and out [oi, I] [oj, J] [ok, K]; `core` is the working shape before it
 // was padded to the network's multiple.
-struct Plan {
+struct ResamplingPlan {
   Shape core;
   Matrices in, out;
 
@@ -60,7 +52,8 @@ struct Plan {
   Shape output_shape() const { return {out[0].rows, out[1].rows, out[2].rows}; }
 };
 
-// One run of the graph: the slab `image` of the scan, its matrices, and where labels go.
+// One run of the graph: the slab `image` of the scan, its matrices, and the part of the output grid
+// that it labels.
 struct Tile {
   Ranges image;
   Matrices in, out;
@@ -74,23 +67,24 @@ struct Tile {
 // is centred on it. It is then padded at its end to the network's multiple; padding is zero, which
 // after normalisation is the foreground's mean. Logits are interpolated from the unpadded part
 // alone. The grids' axes must be parallel.
-Plan plan(const Grid& grid, const Route& route, const Grid& output);
+ResamplingPlan plan_resampling(const Grid& grid, const Route& route, const Grid& output);
 
 // Cuts `plan` into runs whose working shape is at most `max_shape`; one run where it fits.
 //
-// Neighbouring tiles overlap; each answers the output voxels nearest to its own centre.
-std::vector<Tile> tiles(const Plan& plan, const Shape& max_shape);
+// Neighbouring tiles overlap; each labels the output voxels nearest to its own centre.
+std::vector<Tile> tiles(const ResamplingPlan& plan, const Shape& max_shape);
 
-// Into how many overlapping tiles of at most `tile` voxels an axis of `size` is cut.
+// The number of overlapping tiles of at most `tile` voxels that cover an axis of `size`.
 std::int64_t tile_count(std::int64_t size, std::int64_t tile);
 
-// Into how many parts per axis the answer subdivides a voxel of `grid`: the network's answer lives
-// at its base spacing.
-Shape answer_parts(const Grid& grid, double base_spacing_mm);
+// The number of parts per axis into which the output grid subdivides a voxel of `grid`: the
+// network's labels are at its base spacing.
+Shape subvoxel_counts(const Grid& grid, double base_spacing_mm);
 
-// Labels of voxels from the labels [oi, oj, ok] of their `parts` sub-voxels: the class with the
-// largest share, ties to the lower label. `shape` is that of `answer`.
-std::vector<std::uint8_t> largest_share(const std::vector<std::uint8_t>& answer, const Shape& shape,
-                                        const Shape& parts, int classes);
+// Labels of voxels from the labels [oi, oj, ok] of their sub-voxels, of which there are `parts` per
+// axis: the most frequent of `classes` labels, ties to the lower one. `shape` is that of
+// `subvoxels`.
+std::vector<std::uint8_t> majority_vote(const std::vector<std::uint8_t>& subvoxels,
+                                        const Shape& shape, const Shape& parts, int classes);
 
 }  // namespace rare_trt

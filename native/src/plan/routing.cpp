@@ -4,24 +4,20 @@
 #include <cmath>
 #include <string>
 
+#include "constants.h"
 #include "errors.h"
 #include "text.h"
 
 namespace rare_trt {
 namespace {
 
-// Affines are often stored as float32: a spacing this much beyond a limit is the limit.
-constexpr double kTolerance = 1e-3;
-
-// A scan goes to a coarser route once its effective spacing reaches this share of the route's.
-constexpr double kCoarserFrom = 0.9;
-
 void check_limits(const Triple& spacing_mm, const std::array<double, 2>& limits_mm) {
   const auto [low, high] = limits_mm;
   for (const double spacing : spacing_mm) {
-    if (low * (1 - kTolerance) <= spacing && spacing <= high * (1 + kTolerance)) continue;
+    if (low * (1 - kSpacingTolerance) <= spacing && spacing <= high * (1 + kSpacingTolerance))
+      continue;
     throw ScanError(
-        text("the voxel spacing is ", joined(spacing_mm, " x "), " mm; this package takes ",
+        text("the voxel spacing is ", join(spacing_mm, " x "), " mm; this package takes ",
              number(low), " to ", number(high),
              " mm along each axis: resample the scan, or use a package trained for it"));
   }
@@ -44,7 +40,7 @@ std::size_t forced_route(const std::vector<Route>& routes, int forced) {
     known += (known.empty() ? "" : ", ") + std::to_string(routes[i].index);
   }
   throw ScanError(
-      text("route ", forced, " was asked for; this package has ", known, ": choose one"));
+      text("route ", forced, " was requested; this package has ", known, ": choose one"));
 }
 
 }  // namespace
@@ -62,7 +58,7 @@ Triple Route::working_spacing_mm(const Triple& spacing_mm) const {
 RouteDecision choose_route(const Triple& spacing_mm, const std::vector<Route>& routes,
                            const std::array<double, 2>& limits_mm, std::optional<int> forced) {
   check_limits(spacing_mm, limits_mm);
-  // Wider than double, so that the sum does not hang on the order of the axes.
+  // Wider than double, so that the sum does not depend on the order of the axes.
   long double squares = 0;
   for (const double spacing : spacing_mm) squares += spacing * spacing;
   const double effective = std::sqrt(static_cast<double>(squares) / 3);

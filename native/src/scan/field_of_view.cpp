@@ -4,13 +4,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "constants.h"
+#include "scan/numeric.h"
 #include "text.h"
 
 namespace rare_trt {
 namespace {
-
-// An extent this much over a limit is the limit: spacings are stored as float32.
-constexpr double kToleranceMm = 1e-2;
 
 // Whether the slice `at` of `axis` holds more than one value in any of its channels.
 template <class Stored>
@@ -36,9 +35,9 @@ bool varies(const Voxels& voxels, int axis, std::int64_t at) {
   return false;
 }
 
-// Takes the outer slices of one value from `box` along `axis`; false where no slice would be left.
+// Removes the outer slices of one value from `box` along `axis`; false where no slice would remain.
 template <class Stored>
-bool take_padding(const Voxels& scan, int axis, Box& box) {
+bool remove_padding(const Voxels& scan, int axis, Box& box) {
   const Voxels voxels = scan.part(box);
   std::int64_t start = 0, stop = voxels.shape[axis];
   while (start < stop && !varies<Stored>(voxels, axis, start)) ++start;
@@ -49,35 +48,35 @@ bool take_padding(const Voxels& scan, int axis, Box& box) {
   return true;
 }
 
-std::string mm(const Triple& values) { return joined(values, " x "); }
+std::string mm(const Triple& values) { return join(values, " x "); }
 
 bool covers(const Grid& grid, const Triple& least) {
   const Triple extent = grid.extent_mm();
   bool found = true;
-  for (int axis = 0; axis < 3; ++axis) found &= extent[axis] >= least[axis] - kToleranceMm;
+  for (int axis = 0; axis < 3; ++axis) found &= extent[axis] >= least[axis] - kExtentToleranceMm;
   return found;
 }
 
-// `whole` is the scan's grid; `is_box` says that `grid` was cut out of it around a point.
+// `whole` is the scan's grid; `is_box`: `grid` was cut out of it around a point.
 void check_field_of_view(const Grid& grid, const Grid& whole, const FieldOfView& accepted,
                          bool is_box) {
   const Triple extent = grid.extent_mm();
   bool not_too_much = true;
   for (int axis = 0; axis < 3; ++axis) {
-    not_too_much &= extent[axis] <= accepted.max[axis] + kToleranceMm;
+    not_too_much &= extent[axis] <= accepted.max[axis] + kExtentToleranceMm;
   }
   if (covers(grid, accepted.min) && not_too_much) return;
   const bool large_enough = covers(is_box ? whole : grid, accepted.min);
-  std::string way_out = "take a scan, or a crop of one, that covers more";
+  std::string remedy = "take a scan, or a crop of one, that covers more";
   if (large_enough && is_box) {
-    way_out = "the scan's border cuts the box: choose a point further inside";
+    remedy = "the scan ends inside the box: choose a point further inside";
   } else if (large_enough) {
-    way_out = "pass a point to segment a box of the trained size around it";
+    remedy = "pass a point to segment a box of the trained size around it";
   }
   throw ScanError(
       text("the field of view is ", mm(extent),
            " mm (right-left, anterior-posterior, superior-inferior); this package takes ",
-           mm(accepted.min), " to ", mm(accepted.max), " mm: ", way_out));
+           mm(accepted.min), " to ", mm(accepted.max), " mm: ", remedy));
 }
 
 [[noreturn]] void refuse_point(const Grid& grid, const Triple& point_mm) {
@@ -92,9 +91,9 @@ void check_field_of_view(const Grid& grid, const Grid& whole, const FieldOfView&
     low = corner == 0 ? world : low.cwiseMin(world).eval();
     high = corner == 0 ? world : high.cwiseMax(world).eval();
   }
-  throw ScanError(text("the point ", joined(point_mm, ", "),
-                       " lies outside the scan, which reaches from ", joined(low, ", "), " to ",
-                       joined(high, ", "), " mm (right, anterior, superior): mend the point"));
+  throw ScanError(text("the point ", join(point_mm, ", "),
+                       " lies outside the scan, which reaches from ", join(low, ", "), " to ",
+                       join(high, ", "), " mm (right, anterior, superior): correct the point"));
 }
 
 }  // namespace
@@ -104,7 +103,7 @@ Box without_padding(const Voxels& voxels) {
   Box box = everything;
   for (int axis = 0; axis < 3; ++axis) {
     const bool any = with_type(voxels.dtype, [&](auto stored) {
-      return take_padding<decltype(stored)>(voxels, axis, box);
+      return remove_padding<decltype(stored)>(voxels, axis, box);
     });
     if (!any) return everything;
   }
@@ -114,17 +113,16 @@ Box without_padding(const Voxels& voxels) {
 Box box_at(const Grid& grid, const Triple& point_mm, const Triple& size_mm) {
   const Eigen::Vector3d point(point_mm[0], point_mm[1], point_mm[2]);
   if (!point.allFinite()) {
-    throw ScanError(text("the point is ", joined(point_mm, ", "),
-                         "; expected three finite numbers in mm: mend the point"));
+    throw ScanError(text("the point is ", join(point_mm, ", "),
+                         "; expected three finite numbers in mm: correct the point"));
   }
-  // Rounded well below a voxel, so that the box does not hang on the last bit of an affine.
   Eigen::Vector3d centre = grid.index(point);
-  for (int axis = 0; axis < 3; ++axis) centre[axis] = std::nearbyint(centre[axis] * 1e6) / 1e6;
+  for (int axis = 0; axis < 3; ++axis) centre[axis] = round_decimals(centre[axis], kCentreDecimals);
   const Triple spacing = grid.spacing_mm();
   Box box;
   for (int axis = 0; axis < 3; ++axis) {
     const auto size = static_cast<double>(grid.shape()[axis]);
-    // So that no number at all is outside as well.
+    // Written so that NaN is outside, too.
     if (!(centre[axis] >= -0.5 && centre[axis] <= size - 0.5)) refuse_point(grid, point_mm);
     const double wanted = std::max(1.0, std::nearbyint(size_mm[axis] / spacing[axis]));
     const double start = std::floor(centre[axis] - (wanted - 1) / 2 + 0.5);
@@ -135,10 +133,10 @@ Box box_at(const Grid& grid, const Triple& point_mm, const Triple& size_mm) {
   return box;
 }
 
-Region region_of(const Voxels& scan, const Grid& grid, const FieldOfView& accepted,
-                 const std::optional<Triple>& at_mm) {
+Region select_region(const Voxels& scan, const Grid& grid, const FieldOfView& accepted,
+                     const std::optional<Triple>& at_mm) {
   const Canonical canonical(grid);
-  const Voxels voxels = canonical.seen(scan);
+  const Voxels voxels = canonical.from_scan(scan);
   const Box box =
       at_mm ? box_at(canonical.grid, *at_mm, accepted.typical) : without_padding(voxels);
   const Grid part = canonical.grid.box(box.start, box.shape);

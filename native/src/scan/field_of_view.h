@@ -1,5 +1,5 @@
-// The part of a scan that is segmented: all of it but padding, or a box of the trained size around
-// a point.
+// The part of a scan that is segmented: the scan without padding, or a box of the trained size
+// around a point.
 #pragma once
 
 #include <optional>
@@ -8,12 +8,13 @@
 
 namespace rare_trt {
 
-// Accepted fields of view per canonical axis in mm; `typical` is what a box around a point has.
+// Accepted fields of view per canonical axis in mm; `typical` is the size of a box around a point.
 struct FieldOfView {
   Triple min, typical, max;
 };
 
-// What of a scan is segmented, in canonical order: the voxels of `box` on `grid`.
+// The segmented part of a scan in canonical order: `voxels` on `grid`, which is `box` of the
+// canonical scan.
 struct Region {
   Canonical canonical;
   Box box;
@@ -22,15 +23,15 @@ struct Region {
 };
 
 // A scan without its padding, or the box of the typical size around the world point `at_mm`. Throws
-// ScanError where its field of view is not one that `accepted` allows.
-Region region_of(const Voxels& scan, const Grid& grid, const FieldOfView& accepted,
-                 const std::optional<Triple>& at_mm);
+// ScanError where `accepted` does not allow its field of view.
+Region select_region(const Voxels& scan, const Grid& grid, const FieldOfView& accepted,
+                     const std::optional<Triple>& at_mm);
 
-// The box that is left without outer slices of one value. Software pads scans with constants; they
-// say nothing, but the network would average over them. A constant scan is left as it is.
+// The box inside the outer slices of one value. Software pads scans with constants, which would
+// enter the network's averages. A constant scan is left as it is.
 Box without_padding(const Voxels& voxels);
 
-// The box of `size_mm` around the world point `point_mm`, cut off at the borders of `grid`. Throws
+// The box of `size_mm` around the world point `point_mm`, cut off at the faces of `grid`. Throws
 // ScanError where the point lies outside the scan.
 Box box_at(const Grid& grid, const Triple& point_mm, const Triple& size_mm);
 

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <optional>
 
+#include "constants.h"
 #include "errors.h"
 #include "text.h"
 
@@ -15,43 +16,30 @@ namespace {
 
 constexpr double kPi = 3.14159265358979323846;
 
-// Voxel axes this far from a right angle are a sheared (gantry-tilted) scan, which a separable
-// resampling along those axes would segment with distorted anatomy.
-constexpr double kMaxShearDeg = 2.0;
-
-// Voxel sizes and distances from the world's origin that a scan can have. Beyond them numbers
-// overflow, vanish when squared, or swallow a voxel's size.
-constexpr double kSmallestVoxelMm = 1e-4;
-constexpr double kLargestVoxelMm = 1e4;
-constexpr double kFarthestMm = 1e6;
-
-// Squared cosine to a world axis above which no other assignment of axes can be nearer.
-constexpr double kPlain = 0.6;
-
 struct Orientation {
   std::array<int, 3> world;     // which world axis each voxel axis is nearest to
-  std::array<bool, 3> against;  // whether it runs against it
+  std::array<bool, 3> flipped;  // whether it runs the other way
 };
 
 void check_affine(const Affine& affine) {
   if (!affine.allFinite()) {
     throw ScanError(
-        "the affine holds non-finite numbers; expected a finite 4x4 matrix: mend the header");
+        "the affine holds non-finite numbers; expected a finite 4x4 matrix: correct the header");
   }
   const auto linear = affine.topLeftCorner<3, 3>();
   const Triple size = {linear.col(0).stableNorm(), linear.col(1).stableNorm(),
                        linear.col(2).stableNorm()};
   const auto [smallest, greatest] = std::minmax_element(size.begin(), size.end());
-  if (*smallest < kSmallestVoxelMm || *greatest > kLargestVoxelMm) {
-    throw ScanError(text("the affine gives voxels of ", joined(size, " x "),
-                         " mm; expected three sizes of ", kSmallestVoxelMm, " to ", kLargestVoxelMm,
-                         " mm: mend the header"));
+  if (*smallest < kMinVoxelMm || *greatest > kMaxVoxelMm) {
+    throw ScanError(text("the affine gives voxels of ", join(size, " x "),
+                         " mm; expected three sizes of ", kMinVoxelMm, " to ", kMaxVoxelMm,
+                         " mm: correct the header"));
   }
-  const double away = affine.topRightCorner<3, 1>().cwiseAbs().maxCoeff();
-  if (away > kFarthestMm) {
-    throw ScanError(text("the affine places the scan ", number(away, 4),
-                         " mm from the world's origin; expected at most ", kFarthestMm,
-                         " mm: mend the header"));
+  const double offset = affine.topRightCorner<3, 1>().cwiseAbs().maxCoeff();
+  if (offset > kMaxOffsetMm) {
+    throw ScanError(text("the affine places the scan ", number(offset, 4),
+                         " mm from the world's origin; expected at most ", kMaxOffsetMm,
+                         " mm: correct the header"));
   }
   double cosine = 0.0;
   for (const auto& [a, b] : {std::pair{0, 1}, {0, 2}, {1, 2}}) {
@@ -65,7 +53,7 @@ void check_affine(const Affine& affine) {
   }
 }
 
-// The first of equals, in every build of Eigen.
+// The axis of the largest absolute value; the first of equals, which Eigen does not promise.
 int largest(const Eigen::Vector3d& values) {
   int found = 0;
   for (int at = 1; at < 3; ++at) {
@@ -74,22 +62,22 @@ int largest(const Eigen::Vector3d& values) {
   return found;
 }
 
-// The answer that is plain to see: each voxel axis lies well within 45 degrees of a world axis.
-std::optional<Orientation> plain_orientation(const Eigen::Matrix3d& directions) {
+// The orientation where each voxel axis lies well within 45 degrees of a world axis; else none.
+std::optional<Orientation> clear_orientation(const Eigen::Matrix3d& directions) {
   Orientation found{};
   for (int axis = 0; axis < 3; ++axis) {
     const Eigen::Vector3d direction = directions.col(axis);
     const int world = largest(direction);
-    if (!(direction[world] * direction[world] > kPlain)) return std::nullopt;
+    if (!(direction[world] * direction[world] > kClearAlignment)) return std::nullopt;
     found.world[axis] = world;
-    found.against[axis] = direction[world] < 0;
+    found.flipped[axis] = direction[world] < 0;
   }
   return found;
 }
 
-// As nibabel.orientations.io_orientation: axes take their world axis from strongest to weakest, by
-// the rotation nearest to the affine.
-Orientation searched_orientation(const Eigen::Matrix3d& directions) {
+// As nibabel.orientations.io_orientation does: the rotation nearest to the affine assigns a world
+// axis to each voxel axis, from the strongest to the weakest.
+Orientation search_orientation(const Eigen::Matrix3d& directions) {
   const Eigen::JacobiSVD<Eigen::Matrix3d> svd(directions,
                                               Eigen::ComputeFullU | Eigen::ComputeFullV);
   Eigen::Matrix3d rotation = svd.matrixU() * svd.matrixV().transpose();
@@ -101,7 +89,7 @@ Orientation searched_orientation(const Eigen::Matrix3d& directions) {
   for (const int axis : order) {
     const int world = largest(rotation.col(axis));
     found.world[axis] = world;
-    found.against[axis] = rotation(world, axis) < 0;
+    found.flipped[axis] = rotation(world, axis) < 0;
     rotation.row(world).setZero();
   }
   return found;
@@ -111,8 +99,23 @@ Orientation orientation(const Grid& grid) {
   const Triple spacing = grid.spacing_mm();
   Eigen::Matrix3d directions = grid.affine().topLeftCorner<3, 3>();
   for (int axis = 0; axis < 3; ++axis) directions.col(axis) /= spacing[axis];
-  const auto plain = plain_orientation(directions);
-  return plain ? *plain : searched_orientation(directions);
+  const auto clear = clear_orientation(directions);
+  return clear ? *clear : search_orientation(directions);
+}
+
+Grid canonical_grid(const Grid& scan, const std::array<int, 3>& source,
+                    const std::array<bool, 3>& flipped) {
+  Shape shape;
+  Affine affine = scan.affine();
+  Eigen::Vector3d origin = Eigen::Vector3d::Zero();
+  for (int axis = 0; axis < 3; ++axis) {
+    const int from = source[axis];
+    shape[axis] = scan.shape()[from];
+    affine.col(axis) = scan.affine().col(from) * (flipped[axis] ? -1.0 : 1.0);
+    if (flipped[axis]) origin[from] = static_cast<double>(shape[axis] - 1);
+  }
+  affine.topRightCorner<3, 1>() = scan.world_mm(origin);
+  return {shape, affine};
 }
 
 }  // namespace
@@ -176,31 +179,11 @@ Grid Grid::subdivided(const Shape& parts) const {
   }
   return regridded(spacing, shape);
 }
-
-namespace {
-
-Grid canonical_grid(const Grid& scan, const std::array<int, 3>& source,
-                    const std::array<bool, 3>& flipped) {
-  Shape shape;
-  Affine affine = scan.affine();
-  Eigen::Vector3d origin = Eigen::Vector3d::Zero();
-  for (int axis = 0; axis < 3; ++axis) {
-    const int from = source[axis];
-    shape[axis] = scan.shape()[from];
-    affine.col(axis) = scan.affine().col(from) * (flipped[axis] ? -1.0 : 1.0);
-    if (flipped[axis]) origin[from] = static_cast<double>(shape[axis] - 1);
-  }
-  affine.topRightCorner<3, 1>() = scan.world_mm(origin);
-  return {shape, affine};
-}
-
-}  // namespace
-
 Canonical::Canonical(const Grid& scan) : grid(scan) {
   const Orientation found = orientation(scan);
   for (int axis = 0; axis < 3; ++axis) {
     source[found.world[axis]] = axis;
-    flipped[found.world[axis]] = found.against[axis];
+    flipped[found.world[axis]] = found.flipped[axis];
   }
   grid = canonical_grid(scan, source, flipped);
 }

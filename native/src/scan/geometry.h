@@ -54,14 +54,15 @@ class Grid {
 struct Canonical {
   explicit Canonical(const Grid& scan);
 
-  // Which axis of the scan becomes each canonical axis, and whether it is turned round.
+  // Which axis of the scan becomes each canonical axis, and whether it is flipped.
   std::array<int, 3> source;
   std::array<bool, 3> flipped;
   Grid grid;
 
-  // An array in the scan's order (anything with data, shape and strides) seen in canonical order.
+  // A view of an array in the scan's own order (anything with data, shape and strides) -> a view of
+  // the same memory in canonical order.
   template <class View>
-  View seen(const View& scan) const {
+  View from_scan(const View& scan) const {
     View view = scan;
     for (int axis = 0; axis < 3; ++axis) {
       const std::int64_t stride = scan.strides[source[axis]];

@@ -6,17 +6,15 @@
 #include <limits>
 #include <type_traits>
 
+#include "constants.h"
 #include "scan/numeric.h"
 #include "text.h"
 
 namespace rare_trt {
 namespace {
 
-// Of the range between the percentiles: a foreground of one value is not blown up to noise.
-constexpr double kMinDeviation = 1e-3;
-
 template <class Stored, class Value>
-std::vector<Value> gathered(const Voxels& voxels, std::int64_t channel) {
+std::vector<Value> gather(const Voxels& voxels, std::int64_t channel) {
   const auto [ni, nj, nk] = voxels.shape;
   std::vector<Value> values(static_cast<std::size_t>(ni * nj * nk));
   auto* next = values.data();
@@ -59,7 +57,7 @@ void centre(std::vector<Value>& values, double share) {
 }
 
 template <class Value>
-void normalise(std::vector<Value>& values, const IntensityRule& rule) {
+void normalise_channel(std::vector<Value>& values, const IntensityRule& rule) {
   std::vector<Value> sorted = values;
   const Percentile lower = percentile(sorted, rule.clip_percentiles[0] / 100.0);
   const Percentile upper = percentile(sorted, rule.clip_percentiles[1] / 100.0);
@@ -83,20 +81,20 @@ void normalise(std::vector<Value>& values, const IntensityRule& rule) {
 
 }  // namespace
 
-Image normalised(const Voxels& voxels, const IntensityRule& rule) {
+Image normalise(const Voxels& voxels, const IntensityRule& rule) {
   Image image{voxels.channels, voxels.shape, {}};
   const auto [ni, nj, nk] = voxels.shape;
   image.values.reserve(static_cast<std::size_t>(voxels.channels * ni * nj * nk));
   for (std::int64_t channel = 0; channel < voxels.channels; ++channel) {
     with_type(voxels.dtype, [&](auto stored) {
       using Stored = decltype(stored);
-      // float32 holds 24 bits: wider types are brought to 0..1 first, lest an offset eat the
-      // contrast.
+      // float32 holds 24 bits: wider types are brought to 0..1 first, or an offset would use up
+      // the digits of the contrast.
       using Value = std::conditional_t<(sizeof(Stored) > 4 ||
                                         (std::is_integral_v<Stored> && sizeof(Stored) == 4)),
                                        double, float>;
-      auto values = gathered<Stored, Value>(voxels, channel);
-      normalise(values, rule);
+      auto values = gather<Stored, Value>(voxels, channel);
+      normalise_channel(values, rule);
       image.values.insert(image.values.end(), values.begin(), values.end());
     });
   }

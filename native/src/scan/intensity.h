@@ -24,7 +24,8 @@ struct Image {
   std::vector<float> values;
 };
 
-// Voxels -> float32, each channel apart. Throws ScanError for a channel without contrast.
-Image normalised(const Voxels& voxels, const IntensityRule& rule);
+// Voxels [i, j, k] of each channel -> float32, each channel apart. Throws ScanError for a channel
+// without contrast.
+Image normalise(const Voxels& voxels, const IntensityRule& rule);
 
 }  // namespace rare_trt

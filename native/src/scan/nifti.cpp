@@ -19,15 +19,15 @@ constexpr std::size_t kDim = 40, kDataType = 70, kVoxOffset = 108, kSlope = 112,
 constexpr std::int16_t kUint8 = 2;
 constexpr int kMillimetres = 2;
 
-// Beyond any golden vector; a few bytes can be inflated to very many.
+// Larger than any golden vector; bounds what a few bytes can inflate to.
 constexpr std::size_t kMaxBytes = 1 << 28;
 
 [[noreturn]] void refuse(const std::string& name, const std::string& what) {
-  throw PackageError(text(name, ": is not a golden vector that can be read (", what,
-                          "): build the package again"));
+  throw PackageError(
+      text(name, ": is not a readable golden vector (", what, "): build the package again"));
 }
 
-std::string inflated(const std::string& data, const std::string& name) {
+std::string inflate_gzip(const std::string& data, const std::string& name) {
   z_stream stream{};
   // 16: a gzip header.
   if (inflateInit2(&stream, 16 + MAX_WBITS) != Z_OK) refuse(name, "zlib cannot start");
@@ -60,11 +60,11 @@ Value field(const std::string& data, std::size_t offset) {
   return value;
 }
 
-// Why the header is none that rare-trt writes; empty where it is one.
-std::string oddity(const std::string& data) {
+// How the header differs from what rare-trt writes; empty where it does not.
+std::string header_fault(const std::string& data) {
   if (data.size() < kVoxelStart) return "it is too short";
-  if (data.compare(kMagic, 4, std::string("n+1\0", 4)) != 0) return "it is no NIfTI-1 file";
-  if (field<std::int16_t>(data, kDataType) != kUint8) return "its voxels are no bytes";
+  if (data.compare(kMagic, 4, std::string("n+1\0", 4)) != 0) return "it is not a NIfTI-1 file";
+  if (field<std::int16_t>(data, kDataType) != kUint8) return "its voxels are not bytes";
   if (field<float>(data, kVoxOffset) != static_cast<float>(kVoxelStart)) return "it has extensions";
   if (field<float>(data, kSlope) != 1.0F || field<float>(data, kIntercept) != 0.0F) {
     return "its voxels are scaled";
@@ -87,7 +87,7 @@ Grid grid(const std::string& data, const Shape& shape) {
 
 }  // namespace
 
-Voxels GoldenVolume::voxels() const {
+Voxels NiftiVolume::voxels() const {
   const auto [ni, nj, nk] = grid.shape();
   return {reinterpret_cast<const std::byte*>(bytes.data()),
           DType::u8,
@@ -97,10 +97,10 @@ Voxels GoldenVolume::voxels() const {
           ni * nj * nk};
 }
 
-GoldenVolume golden_volume(const std::string& compressed, const std::string& name) {
-  const std::string data = inflated(compressed, name);
-  const std::string odd = oddity(data);
-  if (!odd.empty()) refuse(name, odd);
+NiftiVolume volume_from_bytes(const std::string& compressed, const std::string& name) {
+  const std::string data = inflate_gzip(compressed, name);
+  const std::string fault = header_fault(data);
+  if (!fault.empty()) refuse(name, fault);
   const auto axes = field<std::int16_t>(data, kDim);
   if (axes != 3 && axes != 4) refuse(name, text("it has ", axes, " axes"));
   std::array<std::int64_t, 4> size = {1, 1, 1, 1};

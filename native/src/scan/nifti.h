@@ -1,4 +1,4 @@
-// Golden vectors as they lie in a package: small NIfTI files of bytes.
+// Golden vectors in a package: small NIfTI files of bytes.
 #pragma once
 
 #include <string>
@@ -9,17 +9,17 @@
 namespace rare_trt {
 
 // Bytes [i, j, k, channel], i fastest, on a grid.
-struct GoldenVolume {
+struct NiftiVolume {
   std::vector<std::uint8_t> bytes;
   std::int64_t channels;
   Grid grid;
 
-  // Good for as long as this object is there.
+  // Valid as long as this object.
   Voxels voxels() const;
 };
 
-// The .nii.gz file in `data`, called `name` in errors. Reads what rare-trt writes into packages,
-// and throws PackageError for any other NIfTI: scans of the world are the caller's to read.
-GoldenVolume golden_volume(const std::string& data, const std::string& name);
+// The volume in `data`, the bytes of a .nii.gz file that errors call `name`. Reads only what
+// rare-trt writes into packages and throws PackageError otherwise: callers read scans themselves.
+NiftiVolume volume_from_bytes(const std::string& data, const std::string& name);
 
 }  // namespace rare_trt

@@ -11,7 +11,7 @@ namespace {
 constexpr std::size_t kRun = 128;
 constexpr std::size_t kLanes = 8;
 
-// Values that numpy casts at a time.
+// Values that numpy casts at once.
 constexpr std::size_t kBuffer = 8192;
 
 double run_sum(const double* values, std::size_t count) {
@@ -30,6 +30,12 @@ double run_sum(const double* values, std::size_t count) {
 }
 
 }  // namespace
+
+double round_decimals(double value, std::int64_t decimals) {
+  double scale = 1.0;
+  for (std::int64_t at = 0; at < decimals; ++at) scale *= 10.0;
+  return std::nearbyint(value * scale) / scale;
+}
 
 double pairwise_sum(const double* values, std::size_t count) {
   if (count <= kRun) return run_sum(values, count);

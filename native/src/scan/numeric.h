@@ -1,16 +1,20 @@
-// Sums and percentiles to the last bit as numpy forms them, so that a scan normalised here is the
-// scan that the Python runtime would have shown the network.
+// Sums, percentiles and rounding as numpy computes them, to the last bit: the network's input is
+// the same float32 as in the Python runtime.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace rare_trt {
 
+// `value` rounded to `decimals` (at most 22) as numpy rounds.
+double round_decimals(double value, std::int64_t decimals);
+
 // The sum of doubles, pairwise in numpy's blocks.
 double pairwise_sum(const double* values, std::size_t count);
 
-// numpy's sum(dtype=float64): narrower values are widened a buffer at a time.
+// As numpy's sum(dtype=float64), which widens narrower values one buffer at a time.
 double wide_sum(const std::vector<float>& values);
 double wide_sum(const std::vector<double>& values);
 

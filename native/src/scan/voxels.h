@@ -1,4 +1,4 @@
-// A scan in the caller's memory.
+// Voxels and labels in the caller's memory.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ namespace rare_trt {
 
 enum class DType { u8, i8, u16, i16, u32, i32, u64, i64, f32, f64 };
 
-// Calls `work` with a value of the type that `dtype` stands for.
+// Calls `work` with a value of the type `dtype`.
 template <class Work>
 decltype(auto) with_type(DType dtype, const Work& work) {
   switch (dtype) {
@@ -39,13 +39,13 @@ decltype(auto) with_type(DType dtype, const Work& work) {
   throw ArgumentError("the voxels are of an unknown type");
 }
 
-// A part of a voxel grid.
+// A box of a voxel grid.
 struct Box {
   Shape start;
   Shape shape;
 };
 
-// Voxels [i, j, k] of `channels` channels, where they lie. Steps are in bytes.
+// A view of voxels [i, j, k] in `channels` channels. Strides are in bytes.
 struct Voxels {
   const std::byte* data;
   DType dtype;
@@ -54,6 +54,7 @@ struct Voxels {
   std::int64_t channels;
   std::int64_t channel_stride;
 
+  // The voxels of `box`, in the same memory.
   Voxels part(const Box& box) const {
     Voxels found = *this;
     for (int axis = 0; axis < 3; ++axis) found.data += box.start[axis] * strides[axis];
@@ -62,7 +63,7 @@ struct Voxels {
   }
 };
 
-// One byte per voxel, to be written.
+// A view of labels [i, j, k] to write, one byte each. Strides are in bytes.
 struct Labels {
   std::uint8_t* data;
   Shape shape;

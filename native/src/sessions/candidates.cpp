@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* kEngineBackend = "tensorrt";
 
-// The order in which engines are tried: those that answer most scans, fastest first.
+// The order in which engines are tried: first those for most shapes of scans, of these the fastest.
 auto rank(const EngineEntry& entry) {
   const std::vector<std::string> precisions = {"int8", "fp16", "fp32"};
   const auto at = std::find(precisions.begin(), precisions.end(), entry.precision);
@@ -26,15 +26,15 @@ auto rank(const EngineEntry& entry) {
 
 }  // namespace
 
-Choice::Choice(const Package& package, Backend backend, const Cache& cache,
-               std::uint64_t gpu_memory_limit, Warn warn)
+SessionCandidates::SessionCandidates(const Package& package, Backend backend, const Cache& cache,
+                                     std::uint64_t gpu_memory_limit, Warn warn)
     : package_(package),
       backend_(backend),
       cache_(cache),
       gpu_memory_limit_(gpu_memory_limit),
       warn_(std::move(warn)) {}
 
-std::vector<Candidate> Choice::candidates(int route) {
+std::vector<Candidate> SessionCandidates::candidates(int route) {
   std::vector<Candidate> found;
   if (backend_ != Backend::openvino) found = engines(route);
   if (backend_ != Backend::tensorrt) {
@@ -43,25 +43,26 @@ std::vector<Candidate> Choice::candidates(int route) {
   return found;
 }
 
-std::vector<Candidate> Choice::graphs(int route) const {
+std::vector<Candidate> SessionCandidates::graphs(int route) const {
   const GraphEntry& portable = package_.portable_graph(route);
   const auto candidate = [this](const GraphEntry& entry, const std::string& arithmetic) {
     return Candidate{"openvino " + arithmetic, arithmetic, [this, &entry, arithmetic] {
-                       return openvino_session(package_, entry, cache_, needs_bf16(arithmetic));
+                       return open_openvino_session(package_, entry, cache_,
+                                                    needs_bf16(arithmetic));
                      }};
   };
   std::vector<std::string> measured;
   for (const CalibrationEntry& entry : package_.manifest.calibration) {
     if (entry.route == route) measured = entry.variants;
   }
-  std::vector<std::string> can;
-  if (!measured.empty()) can = openvino_capabilities();
-  const auto has = [&](const char* feature) {
-    return std::find(can.begin(), can.end(), feature) != can.end();
+  std::vector<std::string> capabilities;
+  if (!measured.empty()) capabilities = openvino_capabilities();
+  const auto has = [&](const char* capability) {
+    return std::find(capabilities.begin(), capabilities.end(), capability) != capabilities.end();
   };
   std::vector<Candidate> found;
   for (const std::string& arithmetic : measured) {
-    // What is slower than the portable graph is no variant to choose.
+    // Variants after the portable graph are slower than it.
     if (arithmetic == portable.precision) break;
     const std::string precision = graph_precision(arithmetic);
     if (precision == "int8" && !has("INT8")) continue;
@@ -72,13 +73,13 @@ std::vector<Candidate> Choice::graphs(int route) const {
   return found;
 }
 
-std::vector<Candidate> Choice::engines(int route) {
+std::vector<Candidate> SessionCandidates::engines(int route) {
   std::vector<const EngineEntry*> runnable;
   std::vector<std::string> reasons;
   for (const EngineEntry& entry : package_.manifest.engines) {
     if (entry.route != route) continue;
     if (!machine_) machine_ = this_machine();
-    const std::string reason = obstacle(entry, package_.manifest, *machine_);
+    const std::string reason = incompatibility(entry, package_.manifest, *machine_);
     if (reason.empty() && entry.backend == kEngineBackend) {
       runnable.push_back(&entry);
     } else if (backend_ == Backend::automatic || entry.backend == kEngineBackend) {
@@ -86,7 +87,7 @@ std::vector<Candidate> Choice::engines(int route) {
     }
   }
   if (runnable.empty() && backend_ == Backend::tensorrt) {
-    throw BackendError(text("tensorrt cannot answer route ", route, " here (",
+    throw BackendError(text("tensorrt cannot run route ", route, " here (",
                             reasons.empty()
                                 ? "the package has no engine for it: run `rare-trt build`"
                                 : reasons.front(),
@@ -94,7 +95,7 @@ std::vector<Candidate> Choice::engines(int route) {
   }
   if (runnable.empty() && !reasons.empty() && !warned_) {
     warned_ = true;
-    warn_("none of the package's engines can run here, OpenVINO answers: " + reasons.front());
+    warn_("none of the package's engines can run here, OpenVINO runs instead: " + reasons.front());
   }
   // Later entries were built later, and sorting keeps the order of equals.
   std::reverse(runnable.begin(), runnable.end());
@@ -104,7 +105,7 @@ std::vector<Candidate> Choice::engines(int route) {
   for (const EngineEntry* entry : runnable) {
     found.push_back({entry->backend + " " + entry->precision, entry->precision, [this, entry] {
                        if (!host_) host_ = open_engine_host(gpu_memory_limit_, warn_);
-                       return tensorrt_session(host_, package_, *entry);
+                       return open_tensorrt_session(host_, package_, *entry);
                      }});
   }
   return found;

@@ -1,4 +1,4 @@
-// Which sessions can answer a route on this machine, best first.
+// The sessions that can run a route on this machine, best first.
 #pragma once
 
 #include <functional>
@@ -16,7 +16,7 @@ namespace rare_trt {
 
 enum class Backend { automatic, openvino, tensorrt };
 
-// A session that could answer, not opened yet.
+// A session that has not been opened yet.
 struct Candidate {
   std::string name;
   std::string arithmetic;
@@ -26,18 +26,18 @@ struct Candidate {
 // Opens sessions of one package.
 //
 // Engines come before OpenVINO, dynamic shapes before static ones, lower precisions before higher
-// ones, and of engines alike the one built last. One thread at a time may use it.
-class Choice {
+// ones, and of equal engines the one built last. Not safe to use from several threads at once.
+class SessionCandidates {
  public:
-  Choice(const Package& package, Backend backend, const Cache& cache,
-         std::uint64_t gpu_memory_limit, Warn warn);
+  SessionCandidates(const Package& package, Backend backend, const Cache& cache,
+                    std::uint64_t gpu_memory_limit, Warn warn);
 
-  // What can answer `route`, best first; throws BackendError where nothing can.
+  // The candidates for `route`, best first; throws BackendError where there is none.
   std::vector<Candidate> candidates(int route);
 
  private:
-  // The portable graph, and before it what was measured to hold the package's budget and is faster,
-  // as far as this CPU can compute it.
+  // The portable graph, after the faster variants that keep the package's Dice budget and that this
+  // CPU supports.
   std::vector<Candidate> graphs(int route) const;
   std::vector<Candidate> engines(int route);
 

@@ -14,16 +14,15 @@ bool is_of_package(const EngineEntry& entry, const Manifest& manifest) {
   });
 }
 
-// Whether `here` is the release that `built` names: some libraries of a release give three numbers,
-// some four.
-bool same_release(const std::string& built, const std::string& here) {
-  const auto asked = version_numbers(built), found = version_numbers(here);
-  const std::size_t count = std::min(asked.size(), found.size());
-  return count >= 3 && std::equal(asked.begin(), asked.begin() + static_cast<std::ptrdiff_t>(count),
-                                  found.begin());
+// Whether both are the same release: some libraries report three of its numbers, some four.
+bool same_release(const std::string& one, const std::string& other) {
+  const auto a = version_numbers(one), b = version_numbers(other);
+  const std::size_t count = std::min(a.size(), b.size());
+  return count >= 3 &&
+         std::equal(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(count), b.begin());
 }
 
-std::string other_gpu(const EngineEntry& entry, const Machine& machine) {
+std::string gpu_incompatibility(const EngineEntry& entry, const Machine& machine) {
   if (!machine.gpu) return machine.no_gpu;
   const Gpu& gpu = *machine.gpu;
   const std::string& compatibility = entry.options.hardware_compatibility;
@@ -45,9 +44,10 @@ std::string other_gpu(const EngineEntry& entry, const Machine& machine) {
 
 }  // namespace
 
-std::string obstacle(const EngineEntry& entry, const Manifest& manifest, const Machine& machine) {
+std::string incompatibility(const EngineEntry& entry, const Manifest& manifest,
+                            const Machine& machine) {
   if (!is_of_package(entry, manifest)) {
-    return "built from another graph than the package holds: build it again";
+    return "built from another graph than the package contains: build it again";
   }
   if (entry.precision == "fp16" && !manifest.fp16_holds(entry.route)) {
     return "calibration found that fp16 exceeds the Dice budget: build it with --precision fp32";
@@ -57,13 +57,13 @@ std::string obstacle(const EngineEntry& entry, const Manifest& manifest, const M
   }
   const auto library = machine.libraries.find(entry.backend);
   if (library == machine.libraries.end()) return machine.no_library.at(entry.backend);
-  // Version-compatible engines too: on another release they need the lean runtime of their own,
-  // which the Python runtime loads and this library does not.
+  // So must version-compatible engines: on another release they need their own lean runtime, which
+  // this library does not load.
   if (!same_release(entry.library, library->second)) {
     return text("built with ", entry.backend, " ", entry.library, "; this machine has ",
                 library->second, ": build it again");
   }
-  return other_gpu(entry, machine);
+  return gpu_incompatibility(entry, machine);
 }
 
 }  // namespace rare_trt

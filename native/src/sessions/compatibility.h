@@ -8,7 +8,8 @@
 
 namespace rare_trt {
 
-// What keeps the engine `entry` from running on `machine`; empty where nothing does.
-std::string obstacle(const EngineEntry& entry, const Manifest& manifest, const Machine& machine);
+// The reason why the engine `entry` cannot run on `machine`; empty where it can.
+std::string incompatibility(const EngineEntry& entry, const Manifest& manifest,
+                            const Machine& machine);
 
 }  // namespace rare_trt

@@ -11,75 +11,80 @@
 namespace rare_trt {
 namespace {
 
-// The largest share of voxels that `session` labels otherwise in any of its ways of running.
-double disagreement(Session& session, const Package& package, const GoldenEntry& entry) {
-  const Model& model = package.manifest.model;
-  const Route& route = package.route(entry.route);
-  const GoldenVolume scan = golden_volume(package.read(entry.scan), entry.scan);
-  const GoldenVolume truth = golden_volume(package.read(entry.labels), entry.labels);
-  if (scan.channels != static_cast<std::int64_t>(model.channels.size()) || truth.channels != 1) {
-    throw PackageError(text(entry.scan, ": has ", scan.channels, " channels; expected ",
-                            model.channels.size(), ": build the package again"));
-  }
-  const Image image = normalised(scan.voxels(), model.intensity);
-  const Plan steps = plan(scan.grid, route, truth.grid);
+// The share of voxels with another label than `truth`, whose bytes are in the order of NIfTI.
+double disagreement(const std::vector<std::uint8_t>& labels, const NiftiVolume& truth) {
   const auto [ni, nj, nk] = truth.grid.shape();
-  double worst = 0;
-  for (int run = 0; run < session.proof_runs; ++run) {
-    Timings ignored;
-    const auto answer = answered(session, image, steps, route.max_shape,
-                                 static_cast<int>(model.labels.size()), ignored);
-    std::int64_t different = 0;
-    auto label = answer.begin();
-    for (std::int64_t i = 0; i < ni; ++i) {
-      for (std::int64_t j = 0; j < nj; ++j) {
-        for (std::int64_t k = 0; k < nk; ++k) {
-          different += *label++ != truth.bytes[static_cast<std::size_t>((k * nj + j) * ni + i)];
-        }
+  std::int64_t different = 0;
+  auto label = labels.begin();
+  for (std::int64_t i = 0; i < ni; ++i) {
+    for (std::int64_t j = 0; j < nj; ++j) {
+      for (std::int64_t k = 0; k < nk; ++k) {
+        different += *label++ != truth.bytes[static_cast<std::size_t>((k * nj + j) * ni + i)];
       }
     }
-    worst = std::max(worst, static_cast<double>(different) / static_cast<double>(answer.size()));
   }
-  return worst;
+  return static_cast<double>(different) / static_cast<double>(labels.size());
+}
+
+// The largest disagreement over the distinct runs of `session`.
+double largest_disagreement(Session& session, const Package& package, const GoldenEntry& entry) {
+  const Model& model = package.manifest.model;
+  const Route& route = package.route(entry.route);
+  const NiftiVolume volume = volume_from_bytes(package.read(entry.scan), entry.scan);
+  const NiftiVolume truth = volume_from_bytes(package.read(entry.labels), entry.labels);
+  if (volume.channels != static_cast<std::int64_t>(model.channels.size()) || truth.channels != 1) {
+    throw PackageError(text(entry.scan, ": has ", volume.channels, " channels; expected ",
+                            model.channels.size(), ": build the package again"));
+  }
+  const PreparedScan scan = {normalise(volume.voxels(), model.intensity),
+                             plan_resampling(volume.grid, route, truth.grid), route.max_shape};
+  double largest = 0;
+  for (std::int64_t run = 0; run < session.distinct_runs; ++run) {
+    Timings ignored;
+    const auto labels = run_tiles(session, scan, static_cast<int>(model.labels.size()), ignored);
+    largest = std::max(largest, disagreement(labels, truth));
+  }
+  return largest;
 }
 
 }  // namespace
 
-void prove(Session& session, const Package& package, int route) {
+void check_golden_vectors(Session& session, const Package& package, int route) {
   const std::string name = session.backend + " " + session.arithmetic;
-  int proven = 0;
+  int checked = 0;
   for (const GoldenEntry& entry : package.manifest.golden) {
     if (entry.route != route) continue;
     const double bound = entry.max_disagreement.at(session.arithmetic);
     double share = 0;
     try {
-      share = disagreement(session, package, entry);
+      share = largest_disagreement(session, package, entry);
     } catch (const ShapeError&) {
       continue;
     }
-    ++proven;
+    ++checked;
     if (!(share <= bound)) {
       throw BackendError(
           text(name, " gives ", number(share * 100, 3),
                "% other labels than the package's golden vector ", entry.scan, " (at most ",
                number(bound * 100, 3),
-               "% may differ): this machine's answers cannot be trusted; report what "
-               "`rare-trt doctor` prints"));
+               "% may differ): its labels cannot be trusted on this machine; report the output of "
+               "`rare-trt doctor`"));
     }
   }
-  if (proven == 0) {
-    throw BackendError(text(name, " takes none of the golden vectors of route ", route,
-                            ", so its answers cannot be checked: build the engine again"));
+  if (checked == 0) {
+    throw BackendError(text(name, " was not built for the shapes of any golden vector of route ",
+                            route, ", so its labels cannot be checked: build the engine again"));
   }
 }
 
-void prove_once(Session& session, const Package& package, int route, const Cache& cache) {
-  // The manifest names everything else that the answer hangs on, the vectors included. What the
-  // Python runtime proved was not this library.
-  const Cache::Key key = {"proved natively", session.identity(), package.manifest_sha256,
+void check_golden_vectors_once(Session& session, const Package& package, int route,
+                               const Cache& cache) {
+  // The manifest names everything else that the labels depend on, the vectors included. The first
+  // part differs from the Python runtime's: each runtime checks itself.
+  const Cache::Key key = {"checked natively", session.identity(), package.manifest_sha256,
                           std::to_string(route), kVersion};
   if (cache.load(key)) return;
-  prove(session, package, route);
+  check_golden_vectors(session, package, route);
   cache.store(key, "");
 }
 

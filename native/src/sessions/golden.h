@@ -1,4 +1,4 @@
-// Golden vectors: real scans that a session must answer as the reference network did.
+// Golden vectors: real scans whose reference labels a session must reproduce.
 #pragma once
 
 #include "package/reading.h"
@@ -7,13 +7,15 @@
 
 namespace rare_trt {
 
-// Holds `session` to the golden vectors of `route`; throws BackendError where one differs.
+// Verifies `session` against the golden vectors of `route`; throws BackendError where one differs
+// by more than its bound.
 //
-// Vectors whose shapes the session was not built for are left out; one at least must be left. Each
-// is run as often as the session changes its way of running.
-void prove(Session& session, const Package& package, int route);
+// Vectors whose shapes the session was not built for are skipped; at least one must remain. Each is
+// run until the session no longer changes how it runs.
+void check_golden_vectors(Session& session, const Package& package, int route);
 
-// `prove`, but for sessions that passed it on this machine before.
-void prove_once(Session& session, const Package& package, int route, const Cache& cache);
+// `check_golden_vectors`, skipped for sessions that passed it on this machine before.
+void check_golden_vectors_once(Session& session, const Package& package, int route,
+                               const Cache& cache);
 
 }  // namespace rare_trt

@@ -1,4 +1,4 @@
-// What this machine has to run engines on.
+// The machine as far as engines are concerned: platform, GPU, libraries.
 #pragma once
 
 #include <map>
@@ -16,8 +16,8 @@ struct Gpu {
   std::string driver;
 };
 
-// Where engines are to run. `no_gpu` says in a few words why `gpu` is none; `libraries` holds the
-// release of each backend's library, `no_library` why a backend has none.
+// A machine that runs engines. `no_gpu` is the reason where there is no `gpu`; `libraries` has the
+// release of each backend's library, `no_library` the reason where a backend has none.
 struct Machine {
   std::string platform;
   std::optional<Gpu> gpu;
@@ -26,7 +26,7 @@ struct Machine {
   std::map<std::string, std::string> no_library;
 };
 
-// Operating system and processor in the manifest's words, as linux-x86_64.
+// Operating system and processor as the manifest names them, such as linux-x86_64.
 std::string this_platform();
 
 // The leading numbers of a version: 10.13 -> 10, 13.

@@ -2,18 +2,19 @@
 
 #include <algorithm>
 
+#include "constants.h"
 #include "errors.h"
 #include "text.h"
 
 namespace rare_trt {
 namespace {
 
-std::int64_t bucketed(std::int64_t size) { return (size + kBucket - 1) / kBucket * kBucket; }
+std::int64_t padded_size(std::int64_t size) { return (size + kBucket - 1) / kBucket * kBucket; }
 
-// The slab of the image [1, c, i, j, k].
+// The slab of the image as a tensor [1, c, i, j, k].
 Tensor image_input(const Image& image, const Ranges& slab) {
   const auto [i, j, k] = slab;
-  const Shape padded = {bucketed(i.size()), bucketed(j.size()), bucketed(k.size())};
+  const Shape padded = {padded_size(i.size()), padded_size(j.size()), padded_size(k.size())};
   Tensor tensor{{1, image.channels, padded[0], padded[1], padded[2]}, {}};
   tensor.values.resize(
       static_cast<std::size_t>(image.channels * padded[0] * padded[1] * padded[2]));
@@ -40,25 +41,26 @@ Tensor matrix_input(const Matrix& matrix, std::int64_t rows, std::int64_t column
   return tensor;
 }
 
-// Puts a tile's labels, which lie in a padded array of `padded`, at their place of the answer.
-void place(const std::vector<std::uint8_t>& labels, const Shape& padded, const Ranges& output,
-           const Shape& shape, std::vector<std::uint8_t>& answer) {
+// Copies a tile's labels, an array of shape `padded`, to the box `output` of `whole`, which has
+// `shape`.
+void copy_tile(const std::vector<std::uint8_t>& labels, const Shape& padded, const Ranges& output,
+               const Shape& shape, std::vector<std::uint8_t>& whole) {
   const auto [i, j, k] = output;
   for (std::int64_t a = 0; a < i.size(); ++a) {
     for (std::int64_t b = 0; b < j.size(); ++b) {
       const std::uint8_t* from = labels.data() + (a * padded[1] + b) * padded[2];
       std::uint8_t* to =
-          answer.data() + ((i.start + a) * shape[1] + j.start + b) * shape[2] + k.start;
+          whole.data() + ((i.start + a) * shape[1] + j.start + b) * shape[2] + k.start;
       std::copy_n(from, k.size(), to);
     }
   }
 }
 
-void check_labels(const Session& session, const std::vector<std::uint8_t>& answer, int classes) {
-  const int largest = answer.empty() ? 0 : *std::max_element(answer.begin(), answer.end());
+void check_labels(const Session& session, const std::vector<std::uint8_t>& labels, int classes) {
+  const int largest = labels.empty() ? 0 : *std::max_element(labels.begin(), labels.end());
   if (largest < classes) return;
-  throw BackendError(text(session.backend, " ", session.arithmetic, " left label ", largest,
-                          " in its answer; expected 0 to ", classes - 1,
+  throw BackendError(text(session.backend, " ", session.arithmetic, " returned label ", largest,
+                          "; expected 0 to ", classes - 1,
                           ": run `rare-trt verify`, then build the package again"));
 }
 
@@ -69,28 +71,27 @@ Inputs graph_inputs(const Image& image, const Tile& tile) {
   inputs[0] = image_input(image, tile.image);
   for (std::size_t axis = 0; axis < 3; ++axis) {
     const Matrix &in = tile.in[axis], &out = tile.out[axis];
-    inputs[1 + axis] = matrix_input(in, in.rows, bucketed(in.columns));
-    inputs[4 + axis] = matrix_input(out, bucketed(out.rows), out.columns);
+    inputs[1 + axis] = matrix_input(in, in.rows, padded_size(in.columns));
+    inputs[4 + axis] = matrix_input(out, padded_size(out.rows), out.columns);
   }
   return inputs;
 }
 
-std::vector<std::uint8_t> answered(Session& session, const Image& image, const Plan& plan,
-                                   const Shape& max_shape, int classes, Timings& timings) {
-  const Shape shape = plan.output_shape();
-  std::vector<std::uint8_t> answer(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]));
-  for (const Tile& tile : tiles(plan, max_shape)) {
+std::vector<std::uint8_t> run_tiles(Session& session, const PreparedScan& scan, int classes,
+                                    Timings& timings) {
+  const Shape shape = scan.plan.output_shape();
+  std::vector<std::uint8_t> whole(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]));
+  for (const Tile& tile : tiles(scan.plan, scan.max_shape)) {
     Inputs inputs;
     {
       const Stopwatch clock(timings.inputs);
-      inputs = graph_inputs(image, tile);
+      inputs = graph_inputs(scan.image, tile);
     }
     const Stopwatch clock(timings.graph);
-    const auto labels = session.run(inputs);
-    place(labels, answer_shape(inputs), tile.output, shape, answer);
+    copy_tile(session.run(inputs), labels_shape(inputs), tile.output, shape, whole);
   }
-  check_labels(session, answer, classes);
-  return answer;
+  check_labels(session, whole, classes);
+  return whole;
 }
 
 }  // namespace rare_trt

@@ -1,4 +1,4 @@
-// A planned run through a session: tile by tile, inputs padded to buckets.
+// Tiled inference: a prepared scan through a session, inputs padded to buckets.
 #pragma once
 
 #include "plan/resampling.h"
@@ -8,12 +8,20 @@
 
 namespace rare_trt {
 
-// What the graph takes for one tile of `image`; axes are padded to buckets.
+// A scan ready for one route: the normalised image and its resampling plan. Working shapes beyond
+// `max_shape` are run in tiles.
+struct PreparedScan {
+  Image image;
+  ResamplingPlan plan;
+  Shape max_shape;
+};
+
+// The graph's inputs for one tile of `image`; axes are padded to buckets.
 Inputs graph_inputs(const Image& image, const Tile& tile);
 
-// Labels [oi, oj, ok] of `image` on the plan's output grid, `classes` of them. Throws BackendError
-// where a run gives anything that is no label.
-std::vector<std::uint8_t> answered(Session& session, const Image& image, const Plan& plan,
-                                   const Shape& max_shape, int classes, Timings& timings);
+// Labels [oi, oj, ok] of `scan` on its plan's output grid, each below `classes`. Throws
+// BackendError where a run returns another value.
+std::vector<std::uint8_t> run_tiles(Session& session, const PreparedScan& scan, int classes,
+                                    Timings& timings);
 
 }  // namespace rare_trt

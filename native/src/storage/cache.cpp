@@ -8,16 +8,13 @@
 #include <cstdlib>
 #include <tuple>
 
+#include "constants.h"
 #include "storage/files.h"
 
 namespace rare_trt {
 namespace {
 
 namespace fs = std::filesystem;
-
-// About forty compiled routes; the files used longest ago make room.
-constexpr std::uintmax_t kMaxBytes = 1 << 30;
-constexpr std::size_t kDigestBytes = 32;
 
 fs::path cache_folder() {
   const auto variable = [](const char* name) {
@@ -39,7 +36,7 @@ std::string digest(const Cache::Key& key, std::string_view content) {
 
 std::string file_name(const Cache::Key& key) { return hex(digest(key, "")) + ".bin"; }
 
-// Only files of this shape are the cache's own: the folder may hold others.
+// Only files with such names are the cache's own: the folder may contain others.
 bool is_own(const fs::path& path) {
   const std::string name = path.filename().string();
   return name.size() == 2 * kDigestBytes + 4 && name.substr(2 * kDigestBytes) == ".bin" &&
@@ -54,7 +51,7 @@ std::optional<std::string> Cache::load(const Key& key) const {
   if (!is_private()) return std::nullopt;
   const fs::path path = folder_ / file_name(key);
   try {
-    std::string data = read_file(path, kMaxBytes);
+    std::string data = read_file(path, kMaxCacheBytes);
     if (data.size() < kDigestBytes) return std::nullopt;
     const std::string_view content = std::string_view(data).substr(kDigestBytes);
     if (digest(key, content) != data.substr(0, kDigestBytes)) return std::nullopt;
@@ -78,7 +75,7 @@ void Cache::store(const Key& key, std::string_view content) const {
     write_file(folder_ / file_name(key), digest(key, content) + std::string(content));
     make_room();
   } catch (const fs::filesystem_error&) {
-    // A full or read-only disk costs time at the next start, no answer.
+    // A full or read-only disk costs time at the next start only.
     return;
   }
 }
@@ -91,15 +88,15 @@ bool Cache::is_private() const {
 
 void Cache::make_room() const {
   std::vector<std::tuple<fs::file_time_type, std::uintmax_t, fs::path>> files;
-  std::uintmax_t held = 0;
+  std::uintmax_t total = 0;
   for (const auto& entry : fs::directory_iterator(folder_)) {
     if (!is_own(entry.path())) continue;
     files.emplace_back(entry.last_write_time(), entry.file_size(), entry.path());
-    held += entry.file_size();
+    total += entry.file_size();
   }
   std::sort(files.begin(), files.end());
-  for (std::size_t at = 0; at + 1 < files.size() && held > kMaxBytes; ++at) {
-    held -= std::get<std::uintmax_t>(files[at]);
+  for (std::size_t at = 0; at + 1 < files.size() && total > kMaxCacheBytes; ++at) {
+    total -= std::get<std::uintmax_t>(files[at]);
     fs::remove(std::get<fs::path>(files[at]));
   }
 }

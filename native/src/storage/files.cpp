@@ -41,8 +41,8 @@ bool is_still(int descriptor, const std::string& name) {
          opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
 }
 
-// Removes the temporary file of a killed process, known by its lock being free; false and errno
-// where a living one holds it.
+// Removes the temporary file of a killed process, which no longer holds its lock; false and errno
+// where a running process holds it.
 bool remove_leftover(const std::string& name) {
   const Descriptor left(open(name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
   if (left.number < 0) return errno == ENOENT;
@@ -50,13 +50,13 @@ bool remove_leftover(const std::string& name) {
   return !is_still(left.number, name) || unlink(name.c_str()) == 0;
 }
 
-// A new file under `name`, locked for as long as it is open; -1 and errno where there is none.
+// A new file `name`, locked while it is open; -1 and errno where it cannot be created.
 int open_temporary(const std::string& name) {
   while (true) {
     const int made = open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (made >= 0) {
       flock(made, LOCK_EX);
-      // Before the lock another process may have taken it for a leftover.
+      // Before it was locked another process may have removed it as a leftover.
       if (is_still(made, name)) return made;
       close(made);
     } else if (errno != EEXIST || !remove_leftover(name)) {
@@ -94,15 +94,15 @@ std::string hex(std::string_view bytes) {
 }
 
 std::string read_file(const std::filesystem::path& path, std::int64_t limit) {
-  // Of a pipe, a device or a folder there is nothing to wait for.
+  // Not blocking: a pipe or a device must not make the caller wait.
   const Descriptor file(open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
   struct stat state {};
   if (file.number < 0 || fstat(file.number, &state) != 0) fail("cannot be read", path);
   if (!S_ISREG(state.st_mode)) {
     errno = EINVAL;
-    fail("is no file", path);
+    fail("is not a regular file", path);
   }
-  // One byte more shows that the file is longer than it may be, or than it was.
+  // One byte more than expected shows that the file is too long, or has grown.
   std::string data(static_cast<std::size_t>(std::min<std::int64_t>(state.st_size, limit)) + 1,
                    '\0');
   std::size_t done = 0;
@@ -128,7 +128,7 @@ void write_file(const std::filesystem::path& path, std::string_view data) {
     if (wrote <= 0) break;
     done += static_cast<std::size_t>(wrote);
   }
-  // On the disk before the name is, or a loss of power could leave the name without the content.
+  // Synced before the rename: a loss of power must not leave the name without the content.
   if (done == data.size() && fsync(file.number) == 0 &&
       std::rename(name.c_str(), path.c_str()) == 0) {
     const Descriptor folder(open(path.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -143,7 +143,7 @@ void write_file(const std::filesystem::path& path, std::string_view data) {
 
 TemporaryFolder::TemporaryFolder() {
   std::string name = (std::filesystem::temp_directory_path() / "rare-trt-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) fail("no temporary folder can be made", name);
+  if (mkdtemp(name.data()) == nullptr) fail("no temporary folder can be created", name);
   path_ = name;
 }
 

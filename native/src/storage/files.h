@@ -1,4 +1,4 @@
-// Files read with a bound, hashed, and written whole or not at all.
+// Bounded reads, hashes, and atomic, durable writes.
 #pragma once
 
 #include <filesystem>
@@ -8,22 +8,24 @@
 
 namespace rare_trt {
 
-// SHA-256 of the parts in a row: 32 bytes, or 64 lower-case hexadecimal digits.
+// SHA-256 of the concatenated parts: 32 bytes, or 64 lower-case hexadecimal digits.
 std::string sha256(std::initializer_list<std::string_view> parts);
 std::string sha256_hex(std::string_view data);
 
 // Bytes as lower-case hexadecimal digits.
 std::string hex(std::string_view bytes);
 
-// At most `limit` + 1 bytes of a file, which is no link. Throws std::filesystem::filesystem_error.
+// At most `limit` + 1 bytes of a regular file, not of a link. Throws
+// std::filesystem::filesystem_error.
 std::string read_file(const std::filesystem::path& path, std::int64_t limit);
 
-// Writes under a temporary name beside `path` and renames: whatever happens, a loss of power
-// included, the old file or the new one is there. Throws std::filesystem::filesystem_error, also
-// where another process is writing `path`; no temporary file is then left.
+// Writes under a temporary name beside `path`, syncs and renames: after any failure, a loss of
+// power included, either the old file or the new one exists. Throws
+// std::filesystem::filesystem_error, also where another process is writing `path`; no temporary
+// file remains then.
 void write_file(const std::filesystem::path& path, std::string_view data);
 
-// A folder of its own, which goes with all that is in it.
+// A private temporary folder, deleted with its contents by the destructor.
 class TemporaryFolder {
  public:
   TemporaryFolder();

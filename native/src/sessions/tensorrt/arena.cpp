@@ -2,32 +2,34 @@
 
 #include <utility>
 
+#include "constants.h"
+
 namespace rare_trt {
 namespace {
 
-std::size_t aligned(std::size_t size) {
-  constexpr std::size_t kAlignment = 256;
-  return (size + kAlignment - 1) / kAlignment * kAlignment;
+std::size_t align(std::size_t size) {
+  constexpr std::size_t alignment = kArenaAlignment;
+  return (size + alignment - 1) / alignment * alignment;
 }
 
 }  // namespace
 
-std::size_t Layout::host_bytes() const { return aligned(labels.start + labels.size); }
+std::size_t Layout::host_bytes() const { return align(labels.start + labels.size); }
 
-std::size_t Layout::device_bytes() const { return aligned(scratch.start + scratch.size); }
+std::size_t Layout::device_bytes() const { return align(scratch.start + scratch.size); }
 
-Layout laid_out(const std::array<std::vector<std::int64_t>, kInputNames.size()>& shapes,
-                std::size_t label_bytes, std::size_t scratch_bytes) {
+Layout layout_of(const std::array<std::vector<std::int64_t>, kInputNames.size()>& shapes,
+                 std::size_t label_bytes, std::size_t scratch_bytes) {
   Layout layout;
   std::size_t end = 0;
   for (std::size_t at = 0; at < shapes.size(); ++at) {
     std::size_t size = sizeof(float);
     for (const std::int64_t count : shapes[at]) size *= static_cast<std::size_t>(count);
     layout.inputs[at] = {end, size};
-    end = aligned(end + size);
+    end = align(end + size);
   }
   layout.labels = {end, label_bytes};
-  layout.scratch = {aligned(end + label_bytes), scratch_bytes};
+  layout.scratch = {align(end + label_bytes), scratch_bytes};
   return layout;
 }
 

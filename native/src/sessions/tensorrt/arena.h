@@ -13,7 +13,7 @@ struct Span {
   std::size_t start = 0, size = 0;
 };
 
-// Where a run's arrays lie from the start of the arena: inputs, labels, scratch.
+// Offsets of a run's arrays in the arena: inputs, labels, scratch.
 //
 // Host and device share the offsets of inputs and labels, so that one copy carries all inputs.
 struct Layout {
@@ -25,11 +25,11 @@ struct Layout {
   std::size_t device_bytes() const;
 };
 
-// Float32 inputs of `shapes`, the labels and the engine's scratch memory in a row.
-Layout laid_out(const std::array<std::vector<std::int64_t>, kInputNames.size()>& shapes,
-                std::size_t label_bytes, std::size_t scratch_bytes);
+// Float32 inputs of `shapes`, then the labels, then the engine's scratch memory.
+Layout layout_of(const std::array<std::vector<std::int64_t>, kInputNames.size()>& shapes,
+                 std::size_t label_bytes, std::size_t scratch_bytes);
 
-// Grows to the largest layout asked for. `generation` changes whenever addresses do.
+// Grows to the largest layout so far. `generation` changes whenever addresses do.
 class Arena {
  public:
   explicit Arena(Device& device) : device_(device) {}
@@ -39,19 +39,19 @@ class Arena {
   // Whether the GPU reads inputs and writes labels in host memory, as on a Jetson.
   bool shared() const { return device_.gpu().integrated; }
 
-  // Where the GPU finds inputs and labels.
+  // The GPU's address of inputs and labels.
   cuda::Address io_address() const { return shared() ? host_.device : address_; }
 
-  // Where scratch lies on the GPU, and inputs and labels too where memory is not shared.
+  // The GPU's address of scratch, and of inputs and labels too where memory is not shared.
   cuda::Address address() const { return address_; }
 
   std::size_t device_bytes() const { return device_bytes_; }
   int generation() const { return generation_; }
 
-  // Makes room for `needed`; throws DeviceError, and then holds what it could get.
+  // Allocates what `needed` requires; throws DeviceError, and keeps what it could allocate.
   void reserve(const Layout& needed);
 
-  // Gives all memory back.
+  // Frees all memory.
   void release();
 
  private:

@@ -1,7 +1,7 @@
-// The first GPU in its primary context: memory, a stream, events and graphs.
+// The first GPU in its primary context: memory, streams, events and graphs.
 //
-// Every call throws DeviceError where CUDA reports a fault. All but the constructor, `current` and
-// the destructor are made while the context is current.
+// Every call throws DeviceError where CUDA reports an error. All but the constructor, Current and
+// the destructor need the context to be current.
 #pragma once
 
 #include <cstdint>
@@ -19,13 +19,13 @@ class DeviceError : public BackendError {
   using BackendError::BackendError;
 };
 
-// The GPU, or pinned host memory, has no room for an allocation.
+// Not enough memory on the GPU, or pinned host memory.
 class DeviceMemoryError : public DeviceError {
  public:
   using DeviceError::DeviceError;
 };
 
-// Pinned host memory: its bytes, and where the GPU sees them.
+// Pinned host memory: its bytes, and the GPU's address of them.
 struct HostBuffer {
   std::uint8_t* bytes = nullptr;
   cuda::Address device = 0;
@@ -40,7 +40,7 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  // Makes the GPU's primary context the calling thread's own for as long as it is there.
+  // Makes the GPU's primary context current in the calling thread during its lifetime.
   class Current {
    public:
     explicit Current(const Device& device);
@@ -56,35 +56,36 @@ class Device {
 
   cuda::Address allocate(std::size_t size);
   void free(cuda::Address address);
-  // The GPU can read and write it in place.
+  // Memory that the GPU can read and write in place.
   HostBuffer allocate_host(std::size_t size);
   void free_host(const HostBuffer& buffer);
 
-  // Queued on a stream, and done once it was waited for.
+  // Queued on a stream; complete after waiting for it.
   void copy_in(cuda::Address target, const void* source, std::size_t size, cuda::Stream on);
   void copy_out(void* target, cuda::Address source, std::size_t size, cuda::Stream on);
   void fill(cuda::Address target, std::uint8_t value, std::size_t size, cuda::Stream on);
 
   cuda::Stream stream();
   void destroy(cuda::Stream stream);
-  // Returns once all that was queued on the stream is done.
+  // Waits for all work queued on the stream.
   void synchronize(cuda::Stream stream);
 
   cuda::Event event();
   void destroy(cuda::Event event);
   void record(cuda::Event event, cuda::Stream on);
-  // Returns once all that was queued before the event is done.
+  // Waits for all work queued before the event.
   void wait(cuda::Event event);
 
-  // A graph of what `work` queues on the stream, ready to launch; nothing is run.
-  cuda::ExecutableGraph captured(const std::function<void()>& work, cuda::Stream on);
+  // A graph of what `work` queues on the stream, ready to launch; nothing runs.
+  cuda::ExecutableGraph capture(const std::function<void()>& work, cuda::Stream on);
   void launch(cuda::ExecutableGraph graph, cuda::Stream on);
   void destroy(cuda::ExecutableGraph graph);
 
  private:
-  Gpu described() const;
+  Gpu describe() const;
   int attribute(int which) const;
-  void done(cuda::Status status) const;
+  // Throws DeviceError unless `status` is success.
+  void check(cuda::Status status) const;
 
   const cuda::Driver& driver_;
   cuda::Device device_ = 0;

@@ -1,13 +1,13 @@
-// CUDA's driver API, as much of it as a session needs, loaded at run time.
+// The part of CUDA's driver API that a session needs, loaded at run time.
 //
-// So the library runs where there is no GPU, and is built and tested where there are no headers of
-// CUDA. What is declared here is the driver's stable binary interface; tests/cuda_abi_test.cpp
-// holds it to cuda.h where that is found.
+// So the library runs without a GPU, and is built and tested without CUDA's headers. The
+// declarations are the driver's stable binary interface; tests/cuda_abi_test.cpp compares them with
+// cuda.h where that is found.
 #pragma once
 
 #include <cstddef>
 
-// CUDA's own tag: TensorRT takes the stream by it.
+// CUDA's own tag, with which TensorRT declares streams.
 struct CUstream_st;
 
 namespace rare_trt::cuda {
@@ -32,7 +32,7 @@ constexpr unsigned kNonBlocking = 1;
 constexpr unsigned kDefaultEvent = 0;
 constexpr int kThreadLocal = 1;
 
-// The functions by their own names.
+// The functions under their own names.
 struct Driver {
   // libcuda.so.1, loaded once; throws BackendError where it is not installed or too old.
   static const Driver& loaded();

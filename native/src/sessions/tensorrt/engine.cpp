@@ -4,17 +4,12 @@
 #include <cstring>
 #include <utility>
 
+#include "constants.h"
 #include "sessions/tensorrt/engine_session.h"
 #include "text.h"
 
 namespace rare_trt {
 namespace {
-
-// Each bucket keeps an execution context and a CUDA graph; a clinic's scans share a handful.
-constexpr std::size_t kMaxBuckets = 8;
-
-// What labels hold before a run. No label: a package has fewer of them.
-constexpr std::uint8_t kUnwritten = 255;
 
 std::string mib(std::uint64_t bytes) { return text((bytes + (1 << 19)) >> 20, " MiB"); }
 
@@ -34,7 +29,7 @@ EngineHost::EngineHost(std::uint64_t memory_limit, Warn warn)
 }
 
 EngineHost::~EngineHost() {
-  // Sessions hold the host, so none is left. Faults have nobody to be told to.
+  // Sessions own the host, so none is left. A destructor cannot report an error.
   try {
     const Running running(*this);
     library_.reset();
@@ -53,11 +48,11 @@ EngineHost::~EngineHost() {
   }
 }
 
-void EngineHost::settle() noexcept {
+void EngineHost::wait_for_queued() noexcept {
   try {
     device.synchronize(stream);
   } catch (...) {
-    // What failed first is what is told.
+    // The run's own error is reported.
     return;
   }
 }
@@ -68,39 +63,40 @@ EngineLibrary& EngineHost::library() {
 }
 
 void EngineHost::make_room(const EngineSession& session, std::size_t size) {
-  while (memory_limit_ != 0 && held() + size > memory_limit_) {
+  while (memory_limit_ != 0 && device_bytes() + size > memory_limit_) {
     if (unload_oldest(session)) continue;
     const bool loading = std::none_of(engines_.begin(), engines_.end(), [&](const Loaded& loaded) {
       return loaded.session == &session;
     });
     if (loading && arena.device_bytes() != 0) {
-      // As large as the largest scan so far; the next run takes what it needs.
+      // It has the size of the largest scan so far; the next run allocates what it needs.
       arena.release();
       continue;
     }
-    throw BackendError(text(session.named(), " needs ", mib(size), " on top of ", mib(held()),
-                            "; the memory limit is ", mib(memory_limit_), ": raise it"));
+    throw BackendError(text(session.name(), " needs ", mib(size), " on top of ",
+                            mib(device_bytes()), "; the memory limit is ", mib(memory_limit_),
+                            ": raise it"));
   }
 }
 
-void EngineHost::used(EngineSession& session, std::size_t size) {
-  dropped(session);
+void EngineHost::set_last_used(EngineSession& session, std::size_t size) {
+  remove(session);
   engines_.push_back({&session, size});
 }
 
-void EngineHost::dropped(const EngineSession& session) {
+void EngineHost::remove(const EngineSession& session) {
   engines_.remove_if([&](const Loaded& loaded) { return loaded.session == &session; });
 }
 
-bool EngineHost::unload_oldest(const EngineSession& but) {
+bool EngineHost::unload_oldest(const EngineSession& except) {
   const auto oldest = std::find_if(engines_.begin(), engines_.end(),
-                                   [&](const Loaded& loaded) { return loaded.session != &but; });
+                                   [&](const Loaded& loaded) { return loaded.session != &except; });
   if (oldest == engines_.end()) return false;
   oldest->session->unload();
   return true;
 }
 
-std::uint64_t EngineHost::held() const {
+std::uint64_t EngineHost::device_bytes() const {
   std::uint64_t bytes = arena.device_bytes();
   for (const Loaded& loaded : engines_) bytes += loaded.size;
   return bytes;
@@ -109,10 +105,11 @@ std::uint64_t EngineHost::held() const {
 Bucket::Bucket(EngineHost& host, LoadedEngine& engine, const Sizes& sizes)
     : host_(host), sizes_(sizes), context_(engine.create_context()) {
   if (!context_) {
-    throw BackendError(text("TensorRT made no execution context (", host.library().last_words(),
+    throw BackendError(text("TensorRT cannot create an execution context (",
+                            host.library().logged_errors(),
                             "): free GPU memory, or build the engine on this machine"));
   }
-  layout_ = planned();
+  layout_ = plan_layout();
 }
 
 Bucket::~Bucket() {
@@ -123,29 +120,30 @@ Bucket::~Bucket() {
   }
 }
 
-Layout Bucket::planned() {
+Layout Bucket::plan_layout() {
   for (std::size_t at = 0; at < sizes_.size(); ++at) {
     if (!context_->set_input_shape(kInputNames[at], sizes_[at])) {
-      throw BackendError(text("the engine refused shape ", joined(sizes_[at], " x "), " for ",
+      throw BackendError(text("the engine refused shape ", join(sizes_[at], " x "), " for ",
                               kInputNames[at], ": build it again with this rare-trt"));
     }
   }
   const std::string unknown = context_->unknown_inputs();
   if (!unknown.empty()) {
-    throw BackendError(text("the engine cannot tell the shapes of ", unknown, ": build it again"));
+    throw BackendError(
+        text("the engine does not know the shapes of ", unknown, ": build it again"));
   }
   const Dims expected = {1, sizes_[4][0], sizes_[5][0], sizes_[6][0]};
   const Dims labels = context_->labels_shape();
   if (labels != expected) {
-    throw BackendError(text("the engine gives labels of shape ", joined(labels, " x "),
-                            "; expected ", joined(expected, " x "), ": build it again"));
+    throw BackendError(text("the engine returns labels of shape ", join(labels, " x "),
+                            "; expected ", join(expected, " x "), ": build it again"));
   }
   const std::size_t scratch = context_->scratch_bytes();
   if (scratch == 0) {
-    throw BackendError("the engine cannot tell how much memory it needs: build it again");
+    throw BackendError("the engine does not know how much memory it needs: build it again");
   }
   const auto count = static_cast<std::size_t>(expected[1] * expected[2] * expected[3]);
-  return laid_out(sizes_, count, scratch);
+  return layout_of(sizes_, count, scratch);
 }
 
 void Bucket::bind() {
@@ -169,11 +167,11 @@ std::vector<std::uint8_t> Bucket::run(const Inputs& inputs, bool& capturable) {
     const Span& span = layout_.inputs[at];
     std::memcpy(memory + span.start, inputs[at].values.data(), span.size);
   }
-  std::uint8_t* answer = memory + layout_.labels.start;
-  std::fill_n(answer, layout_.labels.size, kUnwritten);
-  // The context settles on new shapes and addresses in its first run, which a graph must not hold;
-  // and a shape seen once does not pay for a graph.
-  if (graph_ == nullptr && settled_ && capturable) capture(capturable);
+  std::uint8_t* labels = memory + layout_.labels.start;
+  std::fill_n(labels, layout_.labels.size, static_cast<std::uint8_t>(kUnwritten));
+  // The context adapts to new shapes and addresses in its first run, which a graph must not
+  // contain; and a graph does not pay off for a shape that is run once.
+  if (graph_ == nullptr && adapted_ && capturable) capture(capturable);
   if (graph_ != nullptr) {
     host_.device.launch(graph_, host_.stream);
   } else {
@@ -181,15 +179,15 @@ std::vector<std::uint8_t> Bucket::run(const Inputs& inputs, bool& capturable) {
   }
   host_.device.record(host_.finished, host_.stream);
   host_.device.wait(host_.finished);
-  settled_ = true;
-  return {answer, answer + layout_.labels.size};
+  adapted_ = true;
+  return {labels, labels + layout_.labels.size};
 }
 
 void Bucket::capture(bool& capturable) {
   try {
-    graph_ = host_.device.captured([this] { queue(); }, host_.stream);
+    graph_ = host_.device.capture([this] { queue(); }, host_.stream);
   } catch (const BackendError& error) {
-    // The answers are the same; a fault that matters shows in the run that follows.
+    // Labels are the same; an error that matters is reported by the run that follows.
     capturable = false;
     host_.warn(text("no CUDA graph could be made (", error.what(),
                     "): runs are queued one by one, which takes longer"));

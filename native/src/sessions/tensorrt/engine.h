@@ -1,4 +1,4 @@
-// A loaded engine with its buckets, and the host that it shares a GPU with.
+// A loaded engine with its buckets, and the host through which engines share a GPU.
 #pragma once
 
 #include <list>
@@ -24,7 +24,7 @@ class EngineHost {
   EngineHost(const EngineHost&) = delete;
   EngineHost& operator=(const EngineHost&) = delete;
 
-  // The GPU for one thread at a time, its context current.
+  // Holds the GPU for the calling thread, its context current.
   class Running {
    public:
     explicit Running(EngineHost& host) : lock_(host.mutex_), current_(host.device) {}
@@ -34,25 +34,25 @@ class EngineHost {
     Device::Current current_;
   };
 
-  // The same without the context, for what must be done where the GPU cannot be reached, too.
+  // The lock alone, for work that must be done even where the GPU cannot be reached.
   std::unique_lock<std::recursive_mutex> locked() { return std::unique_lock(mutex_); }
 
-  // Waits for what a failed run has queued: it uses memory that is about to be freed.
-  void settle() noexcept;
+  // Waits for the work that a failed run has queued, which uses memory that is about to be freed.
+  void wait_for_queued() noexcept;
 
   // TensorRT, loaded once.
   EngineLibrary& library();
 
-  // Unloads other engines until `size` more bytes for `session` keep the memory limit. To load an
-  // engine the arena makes room, too; not for its own growth, which `size` then is.
+  // Unloads other engines until `size` more bytes for `session` stay within the memory limit. To
+  // load an engine the arena is released, too, but not for its own growth.
   void make_room(const EngineSession& session, std::size_t size);
 
-  // Notes that `session` holds an engine of `size` bytes and was used last, or that it holds none.
-  void used(EngineSession& session, std::size_t size);
-  void dropped(const EngineSession& session);
+  // Records that `session` has an engine of `size` bytes and was used last, or that it has none.
+  void set_last_used(EngineSession& session, std::size_t size);
+  void remove(const EngineSession& session);
 
-  // Unloads the engine used longest ago other than that of `but`; false if there is none.
-  bool unload_oldest(const EngineSession& but);
+  // Unloads the engine used longest ago, other than that of `except`; false if there is none.
+  bool unload_oldest(const EngineSession& except);
 
   Device device;
   Arena arena;
@@ -61,9 +61,9 @@ class EngineHost {
   const Warn warn;
 
  private:
-  std::uint64_t held() const;
+  std::uint64_t device_bytes() const;
 
-  // An engine that a run of another one may unload, in order of use.
+  // A loaded engine, which another one may unload. In order of use.
   struct Loaded {
     EngineSession* session;
     std::size_t size;
@@ -77,8 +77,8 @@ class EngineHost {
 
 // One set of shapes: an execution context of its own and, from the second run on, a CUDA graph.
 //
-// A graph holds addresses and the state of its context, so a context serves one set of shapes and
-// one place of the arena, and a bucket is made anew for another.
+// A graph contains addresses and the state of its context, so a context serves one set of shapes
+// and one address of the arena; for others a new bucket is made.
 class Bucket {
  public:
   Bucket(EngineHost& host, LoadedEngine& engine, const Sizes& sizes);
@@ -89,17 +89,17 @@ class Bucket {
   const Layout& layout() const { return layout_; }
   const Sizes& sizes() const { return sizes_; }
 
-  // Whether the arena still lies where the context was told.
+  // Whether the arena still has the address that the context was given.
   bool is_current() const { return generation_ == host_.arena.generation(); }
 
-  // Gives the context its addresses in the arena.
+  // Sets the context's addresses in the arena.
   void bind();
 
-  // Copies in, runs, waits, copies out. `capturable` is cleared where no CUDA graph can be made.
+  // Copies in, runs, waits, copies out. Clears `capturable` where no CUDA graph can be made.
   std::vector<std::uint8_t> run(const Inputs& inputs, bool& capturable);
 
  private:
-  Layout planned();
+  Layout plan_layout();
   void capture(bool& capturable);
   void queue();
 
@@ -108,11 +108,11 @@ class Bucket {
   std::unique_ptr<EngineContext> context_;
   Layout layout_;
   int generation_ = -1;
-  bool settled_ = false;
+  bool adapted_ = false;
   cuda::ExecutableGraph graph_ = nullptr;
 };
 
-// A loaded engine with its buckets, the last few of them.
+// A loaded engine with its buckets, the last kMaxBuckets of them.
 class Engine {
  public:
   Engine(EngineHost& host, const EngineSession& session, std::unique_ptr<LoadedEngine> engine,
@@ -124,14 +124,14 @@ class Engine {
   const std::size_t size;
 
  private:
-  // The bucket of `sizes`; made where it is new, or made before the arena moved.
+  // The bucket of `sizes`, made where there is none at the arena's present address.
   Bucket& bucket(const Sizes& sizes);
   void reserve(const Layout& needed);
 
   EngineHost& host_;
   const EngineSession& session_;
   std::unique_ptr<LoadedEngine> engine_;
-  std::list<Bucket> buckets_;  // after the engine: contexts go first
+  std::list<Bucket> buckets_;  // declared after the engine, so that contexts are destroyed first
   bool capturable_ = true;
 };
 

@@ -4,14 +4,14 @@
 #include <optional>
 #include <utility>
 
+#include "constants.h"
 #include "text.h"
 
 namespace rare_trt {
 
 EngineSession::EngineSession(std::shared_ptr<EngineHost> host, const Package& package,
                              const EngineEntry& entry)
-    // Queued plainly, captured and launched, launched again.
-    : Session(entry.backend, entry.precision, 3),
+    : Session(entry.backend, entry.precision, kEngineRuns),
       host_(std::move(host)),
       package_(package),
       entry_(entry) {
@@ -20,7 +20,7 @@ EngineSession::EngineSession(std::shared_ptr<EngineHost> host, const Package& pa
   identity_ = entry.backend + " " + tensorrt_version() + " " + sha256 + " " + gpu.name + " " +
               gpu.compute_capability + " " + gpu.driver;
   const EngineHost::Running running(*host_);
-  loaded();
+  load();
 }
 
 EngineSession::~EngineSession() {
@@ -29,7 +29,7 @@ EngineSession::~EngineSession() {
   try {
     current.emplace(host_->device);
   } catch (const BackendError&) {
-    // The GPU cannot be reached: what it holds is lost, but no run may find this session.
+    // The GPU cannot be reached and its memory is lost, but no run may use this session any more.
   }
   unload();
 }
@@ -39,55 +39,55 @@ std::vector<std::uint8_t> EngineSession::run(const Inputs& inputs) {
   const EngineHost::Running running(*host_);
   std::vector<std::uint8_t> labels;
   try {
-    labels = loaded().run(sizes, inputs);
+    labels = load().run(sizes, inputs);
   } catch (const DeviceError& error) {
-    host_->settle();
+    host_->wait_for_queued();
     unload();
     throw BackendError(
-        text(named(), " failed (", error.what(),
+        text(name(), " failed (", error.what(),
              "): free GPU memory or restart the program; `rare-trt doctor` shows what "
              "this machine can run"));
   } catch (const BackendError&) {
-    host_->settle();
+    host_->wait_for_queued();
     unload();
     throw;
   }
   const std::size_t known = package_.manifest.model.labels.size();
   const auto largest = std::max_element(labels.begin(), labels.end());
   if (largest != labels.end() && *largest >= known) {
-    const int strange = *largest;
+    const int unknown = *largest;
     unload();
-    throw BackendError(text(named(), " left label ", strange, " in its answer; expected 0 to ",
-                            known - 1, ": run `rare-trt verify`, then build the engine again"));
+    throw BackendError(text(name(), " returned label ", unknown, "; expected 0 to ", known - 1,
+                            ": run `rare-trt verify`, then build the engine again"));
   }
   return labels;
 }
 
 void EngineSession::unload() {
-  host_->dropped(*this);
+  host_->remove(*this);
   engine_.reset();
 }
 
-std::string EngineSession::named() const {
+std::string EngineSession::name() const {
   return text(backend, " ", arithmetic, " on route ", entry_.route);
 }
 
-Engine& EngineSession::loaded() {
+Engine& EngineSession::load() {
   if (!engine_) {
-    const std::string plan = package_.read(entry_.file);
-    host_->make_room(*this, plan.size());
+    const std::string blob = package_.read(entry_.file);
+    host_->make_room(*this, blob.size());
     std::unique_ptr<LoadedEngine> engine;
     while (!engine) {
       try {
-        engine = host_->library().load(plan, entry_);
+        engine = host_->library().load(blob, entry_);
       } catch (const EngineLoadError&) {
-        // It may be for want of memory: TensorRT does not tell.
+        // TensorRT does not report whether memory was missing.
         if (!host_->unload_oldest(*this)) throw;
       }
     }
-    engine_ = std::make_unique<Engine>(*host_, *this, std::move(engine), plan.size());
+    engine_ = std::make_unique<Engine>(*host_, *this, std::move(engine), blob.size());
   }
-  host_->used(*this, engine_->size);
+  host_->set_last_used(*this, engine_->size);
   return *engine_;
 }
 
@@ -101,9 +101,9 @@ Sizes EngineSession::checked_sizes(const Inputs& inputs) const {
       fits = low[axis] <= shape[axis] && shape[axis] <= high[axis];
     }
     if (!fits) {
-      throw ShapeError(text("the scan needs ", kInputNames[at], " of shape ", joined(shape, " x "),
+      throw ShapeError(text("the scan needs ", kInputNames[at], " of shape ", join(shape, " x "),
                             "; the ", backend, " engine of route ", entry_.route, " takes ",
-                            joined(low, " x "), " to ", joined(high, " x "),
+                            join(low, " x "), " to ", join(high, " x "),
                             ": build it again, or use OpenVINO"));
     }
     sizes[at] = shape;
@@ -115,8 +115,8 @@ std::shared_ptr<EngineHost> open_engine_host(std::uint64_t memory_limit, Warn wa
   return std::make_shared<EngineHost>(memory_limit, std::move(warn));
 }
 
-std::unique_ptr<Session> tensorrt_session(std::shared_ptr<EngineHost> host, const Package& package,
-                                          const EngineEntry& entry) {
+std::unique_ptr<Session> open_tensorrt_session(std::shared_ptr<EngineHost> host,
+                                               const Package& package, const EngineEntry& entry) {
   return std::make_unique<EngineSession>(std::move(host), package, entry);
 }
 

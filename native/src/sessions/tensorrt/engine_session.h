@@ -13,19 +13,20 @@ class EngineSession final : public Session {
   ~EngineSession() override;
 
   // Throws ShapeError, before anything is queued, where the engine was not built for the inputs'
-  // shapes, and BackendError where the run failed; the engine is then loaded afresh for the next
-  // one.
+  // shapes, and BackendError where the run failed; the next run then loads the engine again.
   std::vector<std::uint8_t> run(const Inputs& inputs) override;
 
   const std::string& identity() const override { return identity_; }
 
-  // Gives back the engine's memory; the next run loads it again. While the host is running.
+  // Frees the engine's memory; the next run loads it again. Needs EngineHost::Running.
   void unload();
 
-  std::string named() const;
+  // Backend, arithmetic and route, for errors.
+  std::string name() const;
 
  private:
-  Engine& loaded();
+  // The engine, loaded if it is not.
+  Engine& load();
   Sizes checked_sizes(const Inputs& inputs) const;
 
   std::shared_ptr<EngineHost> host_;

@@ -1,8 +1,8 @@
-// TensorRT's runtime as sessions see it: engines from bytes, contexts from engines.
+// TensorRT's runtime as sessions use it: engines from bytes, contexts from engines.
 //
-// nvinfer.cpp is TensorRT itself, built where its headers are; without_nvinfer.cpp stands in for it
-// elsewhere, and the tests bring a fake one. Everything here is called by one thread at a time with
-// the GPU's context current.
+// nvinfer.cpp implements it with TensorRT where its headers are found, without_nvinfer.cpp refuses
+// elsewhere, and the tests have a fake. All calls come from one thread at a time with the GPU's
+// context current.
 #pragma once
 
 #include <memory>
@@ -14,27 +14,27 @@
 
 namespace rare_trt {
 
-// The library made no engine of a plan, for want of memory or because it does not fit.
+// The library could not load an engine: too little memory, or an engine for another machine.
 class EngineLoadError : public BackendError {
  public:
   using BackendError::BackendError;
 };
 
-// One set of shapes of an engine. Scratch memory is the caller's.
+// An execution context for one set of shapes. The caller owns its scratch memory.
 class EngineContext {
  public:
   virtual ~EngineContext() = default;
 
-  // False where the library refuses.
+  // These return false where the library refuses.
   virtual bool set_input_shape(const char* name, const Dims& shape) = 0;
   virtual bool set_address(const char* name, cuda::Address address) = 0;
   virtual bool enqueue(cuda::Stream stream) = 0;
 
-  // Inputs without which shapes cannot be told; empty where all is known.
+  // Inputs whose shapes are missing; empty where all are known.
   virtual std::string unknown_inputs() = 0;
   virtual Dims labels_shape() = 0;
 
-  // Scratch memory that the shapes need, 0 where the library cannot tell.
+  // Bytes of scratch memory that the shapes need; 0 where they are unknown.
   virtual std::size_t scratch_bytes() = 0;
   virtual void set_scratch(cuda::Address address, std::size_t size) = 0;
 };
@@ -51,18 +51,18 @@ class EngineLibrary {
  public:
   virtual ~EngineLibrary() = default;
 
-  // The engine in `plan`, found to be what `entry` says. Throws EngineLoadError where the library
-  // makes none, BackendError where it is another one.
-  virtual std::unique_ptr<LoadedEngine> load(const std::string& plan, const EngineEntry& entry) = 0;
+  // The engine in `blob`, checked against `entry`. Throws EngineLoadError where the library cannot
+  // load it, BackendError where it differs from `entry`.
+  virtual std::unique_ptr<LoadedEngine> load(const std::string& blob, const EngineEntry& entry) = 0;
 
-  // What the library logged as errors since the last engine was loaded.
-  virtual std::string last_words() = 0;
+  // The errors that the library logged since the last engine was loaded.
+  virtual std::string logged_errors() = 0;
 };
 
-// The release that is installed, as 10.13.3.9; throws BackendError where it cannot be loaded.
+// The installed release, such as 10.13.3.9; throws BackendError where it cannot be loaded.
 std::string tensorrt_version();
 
-// Its runtime; throws BackendError.
+// TensorRT's runtime; throws BackendError where it cannot be loaded.
 std::unique_ptr<EngineLibrary> open_tensorrt();
 
 }  // namespace rare_trt

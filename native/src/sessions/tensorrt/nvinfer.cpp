@@ -1,5 +1,5 @@
-// TensorRT 10.3 to 11.x. Its library is loaded at run time: all of its interface but one function
-// is virtual, so nothing of it is linked and the same build runs where there is none.
+// TensorRT 10.3 to 11.x. Its library is loaded at run time: all of its interface but a few
+// functions is virtual, so nothing is linked and the same build runs without TensorRT.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 
+#include "constants.h"
 #include "sessions/session.h"
 #include "sessions/tensorrt/library.h"
 #include "text.h"
@@ -20,22 +21,22 @@ namespace {
 
 namespace trt = nvinfer1;
 
-// What TensorRT logged as errors. TensorRT keeps the first logger of a process for good, so there
-// is one, and it is never destroyed.
+// The errors that TensorRT logged. TensorRT keeps the first logger of a process, so there is only
+// one, and it is never destroyed.
 class Log final : public trt::ILogger {
  public:
   static Log& instance() {
-    static Log* made = new Log();
-    return *made;
+    static Log* only = new Log();
+    return *only;
   }
 
-  // Called from any of TensorRT's threads; what it throws would end the process.
+  // Called from any of TensorRT's threads; an exception would end the process.
   void log(Severity severity, const char* message) noexcept override {
     if (severity != Severity::kERROR && severity != Severity::kINTERNAL_ERROR) return;
     try {
       const std::lock_guard<std::mutex> lock(mutex_);
       errors_.emplace_back(message);
-      if (errors_.size() > kKept) errors_.pop_front();
+      if (errors_.size() > kKeptErrors) errors_.pop_front();
     } catch (...) {
       return;
     }
@@ -46,16 +47,14 @@ class Log final : public trt::ILogger {
     errors_.clear();
   }
 
-  std::string last_words() {
+  std::string logged_errors() {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::string out;
     for (const auto& error : errors_) out += (out.empty() ? "" : "; ") + error;
-    return out.empty() ? "it did not say why" : out;
+    return out.empty() ? "it logged no reason" : out;
   }
 
  private:
-  static constexpr std::size_t kKept = 4;
-
   std::mutex mutex_;
   std::deque<std::string> errors_;
 };
@@ -106,7 +105,7 @@ trt::Dims to_trt(const Dims& shape) {
 }
 
 Dims from_trt(const trt::Dims& shape) {
-  // -1 axes: there is no such tensor.
+  // -1 axes: no such tensor.
   return shape.nbDims < 0 ? Dims{} : Dims{shape.d, shape.d + shape.nbDims};
 }
 
@@ -163,7 +162,7 @@ class TensorRtEngine final : public LoadedEngine {
     return std::make_unique<Context>(std::move(context));
   }
 
-  // What of the engine is not as the manifest says; empty where nothing is.
+  // How the engine differs from the manifest's entry; empty where it does not.
   std::string fault(const EngineEntry& entry) const {
     std::set<std::string> names, expected(kInputNames.begin(), kInputNames.end());
     expected.insert(kLabelsName);
@@ -179,14 +178,15 @@ class TensorRtEngine final : public LoadedEngine {
       const bool is_labels = name == kLabelsName;
       const auto mode = is_labels ? trt::TensorIOMode::kOUTPUT : trt::TensorIOMode::kINPUT;
       const auto type = is_labels ? trt::DataType::kUINT8 : trt::DataType::kFLOAT;
-      if (engine_->getTensorIOMode(name.c_str()) != mode) return name + " goes the other way";
+      if (engine_->getTensorIOMode(name.c_str()) != mode)
+        return name + " is an output instead of an input, or the reverse";
       if (engine_->getTensorDataType(name.c_str()) != type) return name + " is of another type";
       if (engine_->getTensorLocation(name.c_str()) != trt::TensorLocation::kDEVICE) {
-        return name + " does not lie on the GPU";
+        return name + " is not on the GPU";
       }
     }
     for (const auto& [name, shapes] : entry.profile) {
-      if (profile(name) != shapes) return "its profile for " + name + " is another one";
+      if (profile(name) != shapes) return "its profile for " + name + " differs";
     }
     return "";
   }
@@ -211,32 +211,32 @@ class TensorRt final : public EngineLibrary {
     auto* made = Functions::loaded().create_runtime(&Log::instance(), NV_TENSORRT_VERSION);
     runtime_.reset(static_cast<trt::IRuntime*>(made));
     if (!runtime_) {
-      throw BackendError(text("TensorRT gives no runtime (", last_words(),
+      throw BackendError(text("TensorRT cannot be started (", logged_errors(),
                               "): install TensorRT as docs/TENSORRT.md says"));
     }
-    // Host code in an engine would run here with the rights of whoever segments the scan.
+    // Host code in an engine would run with the rights of the user who segments the scan.
     runtime_->setEngineHostCodeAllowed(false);
   }
 
-  std::unique_ptr<LoadedEngine> load(const std::string& plan, const EngineEntry& entry) override {
+  std::unique_ptr<LoadedEngine> load(const std::string& blob, const EngineEntry& entry) override {
     Log::instance().clear();
     std::unique_ptr<trt::ICudaEngine> engine(
-        runtime_->deserializeCudaEngine(plan.data(), plan.size()));
+        runtime_->deserializeCudaEngine(blob.data(), blob.size()));
     if (!engine) {
       throw EngineLoadError(text(entry.file, ": TensorRT ", Functions::loaded().version,
-                                 " cannot load it (", last_words(),
+                                 " cannot load it (", logged_errors(),
                                  "): run `rare-trt build` on this machine"));
     }
     auto found = std::make_unique<TensorRtEngine>(std::move(engine));
     const std::string fault = found->fault(entry);
     if (!fault.empty()) {
-      throw BackendError(text(entry.file, ": is not the engine the manifest describes (", fault,
-                              "): run `rare-trt build` again"));
+      throw BackendError(text(entry.file, ": is not the engine that the manifest describes (",
+                              fault, "): run `rare-trt build` again"));
     }
     return found;
   }
 
-  std::string last_words() override { return Log::instance().last_words(); }
+  std::string logged_errors() override { return Log::instance().logged_errors(); }
 
  private:
   std::unique_ptr<trt::IRuntime> runtime_;

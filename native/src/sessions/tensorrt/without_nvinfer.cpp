@@ -1,4 +1,4 @@
-// In place of TensorRT where its headers were not found.
+// Replaces nvinfer.cpp where TensorRT's headers were not found.
 #include "sessions/tensorrt/library.h"
 
 namespace rare_trt {
