@@ -22,7 +22,8 @@
  * segmenter is closed. Returned strings belong to the library.
  *
  * NULL: a pointer that may be NULL is documented so. Any other NULL makes a function that returns a
- * status return RARE_TRT_ERROR_ARGUMENT. No function throws, exits or prints.
+ * status return RARE_TRT_ERROR_ARGUMENT. Every such function may also return RARE_TRT_ERROR_MEMORY
+ * and RARE_TRT_ERROR_INTERNAL. No function throws, exits or prints.
  *
  * Units and axes: lengths are in mm, volumes in mm3, times in ms. World coordinates are right,
  * anterior, superior (NIfTI's convention; x and y of ITK and DICOM have the opposite sign).
@@ -75,8 +76,7 @@ typedef enum rare_trt_dtype {
 
 /* The library that runs the network. */
 typedef enum rare_trt_backend {
-  RARE_TRT_BACKEND_AUTO = 0,     /* a TensorRT engine that is compatible with this machine, else
-                                    OpenVINO */
+  RARE_TRT_BACKEND_AUTO = 0,     /* a TensorRT engine that fits this machine, else OpenVINO */
   RARE_TRT_BACKEND_OPENVINO = 1, /* the CPU */
   RARE_TRT_BACKEND_TENSORRT = 2  /* a TensorRT engine of the package, or an error */
 } rare_trt_backend;
@@ -157,9 +157,9 @@ RARE_TRT_API const char* rare_trt_version(void);
 
 /* Opens a package: reads and validates its manifest, and nothing else unless `preload` is set.
  *
- * folder: the package's folder, in UTF-8.
- * options: NULL: the best backend, nothing preloaded.
- * segmenter: receives the open package, which the caller must pass to rare_trt_close; NULL on
+ * - folder: the package's folder, in UTF-8.
+ * - options: NULL: the best backend, nothing preloaded.
+ * - segmenter: receives the open package, which the caller must pass to rare_trt_close; NULL on
  * failure.
  *
  * Returns RARE_TRT_OK; RARE_TRT_ERROR_ARGUMENT for a NULL or an invalid option;
@@ -170,7 +170,9 @@ RARE_TRT_API rare_trt_status rare_trt_open(const char* folder, const rare_trt_op
 
 /* Closes a package and frees everything that it uses.
  *
- * segmenter: may be NULL, which does nothing. No other call on it may be in progress or follow. */
+ * - segmenter: may be NULL, which does nothing.
+ *
+ * No other call on the segmenter may be in progress or follow. */
 RARE_TRT_API void rare_trt_close(rare_trt_segmenter* segmenter);
 
 /* Returns the number of channels that a scan must have; 0 where `segmenter` is NULL. */
@@ -186,9 +188,9 @@ RARE_TRT_API const char* rare_trt_label_name(const rare_trt_segmenter* segmenter
 
 /* Chooses the route for a voxel spacing, without a scan.
  *
- * spacing_mm: 3 voxel sizes in mm.
- * route: a route to use instead of the one that fits; NULL: the one that fits.
- * report: its size must be set. Receives the choice of the route; its other fields become 0.
+ * - spacing_mm: 3 voxel sizes in mm.
+ * - route: a route to use instead of the one that fits; NULL: the one that fits.
+ * - report: its size must be set. Receives the choice of the route; its other fields become 0.
  *
  * Returns RARE_TRT_OK; RARE_TRT_ERROR_ARGUMENT for a NULL or a report of an unknown size;
  * RARE_TRT_ERROR_SCAN where the package takes no such spacing or has no such route. On failure
@@ -199,12 +201,12 @@ RARE_TRT_API rare_trt_status rare_trt_choose_route(const rare_trt_segmenter* seg
 
 /* Segments a scan and writes one label per voxel, on the scan's own grid.
  *
- * scan: the scan; its size, voxels, dtype, channels, shape and affine must be set.
- * request: NULL: the whole scan, by the route that fits its spacing.
- * labels: address of the label of voxel (0, 0, 0); one byte per voxel.
- * label_strides: 3 strides in bytes along i, j, k, with which no two labels share a byte; NULL: no
- *   gaps, i fastest.
- * report: its size must be set. NULL: no report.
+ * - scan: the scan; its size, voxels, dtype, channels, shape and affine must be set.
+ * - request: NULL: the whole scan, by the route that fits its spacing.
+ * - labels: address of the label of voxel (0, 0, 0); one byte per voxel.
+ * - label_strides: 3 strides in bytes along i, j, k; no two labels may share a byte. NULL: no gaps,
+ * i fastest.
+ * - report: its size must be set. NULL: no report.
  *
  * Returns RARE_TRT_OK; RARE_TRT_ERROR_ARGUMENT for a NULL or invalid sizes, types or strides;
  * RARE_TRT_ERROR_SCAN where the scan or the request does not fit the package;

@@ -6,7 +6,6 @@
 #include "plan/memory.h"
 #include "scan/field_of_view.h"
 #include "scan/validation.h"
-#include "sessions/golden.h"
 #include "sessions/run.h"
 #include "text.h"
 
@@ -28,10 +27,10 @@ bool touches_edge(const std::vector<std::uint8_t>& labels, const Shape& shape) {
 }
 
 // Volume of each label, counted in the sub-voxels of `grid`, of which there are `parts` per axis.
-std::vector<double> volumes_mm3(const std::vector<std::uint8_t>& subvoxels, const Grid& grid,
+std::vector<double> volumes_mm3(const std::vector<std::uint8_t>& fine_labels, const Grid& grid,
                                 const Shape& parts, std::size_t classes) {
   std::vector<std::int64_t> counts(classes);
-  for (const std::uint8_t label : subvoxels) ++counts[label];
+  for (const std::uint8_t label : fine_labels) ++counts[label];
   const auto [x, y, z] = grid.spacing_mm();
   const double voxel = x * y * z / static_cast<double>(parts[0] * parts[1] * parts[2]);
   std::vector<double> volumes(classes);
@@ -64,14 +63,12 @@ void write(const Labels& labels, const Box& box, const std::vector<std::uint8_t>
 }  // namespace
 
 Segmenter::Segmenter(Package package, Backend backend, std::uint64_t gpu_memory_limit, Warn warn)
-    : package_(std::move(package)),
-      warn_(std::move(warn)),
-      candidates_(package_, backend, cache_, gpu_memory_limit, warn_) {}
+    : package_(std::move(package)), pool_(package_, backend, gpu_memory_limit, std::move(warn)) {}
 
 void Segmenter::preload() {
   double ignored = 0;
   for (const Route& route : package_.manifest.routes) {
-    with_session(
+    pool_.run(
         route.index, [](Session&) {}, ignored);
   }
 }
@@ -101,23 +98,23 @@ void Segmenter::segment(const Voxels& scan, const Grid& grid, const Request& req
   {
     const Stopwatch clock(timings.plan);
     parts = subvoxel_counts(region->grid, model.base_spacing_mm);
-    prepared.plan = plan_resampling(region->grid, route, region->grid.subdivided(parts));
+    prepared.plan = plan_resampling(region->grid, route, region->grid.subdivide(parts));
   }
-  std::vector<std::uint8_t> subvoxels;
-  with_session(
+  std::vector<std::uint8_t> fine_labels;
+  pool_.run(
       route.index,
       [&](Session& session) {
         prepared.max_shape = max_shape(session, route, prepared.plan, scan, region->box.shape);
         report.tiles = static_cast<int>(tiles(prepared.plan, prepared.max_shape).size());
-        subvoxels = run_tiles(session, prepared, classes, timings);
+        fine_labels = run_tiles(session, prepared, classes, timings);
         report.backend = session.backend;
         report.arithmetic = session.arithmetic;
       },
       timings.load);
   const Stopwatch clock(timings.labels);
-  const auto found = majority_vote(subvoxels, prepared.plan.output_shape(), parts, classes);
+  const auto found = majority_vote(fine_labels, prepared.plan.output_shape(), parts, classes);
   report.touches_edge = touches_edge(found, region->box.shape);
-  report.volumes_mm3 = volumes_mm3(subvoxels, region->grid, parts, model.labels.size());
+  report.volumes_mm3 = volumes_mm3(fine_labels, region->grid, parts, model.labels.size());
   write(region->canonical.from_scan(labels), region->box, found);
 }
 
@@ -129,69 +126,9 @@ Shape Segmenter::max_shape(const Session& session, const Route& route, const Res
   if (session.backend != "openvino" || !per_voxel) return route.max_shape;
   const auto stored =
       with_type(scan.dtype, [](auto value) { return static_cast<std::int64_t>(sizeof value); });
-  return tile_shape(plan, route, *per_voxel,
-                    {scan.shape, region, scan.channels, stored, model.labels.size()},
-                    usual_memory_limit());
-}
-
-void Segmenter::with_session(int route, const Work& work, double& load_ms) {
-  std::vector<LazySession*> usable;
-  {
-    const Stopwatch clock(load_ms);
-    usable = usable_sessions(route);
-  }
-  for (std::size_t at = 0; at < usable.size(); ++at) {
-    try {
-      std::shared_ptr<Session> session;
-      {
-        const Stopwatch clock(load_ms);
-        session = open(route, *usable[at]);
-      }
-      work(*session);
-      return;
-    } catch (const BackendError& error) {
-      if (at + 1 == usable.size()) throw;
-      report_failure(route, *usable[at], error, *usable[at + 1]);
-    }
-  }
-}
-
-std::vector<Segmenter::LazySession*> Segmenter::usable_sessions(int route) {
-  const std::lock_guard<std::mutex> lock(opening_);
-  if (sessions_.count(route) == 0) {
-    for (auto& candidate : candidates_.candidates(route)) {
-      sessions_[route].push_back({std::move(candidate), nullptr});
-    }
-  }
-  std::vector<LazySession*> found;
-  for (LazySession& lazy : sessions_[route]) {
-    if (!lazy.discarded) found.push_back(&lazy);
-  }
-  return found;
-}
-
-std::shared_ptr<Session> Segmenter::open(int route, LazySession& lazy) {
-  const std::lock_guard<std::mutex> lock(opening_);
-  if (!lazy.session) {
-    std::shared_ptr<Session> session = lazy.candidate.open();
-    check_golden_vectors_once(*session, package_, route, cache_);
-    lazy.session = std::move(session);
-  }
-  return lazy.session;
-}
-
-void Segmenter::report_failure(int route, LazySession& failed, const BackendError& error,
-                               const LazySession& next) {
-  std::string what = failed.candidate.name;
-  if (dynamic_cast<const ShapeError*>(&error) != nullptr) {
-    what += " cannot run this scan";
-  } else {
-    what += text(" is not used for route ", route, " any more");
-    const std::lock_guard<std::mutex> lock(opening_);
-    failed.discarded = true;
-    failed.session.reset();
-  }
-  warn_(text(what, "; ", next.candidate.name, " runs instead: ", error.what()));
+  const MemoryNeeds needs = {scan.shape,          region,    scan.channels, stored,
+                             model.labels.size(), *per_voxel};
+  return tile_shape(plan, route, needs, usual_limit());
 }
 
 }  // namespace rare_trt

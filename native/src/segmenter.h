@@ -1,17 +1,11 @@
 // From a scan to labels on its own grid. The C API is a thin layer over this class.
 #pragma once
 
-#include <list>
-#include <map>
-#include <memory>
-#include <mutex>
-
 #include "package/reading.h"
 #include "plan/resampling.h"
 #include "scan/voxels.h"
-#include "sessions/candidates.h"
+#include "sessions/pool.h"
 #include "stopwatch.h"
-#include "storage/cache.h"
 
 namespace rare_trt {
 
@@ -57,32 +51,12 @@ class Segmenter {
                Report& report);
 
  private:
-  // A candidate for a route, and its session once it was opened.
-  struct LazySession {
-    Candidate candidate;
-    std::shared_ptr<Session> session;
-    bool discarded = false;
-  };
-  using Work = std::function<void(Session&)>;
-
   // The largest working shape that `session` runs in one piece.
   Shape max_shape(const Session& session, const Route& route, const ResamplingPlan& plan,
                   const Voxels& scan, const Shape& region) const;
 
-  // Calls `work` with the best session of `route`, and with the next one where that fails. A failed
-  // session is discarded unless only the shapes of this scan did not fit it.
-  void with_session(int route, const Work& work, double& load_ms);
-  std::vector<LazySession*> usable_sessions(int route);
-  std::shared_ptr<Session> open(int route, LazySession& lazy);
-  void report_failure(int route, LazySession& failed, const BackendError& error,
-                      const LazySession& next);
-
   Package package_;
-  Cache cache_;
-  Warn warn_;
-  SessionCandidates candidates_;
-  std::mutex opening_;
-  std::map<int, std::list<LazySession>> sessions_;
+  SessionPool pool_;
 };
 
 }  // namespace rare_trt

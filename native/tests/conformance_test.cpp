@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "errors.h"
-#include "package/manifest.h"
+#include "package/manifest_json.h"
 #include "plan/memory.h"
 #include "scan/field_of_view.h"
 #include "scan/intensity.h"
@@ -155,7 +155,7 @@ TEST_CASE("the six matrices and the tiles are Python's") {
     const Route route = routes()[vector.at("route").get<std::size_t>()];
     const Shape parts = subvoxel_counts(grid, 1.0);
     CHECK(parts == vector.at("parts").get<Shape>());
-    const ResamplingPlan plan = plan_resampling(grid, route, grid.subdivided(parts));
+    const ResamplingPlan plan = plan_resampling(grid, route, grid.subdivide(parts));
     CHECK(plan.core == vector.at("core").get<Shape>());
     if (vector.at("max_shape").is_null()) {
       for (std::size_t axis = 0; axis < 3; ++axis) {
@@ -196,9 +196,10 @@ TEST_CASE("tiles of large volumes are Python's") {
     const Grid grid(shape, Affine::Identity());
     const Route route = routes()[static_cast<std::size_t>(index)];
     const auto chosen = [&] {
-      const ScanSize size = {vector.at("scan"), shape, vector.at("channels"), vector.at("stored"),
-                             vector.at("classes")};
-      return tile_shape(plan_resampling(grid, route, grid), route, *per_voxel, size,
+      const MemoryNeeds needs = {vector.at("scan"),     shape,
+                                 vector.at("channels"), vector.at("stored"),
+                                 vector.at("classes"),  *per_voxel};
+      return tile_shape(plan_resampling(grid, route, grid), route, needs,
                         vector.at("limit").get<double>());
     };
     if (vector.contains("refused")) {
@@ -288,9 +289,9 @@ TEST_CASE("regions of scans in any order of axes") {
 TEST_CASE("a voxel gets the label of most of its sub-voxels") {
   for (const Json& vector : vectors("majority_votes")) {
     CAPTURE(vector.dump());
-    const auto subvoxels = vector.at("subvoxels").get<std::vector<std::uint8_t>>();
+    const auto fine = vector.at("fine").get<std::vector<std::uint8_t>>();
     const Shape parts = vector.at("parts").get<Shape>();
-    const auto found = majority_vote(subvoxels, shape_of(vector), parts, 4);
+    const auto found = majority_vote(fine, shape_of(vector), parts, 4);
     CHECK(found == vector.at("labels").get<std::vector<std::uint8_t>>());
   }
 }

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "sessions/tensorrt/driver.h"
+#include "sessions/driver.h"
 
 namespace {
 

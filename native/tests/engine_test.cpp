@@ -435,8 +435,7 @@ TEST_CASE("OpenVINO runs a scan beyond the profile, the engine the next one") {
   CHECK(segment(best.segmenter, small, 0).report.backend == "tensorrt");
   CHECK(segment(best.segmenter, 0).report.backend == "openvino");
   REQUIRE(best.warnings.size() == 1);
-  CHECK(best.warnings[0].find("tensorrt fp32 cannot run this scan; openvino fp32 runs instead") ==
-        0);
+  CHECK(best.warnings[0].find("tensorrt fp32 cannot run this scan; openvino fp32 runs") == 0);
   CHECK(segment(best.segmenter, small, 0).report.backend == "tensorrt");
   CHECK_THROWS_AS(segment(requested.segmenter, 0), ShapeError);
 }

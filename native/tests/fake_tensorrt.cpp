@@ -9,8 +9,8 @@
 #include <openvino/runtime/core.hpp>
 #include <stdexcept>
 
+#include "sessions/nvidia.h"
 #include "sessions/session.h"
-#include "sessions/tensorrt/library.h"
 
 namespace rare_trt {
 namespace {

@@ -11,6 +11,7 @@
 #include <fstream>
 
 #include "errors.h"
+#include "package/manifest_json.h"
 #include "package/reading.h"
 #include "scan/nifti.h"
 #include "storage/cache.h"

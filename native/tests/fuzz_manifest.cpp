@@ -4,7 +4,7 @@
 #include <string_view>
 
 #include "errors.h"
-#include "package/manifest.h"
+#include "package/manifest_json.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   try {

@@ -395,9 +395,9 @@ def majority_vote_cases() -> list[tuple[NDArray[np.uint8], Shape]]:
     return cases
 
 
-def majority_vote_vector(subvoxels: NDArray[np.uint8], parts: Shape) -> dict[str, Any]:
-    labels = majority_vote(subvoxels, parts, 4)
-    given = {"shape": subvoxels.shape, "subvoxels": subvoxels.ravel().tolist(), "parts": parts}
+def majority_vote_vector(fine: NDArray[np.uint8], parts: Shape) -> dict[str, Any]:
+    labels = majority_vote(fine, parts, 4)
+    given = {"shape": fine.shape, "fine": fine.ravel().tolist(), "parts": parts}
     return given | {"labels": labels.ravel().tolist()}
 
 

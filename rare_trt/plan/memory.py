@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from rare_trt.backends import Arithmetic, needs_bf16
 from rare_trt.constants import (
-    ANSWER_BYTES,
+    LOGIT_BYTES,
     BYTES_PER_FILTER,
     BYTES_PER_FILTER_BF16,
     FIXED_BYTES,
@@ -73,7 +73,7 @@ def tile_shape(
     """
     # Stored in two orders, and what is shown normalised; labels of the answer and of the scan.
     whole, answer = steps.working_shape, prod(steps.output_shape)
-    per_voxel += max(0.0, answer / prod(whole) - 1.0) * ANSWER_BYTES * classes
+    per_voxel += max(0.0, answer / prod(whole) - 1.0) * LOGIT_BYTES * classes
     held = FIXED_BYTES + prod(scan) * 2 * stored + prod(shown) * 4
     held += answer + max(answer, prod(scan[:3]))
     preparing = held + prod(shown[1:]) * PREPARED_BYTES

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.backends import Arithmetic, EngineBackend
-from rare_trt.constants import ENGINE_RUNS, MAX_BUCKETS, UNWRITTEN
+from rare_trt.constants import ENGINE_GOLDEN_RUNS, MAX_BUCKETS, UNWRITTEN
 from rare_trt.errors import BackendError, ShapeError
 from rare_trt.package.manifest import EngineEntry
 from rare_trt.package.reading import Package
@@ -172,7 +172,7 @@ class EngineHost:
 class EngineSession:
     """One route's engine; see `Session`. Safe to use from several threads."""
 
-    proof_runs = ENGINE_RUNS
+    proof_runs = ENGINE_GOLDEN_RUNS
     bytes_per_voxel: float | None = None
 
     def __init__(

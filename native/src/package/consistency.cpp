@@ -30,12 +30,12 @@ std::set<int> routes_of(const Manifest& manifest) {
   return found;
 }
 
-Fault repeated_route(const Manifest& manifest) {
+Fault routes_are_distinct(const Manifest& manifest) {
   if (routes_of(manifest).size() == manifest.routes.size()) return {};
   return "its routes name one twice";
 }
 
-Fault unknown_route(const Manifest& manifest) {
+Fault routes_exist(const Manifest& manifest) {
   std::vector<int> used;
   for (const auto& [route, precision] : graphs_and_engines_of(manifest)) used.push_back(route);
   for (const auto& entry : manifest.golden) used.push_back(entry.route);
@@ -47,14 +47,14 @@ Fault unknown_route(const Manifest& manifest) {
   return {};
 }
 
-Fault self_reference(const Manifest& manifest) {
+Fault files_are_not_the_manifest(const Manifest& manifest) {
   for (const std::string own : {"manifest.json", "manifest.sig"}) {
     if (manifest.files.count(own) != 0) return own + " is among the files, which it describes";
   }
   return {};
 }
 
-Fault missing_file(const Manifest& manifest) {
+Fault files_are_listed(const Manifest& manifest) {
   std::vector<std::string> named;
   for (const auto& entry : manifest.graphs) named.insert(named.end(), {entry.file, entry.weights});
   for (const auto& entry : manifest.engines) named.push_back(entry.file);
@@ -67,7 +67,7 @@ Fault missing_file(const Manifest& manifest) {
 }
 
 // Every graph and engine needs golden vectors of its route, each with a bound for its precision.
-Fault missing_golden_vector(const Manifest& manifest) {
+Fault precisions_have_golden_vectors(const Manifest& manifest) {
   for (const auto& [route, precision] : graphs_and_engines_of(manifest)) {
     bool any = false;
     for (const auto& entry : manifest.golden) {
@@ -83,7 +83,7 @@ Fault missing_golden_vector(const Manifest& manifest) {
 }
 
 // Every calibrated variant needs its graph, and a bound in each golden vector of its route.
-Fault unfounded_calibration(const Manifest& manifest) {
+Fault variants_have_graphs_and_bounds(const Manifest& manifest) {
   const RoutePrecisions graphs = graphs_of(manifest);
   std::set<int> calibrated;
   for (const auto& entry : manifest.calibration) {
@@ -104,7 +104,7 @@ Fault unfounded_calibration(const Manifest& manifest) {
   return {};
 }
 
-Fault missing_calibration(const Manifest& manifest) {
+Fault int8_graphs_are_calibrated(const Manifest& manifest) {
   std::set<int> calibrated;
   for (const auto& entry : manifest.calibration) calibrated.insert(entry.route);
   for (const auto& [route, precision] : graphs_of(manifest)) {
@@ -115,14 +115,14 @@ Fault missing_calibration(const Manifest& manifest) {
   return {};
 }
 
-Fault missing_volume_range(const Manifest& manifest) {
+Fault labels_have_volume_ranges(const Manifest& manifest) {
   const std::size_t ranges = manifest.model.volume_ranges;
   const std::size_t labels = manifest.model.labels.size() - 1;
   if (ranges == labels) return {};
   return text(ranges, " volume ranges for ", labels, " labels");
 }
 
-Fault reversed_limits(const Manifest& manifest) {
+Fault limits_are_in_order(const Manifest& manifest) {
   const auto rises = [](const std::array<double, 2>& pair) { return pair[0] < pair[1]; };
   const auto& routes = manifest.routes;
   if (rises(manifest.model.spacing_limits_mm) && rises(manifest.model.intensity.clip_percentiles) &&
@@ -133,16 +133,16 @@ Fault reversed_limits(const Manifest& manifest) {
   return "a lower limit is not below its upper one";
 }
 
-Fault distribution_of_other_channels(const Manifest& manifest) {
+Fault distribution_fits_the_channels(const Manifest& manifest) {
   const std::size_t channels = manifest.model.channels.size();
   const auto& found = manifest.model.distribution_channels;
   if (std::all_of(found.begin(), found.end(), [&](auto count) { return count == channels; })) {
     return {};
   }
-  return text("the training distribution is not given once per channel (", channels, ")");
+  return text("the training distribution is not there once per channel (", channels, ")");
 }
 
-Fault separated_weights(const Manifest& manifest) {
+Fault weights_lie_beside_their_graph(const Manifest& manifest) {
   const auto folder = [](const std::string& path) {
     return path.substr(0, path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
   };
@@ -154,18 +154,22 @@ Fault separated_weights(const Manifest& manifest) {
   return {};
 }
 
-// In the order in which they are checked: later rules rely on earlier ones.
-constexpr Fault (*kRules[])(const Manifest&) = {
-    repeated_route,        unknown_route,
-    self_reference,        missing_file,
-    missing_golden_vector, unfounded_calibration,
-    missing_calibration,   missing_volume_range,
-    reversed_limits,       distribution_of_other_channels,
-    separated_weights};
+// In this order: a rule can rely on those before it.
+constexpr Fault (*kRules[])(const Manifest&) = {routes_are_distinct,
+                                                routes_exist,
+                                                files_are_not_the_manifest,
+                                                files_are_listed,
+                                                precisions_have_golden_vectors,
+                                                variants_have_graphs_and_bounds,
+                                                int8_graphs_are_calibrated,
+                                                labels_have_volume_ranges,
+                                                limits_are_in_order,
+                                                distribution_fits_the_channels,
+                                                weights_lie_beside_their_graph};
 
 }  // namespace
 
-std::optional<std::string> contradiction(const Manifest& manifest) {
+std::optional<std::string> first_fault(const Manifest& manifest) {
   for (const auto rule : kRules) {
     if (auto fault = rule(manifest)) return fault;
   }

@@ -1,4 +1,4 @@
-// Rules that the schema cannot express: entries of a manifest that must agree with each other.
+// Rules that the schema cannot express: parts of a manifest that must agree with each other.
 #pragma once
 
 #include <optional>
@@ -8,8 +8,7 @@
 
 namespace rare_trt {
 
-// The first contradiction in `manifest`, as part of a sentence; none where there is no
-// contradiction.
-std::optional<std::string> contradiction(const Manifest& manifest);
+// Why `manifest` contradicts itself; none where it does not.
+std::optional<std::string> first_fault(const Manifest& manifest);
 
 }  // namespace rare_trt

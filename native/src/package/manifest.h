@@ -1,13 +1,9 @@
-// A package's manifest as types, read from JSON.
-//
-// The file is first checked against rare_trt/package/manifest.schema.json, which is built into the
-// library, so that the types below are built from values of the right kind.
+// A package's manifest as types. manifest_json.h reads it.
 #pragma once
 
 #include <map>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "plan/routing.h"
@@ -99,13 +95,10 @@ struct Manifest {
 
   // One SHA-256 for a graph together with its weights.
   std::string graph_sha256(const GraphEntry& graph) const;
-
-  // Whether fp16 keeps the Dice budget on `route`, as far as it was measured.
-  bool fp16_holds(int route) const;
 };
 
-// The manifest in `data`; throws PackageError that names the fault.
-Manifest manifest_from_json(std::string_view data);
+// Whether fp16 keeps the Dice budget on `route`; true where no calibration measured it.
+bool is_fp16_within_budget(const Manifest& manifest, int route);
 
 // The precision of the graph that is computed in `arithmetic`, such as fp16 for "fp16+bf16".
 std::string graph_precision(const std::string& arithmetic);

@@ -5,6 +5,7 @@
 
 #include "constants.h"
 #include "errors.h"
+#include "package/manifest_json.h"
 #include "storage/files.h"
 #include "text.h"
 
@@ -62,7 +63,7 @@ const GraphEntry& Package::graph(int route, const std::string& precision) const 
 
 const GraphEntry& Package::portable_graph(int route) const {
   const GraphEntry* fp16 = find_graph(manifest, route, "fp16");
-  return fp16 != nullptr && manifest.fp16_holds(route) ? *fp16 : graph(route, "fp32");
+  return fp16 != nullptr && is_fp16_within_budget(manifest, route) ? *fp16 : graph(route, "fp32");
 }
 
 const Route& Package::route(int index) const {

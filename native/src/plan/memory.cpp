@@ -51,7 +51,7 @@ std::string mib(double bytes) {
 
 }  // namespace
 
-double usual_memory_limit() {
+double usual_limit() {
   const auto pages = static_cast<double>(sysconf(_SC_PHYS_PAGES));
   return std::min(static_cast<double>(kMemoryLimitBytes),
                   std::floor(pages * static_cast<double>(sysconf(_SC_PAGE_SIZE)) / 2));
@@ -64,25 +64,34 @@ std::optional<double> bytes_per_voxel(const Model& model, int route,
   return static_cast<double>(*model.filters << route) * per_filter;
 }
 
-Shape tile_shape(const ResamplingPlan& plan, const Route& route, double per_voxel,
-                 const ScanSize& size, double limit) {
-  const Shape whole = plan.working_shape();
+double MemoryNeeds::resident(const ResamplingPlan& plan) const {
+  // The scan in two orders of axes, the image, and the labels of the output grid and of the scan.
   const double output = volume(plan.output_shape());
-  per_voxel += std::max(0.0, output / volume(whole) - 1.0) * kAnswerBytes *
-               static_cast<double>(size.classes);
-  // The scan in two orders of axes and the normalised region; labels of the output grid and the
-  // scan.
-  const double held =
-      static_cast<double>(kFixedBytes) +
-      volume(size.scan) * static_cast<double>(size.channels * 2 * size.bytes_per_channel) +
-      volume(size.region) * static_cast<double>(size.channels * 4) + output +
-      std::max(output, volume(size.scan));
-  const double preparing = held + volume(size.region) * static_cast<double>(kPreparedBytes);
-  if (std::max(preparing, held + volume(whole) * per_voxel) <= limit) return whole;
+  return static_cast<double>(kFixedBytes) +
+         volume(scan) * static_cast<double>(channels * 2 * itemsize) +
+         volume(region) * static_cast<double>(channels * 4) + output +
+         std::max(output, volume(scan));
+}
+
+double MemoryNeeds::preparing() const {
+  return volume(region) * static_cast<double>(kPreparedBytes);
+}
+
+double MemoryNeeds::per_voxel(const ResamplingPlan& plan) const {
+  const double finer = volume(plan.output_shape()) / volume(plan.working_shape()) - 1.0;
+  return bytes_per_voxel + std::max(0.0, finer) * kLogitBytes * static_cast<double>(classes);
+}
+
+Shape tile_shape(const ResamplingPlan& plan, const Route& route, const MemoryNeeds& needs,
+                 double limit) {
+  const double resident = needs.resident(plan), per_voxel = needs.per_voxel(plan);
+  const double preparing = resident + needs.preparing();
+  const Shape whole = plan.working_shape();
+  if (std::max(preparing, resident + volume(whole) * per_voxel) <= limit) return whole;
   std::array<std::set<std::int64_t>, 3> axes;
   for (std::size_t axis = 0; axis < 3; ++axis) axes[axis] = axis_choices(plan, route, axis);
-  const Shape least = {*axes[0].begin(), *axes[1].begin(), *axes[2].begin()};
-  const double needed = std::ceil(std::max(preparing, held + volume(least) * per_voxel));
+  const Shape smallest = {*axes[0].begin(), *axes[1].begin(), *axes[2].begin()};
+  const double needed = std::ceil(std::max(preparing, resident + volume(smallest) * per_voxel));
   if (needed > limit) {
     throw ScanError(text("segmenting this scan takes ", mib(needed),
                          " in the smallest tiles; the memory limit is ", mib(limit),
@@ -93,7 +102,7 @@ Shape tile_shape(const ResamplingPlan& plan, const Route& route, double per_voxe
     for (const std::int64_t j : axes[1]) {
       for (const std::int64_t k : axes[2]) {
         const Shape shape = {i, j, k};
-        if (held + volume(shape) * per_voxel > limit) continue;
+        if (resident + volume(shape) * per_voxel > limit) continue;
         const std::tuple<double, Shape> found = {work(plan, shape), shape};
         if (!best || found < *best) best = found;
       }

@@ -225,7 +225,7 @@ std::vector<AxisTile> axis_tiles(const ResamplingPlan& plan, int axis, std::int6
 ResamplingPlan plan_resampling(const Grid& grid, const Route& route, const Grid& output) {
   const Triple spacing = route.working_spacing_mm(grid.spacing_mm());
   const Shape core = covering_shape(grid, spacing);
-  const Grid working = grid.regridded(spacing, core);
+  const Grid working = grid.regrid(spacing, core);
   Shape padded = core;
   for (auto& size : padded) {
     size =
@@ -268,9 +268,9 @@ Shape subvoxel_counts(const Grid& grid, double base_spacing_mm) {
   return parts;
 }
 
-std::vector<std::uint8_t> majority_vote(const std::vector<std::uint8_t>& subvoxels,
-                                        const Shape& shape, const Shape& parts, int classes) {
-  if (parts == Shape{1, 1, 1}) return subvoxels;
+std::vector<std::uint8_t> majority_vote(const std::vector<std::uint8_t>& fine, const Shape& shape,
+                                        const Shape& parts, int classes) {
+  if (parts == Shape{1, 1, 1}) return fine;
   const Shape coarse = {shape[0] / parts[0], shape[1] / parts[1], shape[2] / parts[2]};
   std::vector<std::uint8_t> labels;
   labels.reserve(static_cast<std::size_t>(coarse[0] * coarse[1] * coarse[2]));
@@ -281,8 +281,7 @@ std::vector<std::uint8_t> majority_vote(const std::vector<std::uint8_t>& subvoxe
         std::fill(votes.begin(), votes.end(), 0);
         for (std::int64_t a = i * parts[0]; a < (i + 1) * parts[0]; ++a) {
           for (std::int64_t b = j * parts[1]; b < (j + 1) * parts[1]; ++b) {
-            const std::uint8_t* row =
-                subvoxels.data() + (a * shape[1] + b) * shape[2] + k * parts[2];
+            const std::uint8_t* row = fine.data() + (a * shape[1] + b) * shape[2] + k * parts[2];
             for (std::int64_t c = 0; c < parts[2]; ++c) ++votes[row[c]];
           }
         }

@@ -83,8 +83,8 @@ Shape subvoxel_counts(const Grid& grid, double base_spacing_mm);
 
 // Labels of voxels from the labels [oi, oj, ok] of their sub-voxels, of which there are `parts` per
 // axis: the most frequent of `classes` labels, ties to the lower one. `shape` is that of
-// `subvoxels`.
-std::vector<std::uint8_t> majority_vote(const std::vector<std::uint8_t>& subvoxels,
-                                        const Shape& shape, const Shape& parts, int classes);
+// `fine`.
+std::vector<std::uint8_t> majority_vote(const std::vector<std::uint8_t>& fine, const Shape& shape,
+                                        const Shape& parts, int classes);
 
 }  // namespace rare_trt

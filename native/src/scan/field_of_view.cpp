@@ -69,7 +69,7 @@ void check_field_of_view(const Grid& grid, const Grid& whole, const FieldOfView&
   const bool large_enough = covers(is_box ? whole : grid, accepted.min);
   std::string remedy = "take a scan, or a crop of one, that covers more";
   if (large_enough && is_box) {
-    remedy = "the scan ends inside the box: choose a point further inside";
+    remedy = "the scan's edge cuts the box: choose a point further inside";
   } else if (large_enough) {
     remedy = "pass a point to segment a box of the trained size around it";
   }
@@ -93,7 +93,7 @@ void check_field_of_view(const Grid& grid, const Grid& whole, const FieldOfView&
   }
   throw ScanError(text("the point ", join(point_mm, ", "),
                        " lies outside the scan, which reaches from ", join(low, ", "), " to ",
-                       join(high, ", "), " mm (right, anterior, superior): correct the point"));
+                       join(high, ", "), " mm (right, anterior, superior): choose a point inside"));
 }
 
 }  // namespace
@@ -114,7 +114,7 @@ Box box_at(const Grid& grid, const Triple& point_mm, const Triple& size_mm) {
   const Eigen::Vector3d point(point_mm[0], point_mm[1], point_mm[2]);
   if (!point.allFinite()) {
     throw ScanError(text("the point is ", join(point_mm, ", "),
-                         "; expected three finite numbers in mm: correct the point"));
+                         "; expected three finite numbers in mm: pass them"));
   }
   Eigen::Vector3d centre = grid.index(point);
   for (int axis = 0; axis < 3; ++axis) centre[axis] = round_decimals(centre[axis], kCentreDecimals);

@@ -24,7 +24,7 @@ struct Orientation {
 void check_affine(const Affine& affine) {
   if (!affine.allFinite()) {
     throw ScanError(
-        "the affine holds non-finite numbers; expected a finite 4x4 matrix: correct the header");
+        "the affine has non-finite numbers; expected a finite 4x4 matrix: correct the header");
   }
   const auto linear = affine.topLeftCorner<3, 3>();
   const Triple size = {linear.col(0).stableNorm(), linear.col(1).stableNorm(),
@@ -155,7 +155,7 @@ Grid Grid::box(const Shape& start, const Shape& shape) const {
   return {shape, affine};
 }
 
-Grid Grid::regridded(const Triple& spacing_mm, const Shape& shape) const {
+Grid Grid::regrid(const Triple& spacing_mm, const Shape& shape) const {
   const Triple own = this->spacing_mm();
   Affine affine = affine_;
   Eigen::Vector3d first;
@@ -170,14 +170,14 @@ Grid Grid::regridded(const Triple& spacing_mm, const Shape& shape) const {
   return {shape, affine};
 }
 
-Grid Grid::subdivided(const Shape& parts) const {
+Grid Grid::subdivide(const Shape& parts) const {
   Triple spacing = spacing_mm();
   Shape shape = shape_;
   for (int axis = 0; axis < 3; ++axis) {
     spacing[axis] /= static_cast<double>(parts[axis]);
     shape[axis] *= parts[axis];
   }
-  return regridded(spacing, shape);
+  return regrid(spacing, shape);
 }
 Canonical::Canonical(const Grid& scan) : grid(scan) {
   const Orientation found = orientation(scan);

@@ -38,10 +38,10 @@ class Grid {
   Grid box(const Shape& start, const Shape& shape) const;
 
   // A grid along the same axes and about the same centre with another spacing and shape.
-  Grid regridded(const Triple& spacing_mm, const Shape& shape) const;
+  Grid regrid(const Triple& spacing_mm, const Shape& shape) const;
 
   // The grid that cuts each voxel into `parts` equal ones per axis.
-  Grid subdivided(const Shape& parts) const;
+  Grid subdivide(const Shape& parts) const;
 
  private:
   Shape shape_;

@@ -6,6 +6,7 @@
 
 #include "errors.h"
 #include "sessions/compatibility.h"
+#include "sessions/engine_session.h"
 #include "sessions/openvino.h"
 #include "text.h"
 
@@ -14,7 +15,7 @@ namespace {
 
 constexpr const char* kEngineBackend = "tensorrt";
 
-// The order in which engines are tried: first those for most shapes of scans, of these the fastest.
+// The order of engines: those that run most scans first, then the fastest.
 auto rank(const EngineEntry& entry) {
   const std::vector<std::string> precisions = {"int8", "fp16", "fp32"};
   const auto at = std::find(precisions.begin(), precisions.end(), entry.precision);
@@ -34,7 +35,7 @@ SessionCandidates::SessionCandidates(const Package& package, Backend backend, co
       gpu_memory_limit_(gpu_memory_limit),
       warn_(std::move(warn)) {}
 
-std::vector<Candidate> SessionCandidates::candidates(int route) {
+std::vector<Candidate> SessionCandidates::select(int route) {
   std::vector<Candidate> found;
   if (backend_ != Backend::openvino) found = engines(route);
   if (backend_ != Backend::tensorrt) {
@@ -87,15 +88,16 @@ std::vector<Candidate> SessionCandidates::engines(int route) {
     }
   }
   if (runnable.empty() && backend_ == Backend::tensorrt) {
-    throw BackendError(text("tensorrt cannot run route ", route, " here (",
+    throw BackendError(text("tensorrt cannot run route ", route, " on this machine (",
                             reasons.empty()
                                 ? "the package has no engine for it: run `rare-trt build`"
                                 : reasons.front(),
-                            "); `rare-trt doctor` shows what can"));
+                            "); `rare-trt doctor` lists the usable backends"));
   }
   if (runnable.empty() && !reasons.empty() && !warned_) {
     warned_ = true;
-    warn_("none of the package's engines can run here, OpenVINO runs instead: " + reasons.front());
+    warn_("no engine of the package can run on this machine, so OpenVINO is used: " +
+          reasons.front());
   }
   // Later entries were built later, and sorting keeps the order of equals.
   std::reverse(runnable.begin(), runnable.end());
@@ -104,8 +106,8 @@ std::vector<Candidate> SessionCandidates::engines(int route) {
   std::vector<Candidate> found;
   for (const EngineEntry* entry : runnable) {
     found.push_back({entry->backend + " " + entry->precision, entry->precision, [this, entry] {
-                       if (!host_) host_ = open_engine_host(gpu_memory_limit_, warn_);
-                       return open_tensorrt_session(host_, package_, *entry);
+                       if (!host_) host_ = std::make_shared<EngineHost>(gpu_memory_limit_, warn_);
+                       return std::make_unique<EngineSession>(host_, package_, *entry);
                      }});
   }
   return found;

@@ -9,31 +9,35 @@
 #include <vector>
 
 #include "package/reading.h"
-#include "sessions/tensorrt/tensorrt.h"
+#include "sessions/machine.h"
+#include "sessions/session.h"
 #include "storage/cache.h"
 
 namespace rare_trt {
 
+class EngineHost;
+
 enum class Backend { automatic, openvino, tensorrt };
 
-// A session that has not been opened yet.
+// A session that can run a route and is not opened yet.
 struct Candidate {
   std::string name;
   std::string arithmetic;
   std::function<std::unique_ptr<Session>()> open;
 };
 
-// Opens sessions of one package.
+// Selects and opens sessions of one package.
 //
 // Engines come before OpenVINO, dynamic shapes before static ones, lower precisions before higher
-// ones, and of equal engines the one built last. Not safe to use from several threads at once.
+// ones, and of otherwise equal engines the newest first. Not safe to use from several threads at
+// once.
 class SessionCandidates {
  public:
   SessionCandidates(const Package& package, Backend backend, const Cache& cache,
                     std::uint64_t gpu_memory_limit, Warn warn);
 
-  // The candidates for `route`, best first; throws BackendError where there is none.
-  std::vector<Candidate> candidates(int route);
+  // The sessions to try for `route`, best first; throws BackendError without any.
+  std::vector<Candidate> select(int route);
 
  private:
   // The portable graph, after the faster variants that keep the package's Dice budget and that this

@@ -22,7 +22,7 @@ bool same_release(const std::string& one, const std::string& other) {
          std::equal(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(count), b.begin());
 }
 
-std::string gpu_incompatibility(const EngineEntry& entry, const Machine& machine) {
+std::string gpu_mismatch(const EngineEntry& entry, const Machine& machine) {
   if (!machine.gpu) return machine.no_gpu;
   const Gpu& gpu = *machine.gpu;
   const std::string& compatibility = entry.options.hardware_compatibility;
@@ -47,9 +47,9 @@ std::string gpu_incompatibility(const EngineEntry& entry, const Machine& machine
 std::string incompatibility(const EngineEntry& entry, const Manifest& manifest,
                             const Machine& machine) {
   if (!is_of_package(entry, manifest)) {
-    return "built from another graph than the package contains: build it again";
+    return "built from another graph than the package holds: build it again";
   }
-  if (entry.precision == "fp16" && !manifest.fp16_holds(entry.route)) {
+  if (entry.precision == "fp16" && !is_fp16_within_budget(manifest, entry.route)) {
     return "calibration found that fp16 exceeds the Dice budget: build it with --precision fp32";
   }
   if (entry.platform != machine.platform) {
@@ -63,7 +63,7 @@ std::string incompatibility(const EngineEntry& entry, const Manifest& manifest,
     return text("built with ", entry.backend, " ", entry.library, "; this machine has ",
                 library->second, ": build it again");
   }
-  return gpu_incompatibility(entry, machine);
+  return gpu_mismatch(entry, machine);
 }
 
 }  // namespace rare_trt

@@ -26,7 +26,7 @@ double disagreement(const std::vector<std::uint8_t>& labels, const NiftiVolume& 
   return static_cast<double>(different) / static_cast<double>(labels.size());
 }
 
-// The largest disagreement over the distinct runs of `session`.
+// The largest disagreement over the runs of `session`.
 double largest_disagreement(Session& session, const Package& package, const GoldenEntry& entry) {
   const Model& model = package.manifest.model;
   const Route& route = package.route(entry.route);
@@ -39,7 +39,7 @@ double largest_disagreement(Session& session, const Package& package, const Gold
   const PreparedScan scan = {normalise(volume.voxels(), model.intensity),
                              plan_resampling(volume.grid, route, truth.grid), route.max_shape};
   double largest = 0;
-  for (std::int64_t run = 0; run < session.distinct_runs; ++run) {
+  for (std::int64_t run = 0; run < session.golden_runs; ++run) {
     Timings ignored;
     const auto labels = run_tiles(session, scan, static_cast<int>(model.labels.size()), ignored);
     largest = std::max(largest, disagreement(labels, truth));
@@ -64,16 +64,15 @@ void check_golden_vectors(Session& session, const Package& package, int route) {
     ++checked;
     if (!(share <= bound)) {
       throw BackendError(
-          text(name, " gives ", number(share * 100, 3),
-               "% other labels than the package's golden vector ", entry.scan, " (at most ",
-               number(bound * 100, 3),
-               "% may differ): its labels cannot be trusted on this machine; report the output of "
+          text(name, " labels ", number(share * 100, 3), "% of the voxels of golden vector ",
+               entry.scan, " differently than the package (at most ", number(bound * 100, 3),
+               "% may differ), so it is not used on this machine: report the output of "
                "`rare-trt doctor`"));
     }
   }
   if (checked == 0) {
-    throw BackendError(text(name, " was not built for the shapes of any golden vector of route ",
-                            route, ", so its labels cannot be checked: build the engine again"));
+    throw BackendError(text(name, " accepts the shapes of no golden vector of route ", route,
+                            ", so its labels cannot be verified: build the engine again"));
   }
 }
 

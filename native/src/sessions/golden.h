@@ -11,7 +11,7 @@ namespace rare_trt {
 // by more than its bound.
 //
 // Vectors whose shapes the session was not built for are skipped; at least one must remain. Each is
-// run until the session no longer changes how it runs.
+// run `golden_runs` times.
 void check_golden_vectors(Session& session, const Package& package, int route);
 
 // `check_golden_vectors`, skipped for sessions that passed it on this machine before.

@@ -6,6 +6,9 @@
 #include <cctype>
 #include <sstream>
 
+#include "sessions/device.h"
+#include "sessions/nvidia.h"
+
 namespace rare_trt {
 namespace {
 
@@ -33,6 +36,24 @@ std::vector<int> version_numbers(const std::string& version) {
     if (parts.get() != '.') break;
   }
   return numbers;
+}
+
+Machine this_machine() {
+  Machine machine;
+  machine.platform = this_platform();
+  try {
+    machine.gpu = Device().gpu();
+  } catch (const BackendError& error) {
+    machine.no_gpu = error.what();
+  }
+  try {
+    machine.libraries["tensorrt"] = tensorrt_version();
+  } catch (const BackendError& error) {
+    machine.no_library["tensorrt"] = error.what();
+  }
+  machine.no_library["tensorrt-rtx"] =
+      "this library does not run TensorRT for RTX; the Python runtime does";
+  return machine;
 }
 
 }  // namespace rare_trt

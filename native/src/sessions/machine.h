@@ -29,6 +29,9 @@ struct Machine {
 // Operating system and processor as the manifest names them, such as linux-x86_64.
 std::string this_platform();
 
+// This machine. Loads CUDA's driver and TensorRT where they are installed.
+Machine this_machine();
+
 // The leading numbers of a version: 10.13 -> 10, 13.
 std::vector<int> version_numbers(const std::string& version);
 

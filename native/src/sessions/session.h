@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,6 +20,9 @@ struct Tensor {
   std::vector<float> values;
 };
 
+// Receives one sentence where a backend is replaced or slower than it could be.
+using Warn = std::function<void(const std::string&)>;
+
 using Inputs = std::array<Tensor, kInputNames.size()>;
 
 // Shape [oi, oj, ok] of the labels of `inputs`: the rows of out_i, out_j and out_k.
@@ -29,12 +33,10 @@ inline std::array<std::int64_t, 3> labels_shape(const Inputs& inputs) {
 // One route, ready to run. Safe to use from several threads.
 class Session {
  public:
-  // `distinct_runs`: the number of runs of one shape after which the session no longer changes how
-  // it runs.
-  Session(std::string backend, std::string arithmetic, std::int64_t distinct_runs)
-      : backend(std::move(backend)),
-        arithmetic(std::move(arithmetic)),
-        distinct_runs(distinct_runs) {}
+  // `golden_runs`: how often each golden vector is run. After so many runs of one shape the session
+  // no longer changes how it runs.
+  Session(std::string backend, std::string arithmetic, std::int64_t golden_runs)
+      : backend(std::move(backend)), arithmetic(std::move(arithmetic)), golden_runs(golden_runs) {}
   virtual ~Session() = default;
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -48,7 +50,7 @@ class Session {
 
   const std::string backend;
   const std::string arithmetic;
-  const std::int64_t distinct_runs;
+  const std::int64_t golden_runs;
 };
 
 }  // namespace rare_trt

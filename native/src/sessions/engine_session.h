@@ -1,14 +1,17 @@
-// One route's engine as a session.
+// The TensorRT session: one route's engine on the GPU, its inputs checked before each run.
 #pragma once
 
 #include <memory>
 
-#include "sessions/tensorrt/engine.h"
+#include "package/reading.h"
+#include "sessions/engine.h"
 
 namespace rare_trt {
 
-class EngineSession final : public Session {
+// `package` and `entry` must outlive the session. Safe to use from several threads.
+class EngineSession final : public Session, public EngineOwner {
  public:
+  // Throws BackendError where the engine cannot be loaded.
   EngineSession(std::shared_ptr<EngineHost> host, const Package& package, const EngineEntry& entry);
   ~EngineSession() override;
 
@@ -18,11 +21,8 @@ class EngineSession final : public Session {
 
   const std::string& identity() const override { return identity_; }
 
-  // Frees the engine's memory; the next run loads it again. Needs EngineHost::Running.
-  void unload();
-
-  // Backend, arithmetic and route, for errors.
-  std::string name() const;
+  void unload() override;
+  std::string name() const override;
 
  private:
   // The engine, loaded if it is not.

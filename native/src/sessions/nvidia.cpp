@@ -9,8 +9,8 @@
 #include <string>
 
 #include "constants.h"
+#include "sessions/nvidia.h"
 #include "sessions/session.h"
-#include "sessions/tensorrt/library.h"
 #include "text.h"
 
 static_assert(NV_TENSORRT_MAJOR == 11 || (NV_TENSORRT_MAJOR == 10 && NV_TENSORRT_MINOR >= 3),

@@ -1,5 +1,5 @@
-// Replaces nvinfer.cpp where TensorRT's headers were not found.
-#include "sessions/tensorrt/library.h"
+// Replaces nvidia.cpp where TensorRT's headers were not found.
+#include "sessions/nvidia.h"
 
 namespace rare_trt {
 namespace {

@@ -1,4 +1,4 @@
-#include "sessions/tensorrt/arena.h"
+#include "sessions/arena.h"
 
 #include <utility>
 

@@ -8,8 +8,8 @@
 #include <functional>
 
 #include "errors.h"
+#include "sessions/driver.h"
 #include "sessions/machine.h"
-#include "sessions/tensorrt/driver.h"
 
 namespace rare_trt {
 
@@ -65,12 +65,12 @@ class Device {
   void copy_out(void* target, cuda::Address source, std::size_t size, cuda::Stream on);
   void fill(cuda::Address target, std::uint8_t value, std::size_t size, cuda::Stream on);
 
-  cuda::Stream stream();
+  cuda::Stream create_stream();
   void destroy(cuda::Stream stream);
   // Waits for all work queued on the stream.
   void synchronize(cuda::Stream stream);
 
-  cuda::Event event();
+  cuda::Event create_event();
   void destroy(cuda::Event event);
   void record(cuda::Event event, cuda::Stream on);
   // Waits for all work queued before the event.

@@ -1,4 +1,4 @@
-#include "sessions/tensorrt/engine_session.h"
+#include "sessions/engine_session.h"
 
 #include <algorithm>
 #include <optional>
@@ -11,7 +11,7 @@ namespace rare_trt {
 
 EngineSession::EngineSession(std::shared_ptr<EngineHost> host, const Package& package,
                              const EngineEntry& entry)
-    : Session(entry.backend, entry.precision, kEngineRuns),
+    : Session(entry.backend, entry.precision, kEngineGoldenRuns),
       host_(std::move(host)),
       package_(package),
       entry_(entry) {
@@ -19,12 +19,12 @@ EngineSession::EngineSession(std::shared_ptr<EngineHost> host, const Package& pa
   const auto& sha256 = package.manifest.files.at(entry.file).sha256;
   identity_ = entry.backend + " " + tensorrt_version() + " " + sha256 + " " + gpu.name + " " +
               gpu.compute_capability + " " + gpu.driver;
-  const EngineHost::Running running(*host_);
+  const EngineHost::Acquired acquired(*host_);
   load();
 }
 
 EngineSession::~EngineSession() {
-  const auto lock = host_->locked();
+  const auto lock = host_->lock();
   std::optional<Device::Current> current;
   try {
     current.emplace(host_->device);
@@ -36,35 +36,35 @@ EngineSession::~EngineSession() {
 
 std::vector<std::uint8_t> EngineSession::run(const Inputs& inputs) {
   const Sizes sizes = checked_sizes(inputs);
-  const EngineHost::Running running(*host_);
+  const EngineHost::Acquired acquired(*host_);
   std::vector<std::uint8_t> labels;
   try {
     labels = load().run(sizes, inputs);
   } catch (const DeviceError& error) {
-    host_->wait_for_queued();
+    host_->synchronize();
     unload();
     throw BackendError(
         text(name(), " failed (", error.what(),
-             "): free GPU memory or restart the program; `rare-trt doctor` shows what "
-             "this machine can run"));
+             "): free GPU memory or restart the program; `rare-trt doctor` lists the "
+             "usable backends"));
   } catch (const BackendError&) {
-    host_->wait_for_queued();
+    host_->synchronize();
     unload();
     throw;
   }
   const std::size_t known = package_.manifest.model.labels.size();
   const auto largest = std::max_element(labels.begin(), labels.end());
   if (largest != labels.end() && *largest >= known) {
-    const int unknown = *largest;
+    const int highest = *largest;
     unload();
-    throw BackendError(text(name(), " returned label ", unknown, "; expected 0 to ", known - 1,
+    throw BackendError(text(name(), " returned label ", highest, "; expected 0 to ", known - 1,
                             ": run `rare-trt verify`, then build the engine again"));
   }
   return labels;
 }
 
 void EngineSession::unload() {
-  host_->remove(*this);
+  host_->forget(*this);
   engine_.reset();
 }
 
@@ -81,13 +81,13 @@ Engine& EngineSession::load() {
       try {
         engine = host_->library().load(blob, entry_);
       } catch (const EngineLoadError&) {
-        // TensorRT does not report whether memory was missing.
+        // Perhaps the GPU is out of memory: TensorRT does not report the reason.
         if (!host_->unload_oldest(*this)) throw;
       }
     }
     engine_ = std::make_unique<Engine>(*host_, *this, std::move(engine), blob.size());
   }
-  host_->set_last_used(*this, engine_->size);
+  host_->mark_used(*this, engine_->size);
   return *engine_;
 }
 
@@ -109,33 +109,6 @@ Sizes EngineSession::checked_sizes(const Inputs& inputs) const {
     sizes[at] = shape;
   }
   return sizes;
-}
-
-std::shared_ptr<EngineHost> open_engine_host(std::uint64_t memory_limit, Warn warn) {
-  return std::make_shared<EngineHost>(memory_limit, std::move(warn));
-}
-
-std::unique_ptr<Session> open_tensorrt_session(std::shared_ptr<EngineHost> host,
-                                               const Package& package, const EngineEntry& entry) {
-  return std::make_unique<EngineSession>(std::move(host), package, entry);
-}
-
-Machine this_machine() {
-  Machine machine;
-  machine.platform = this_platform();
-  try {
-    machine.gpu = Device().gpu();
-  } catch (const BackendError& error) {
-    machine.no_gpu = error.what();
-  }
-  try {
-    machine.libraries["tensorrt"] = tensorrt_version();
-  } catch (const BackendError& error) {
-    machine.no_library["tensorrt"] = error.what();
-  }
-  machine.no_library["tensorrt-rtx"] =
-      "this library does not run TensorRT for RTX; the Python runtime does";
-  return machine;
 }
 
 }  // namespace rare_trt

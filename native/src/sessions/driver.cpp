@@ -1,4 +1,4 @@
-#include "sessions/tensorrt/driver.h"
+#include "sessions/driver.h"
 
 #include <dlfcn.h>
 

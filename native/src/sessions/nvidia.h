@@ -1,6 +1,6 @@
 // TensorRT's runtime as sessions use it: engines from bytes, contexts from engines.
 //
-// nvinfer.cpp implements it with TensorRT where its headers are found, without_nvinfer.cpp refuses
+// nvidia.cpp implements it with TensorRT where its headers are found, without_nvidia.cpp refuses
 // elsewhere, and the tests have a fake. All calls come from one thread at a time with the GPU's
 // context current.
 #pragma once
@@ -10,7 +10,7 @@
 
 #include "errors.h"
 #include "package/manifest.h"
-#include "sessions/tensorrt/driver.h"
+#include "sessions/driver.h"
 
 namespace rare_trt {
 

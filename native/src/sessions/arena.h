@@ -3,8 +3,8 @@
 
 #include <array>
 
+#include "sessions/device.h"
 #include "sessions/session.h"
-#include "sessions/tensorrt/device.h"
 
 namespace rare_trt {
 

@@ -1,4 +1,4 @@
-#include "sessions/tensorrt/device.h"
+#include "sessions/device.h"
 
 #include <array>
 #include <fstream>
@@ -82,7 +82,7 @@ void Device::fill(cuda::Address target, std::uint8_t value, std::size_t size, cu
   check(driver_.cuMemsetD8Async(target, value, size, on));
 }
 
-cuda::Stream Device::stream() {
+cuda::Stream Device::create_stream() {
   cuda::Stream stream = nullptr;
   check(driver_.cuStreamCreate(&stream, cuda::kNonBlocking));
   return stream;
@@ -92,7 +92,7 @@ void Device::destroy(cuda::Stream stream) { check(driver_.cuStreamDestroy_v2(str
 
 void Device::synchronize(cuda::Stream stream) { check(driver_.cuStreamSynchronize(stream)); }
 
-cuda::Event Device::event() {
+cuda::Event Device::create_event() {
   cuda::Event event = nullptr;
   check(driver_.cuEventCreate(&event, cuda::kDefaultEvent));
   return event;
