@@ -75,7 +75,7 @@ struct Functions {
     void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
       throw BackendError(text("TensorRT cannot be loaded (", dlerror(), "): install TensorRT ",
-                              NV_TENSORRT_MAJOR, " as docs/TENSORRT.md says for this machine"));
+                              NV_TENSORRT_MAJOR, " as docs/how-to/engines.md describes"));
     }
     find(library, "createInferRuntime_INTERNAL", create_runtime);
     for (const char* part : {"Major", "Minor", "Patch", "Build"}) {
@@ -89,8 +89,9 @@ struct Functions {
   static void find(void* library, const char* name, Function& function) {
     function = reinterpret_cast<Function>(dlsym(library, name));
     if (function == nullptr) {
-      throw BackendError(text("TensorRT's library has no ", name,
-                              ": install TensorRT 10.3 to 11.x as docs/TENSORRT.md says"));
+      throw BackendError(
+          text("TensorRT's library has no ", name,
+               ": install TensorRT 10.3 to 11.x as docs/how-to/engines.md describes"));
     }
   }
 };
@@ -212,7 +213,7 @@ class TensorRt final : public EngineLibrary {
     runtime_.reset(static_cast<trt::IRuntime*>(made));
     if (!runtime_) {
       throw BackendError(text("TensorRT cannot be started (", logged_errors(),
-                              "): install TensorRT as docs/TENSORRT.md says"));
+                              "): install TensorRT as docs/how-to/engines.md describes"));
     }
     // Host code in an engine would run with the rights of the user who segments the scan.
     runtime_->setEngineHostCodeAllowed(false);
