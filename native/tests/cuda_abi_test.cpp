@@ -1,13 +1,14 @@
-// driver.h declares what cuda.h does. Compiled where cuda.h is; there is nothing to run.
+// The declarations of driver.h match cuda.h. Compiled where cuda.h is found; there is nothing to
+// run.
 #include <cuda.h>
 
 #include <type_traits>
 
-#include "sessions/tensorrt/driver.h"
+#include "sessions/driver.h"
 
 namespace {
 
-// As many arguments, each as large and as much of a pointer.
+// The same number of arguments, each of the same size and a pointer in both or in none.
 template <class Own, class Theirs>
 struct Alike : std::false_type {};
 
