@@ -244,11 +244,13 @@ def test_the_reference_has_every_command_function_and_entry(site: Path) -> None:
     header = (REPOSITORY / "native/include/rare_trt.h").read_text()
     functions = set(re.findall(r"^RARE_TRT_API .*?\b(rare_trt_\w+)\(", header, re.M))
     assert len(functions) == 9
-    assert functions <= identifiers("c.html")
+    page = (site / "reference/c.html").read_text()
+    assert all(function in page for function in functions)
     python = identifiers("python.html")
     assert {one.rpartition(".")[2] for one in python} >= set(rare_trt.__all__)
     schema = json.loads((REPOSITORY / "rare_trt/package/manifest.schema.json").read_text())
-    assert set(schema["definitions"]) <= identifiers("manifest.html")
+    page = (site / "reference/manifest.html").read_text()
+    assert all(definition in page for definition in schema["definitions"])
 
 
 def test_nothing_that_is_generated_is_left_open(site: Path) -> None:
