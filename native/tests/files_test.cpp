@@ -149,7 +149,7 @@ TEST_CASE("a package's files are verified against their hashes") {
   const fs::path copy = folder.path() / "tiny.rare";
   fs::copy(tiny(), copy, fs::copy_options::recursive);
   const Package package = open_package(copy);
-  CHECK(package.manifest.name == "tiny_v1");
+  CHECK(package.manifest.routes.size() == 2);
   const std::string name = package.manifest.golden[0].scan;
   std::string data = package.read(name);
   CHECK(data.size() > 100);

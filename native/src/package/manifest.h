@@ -84,7 +84,6 @@ struct FileEntry {
 
 // The parts of a manifest that the runtime needs. Paths are relative to the package's folder.
 struct Manifest {
-  std::string name;
   Model model;
   std::vector<Route> routes;
   std::vector<GraphEntry> graphs;

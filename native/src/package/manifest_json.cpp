@@ -188,7 +188,6 @@ std::vector<Entry> entries(const Json& values, Entry (*read)(const Json&)) {
 
 Manifest manifest_of(const Json& values) {
   Manifest found;
-  found.name = values.at("name");
   found.model = model(values.at("model"));
   found.routes = entries(values.at("routes"), route);
   found.graphs = entries(values.at("graphs"), graph);

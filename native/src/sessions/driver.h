@@ -32,43 +32,47 @@ constexpr unsigned kNonBlocking = 1;
 constexpr unsigned kDefaultEvent = 0;
 constexpr int kThreadLocal = 1;
 
-// The functions under their own names.
+// The functions that sessions call, with their arguments.
+#define RARE_TRT_CUDA_FUNCTIONS(X)                                                              \
+  X(cuInit, unsigned flags)                                                                     \
+  X(cuDriverGetVersion, int* version)                                                           \
+  X(cuGetErrorName, Status status, const char** name)                                           \
+  X(cuDeviceGet, Device* device, int ordinal)                                                   \
+  X(cuDeviceGetName, char* name, int length, Device device)                                     \
+  X(cuDeviceGetAttribute, int* value, int attribute, Device device)                             \
+  X(cuDevicePrimaryCtxRetain, Context* context, Device device)                                  \
+  X(cuDevicePrimaryCtxRelease_v2, Device device)                                                \
+  X(cuCtxPushCurrent_v2, Context context)                                                       \
+  X(cuCtxPopCurrent_v2, Context* context)                                                       \
+  X(cuMemAlloc_v2, Address* address, std::size_t size)                                          \
+  X(cuMemFree_v2, Address address)                                                              \
+  X(cuMemHostAlloc, void** memory, std::size_t size, unsigned flags)                            \
+  X(cuMemHostGetDevicePointer_v2, Address* address, void* memory, unsigned flags)               \
+  X(cuMemFreeHost, void* memory)                                                                \
+  X(cuMemcpyHtoDAsync_v2, Address target, const void* source, std::size_t size, Stream on)      \
+  X(cuMemcpyDtoHAsync_v2, void* target, Address source, std::size_t size, Stream on)            \
+  X(cuMemsetD8Async, Address target, unsigned char value, std::size_t size, Stream on)          \
+  X(cuStreamCreate, Stream* stream, unsigned flags)                                             \
+  X(cuStreamDestroy_v2, Stream stream)                                                          \
+  X(cuStreamSynchronize, Stream stream)                                                         \
+  X(cuEventCreate, Event* event, unsigned flags)                                                \
+  X(cuEventDestroy_v2, Event event)                                                             \
+  X(cuEventRecord, Event event, Stream on)                                                      \
+  X(cuEventSynchronize, Event event)                                                            \
+  X(cuStreamBeginCapture_v2, Stream stream, int mode)                                           \
+  X(cuStreamEndCapture, Stream stream, Graph* graph)                                            \
+  X(cuGraphInstantiateWithFlags, ExecutableGraph* ready, Graph graph, unsigned long long flags) \
+  X(cuGraphDestroy, Graph graph)                                                                \
+  X(cuGraphLaunch, ExecutableGraph graph, Stream on)                                            \
+  X(cuGraphExecDestroy, ExecutableGraph graph)
+
 struct Driver {
   // libcuda.so.1, loaded once; throws BackendError where it is not installed or too old.
   static const Driver& loaded();
 
-  Status (*cuInit)(unsigned flags);
-  Status (*cuDriverGetVersion)(int* version);
-  Status (*cuGetErrorName)(Status status, const char** name);
-  Status (*cuDeviceGet)(Device* device, int ordinal);
-  Status (*cuDeviceGetName)(char* name, int length, Device device);
-  Status (*cuDeviceGetAttribute)(int* value, int attribute, Device device);
-  Status (*cuDevicePrimaryCtxRetain)(Context* context, Device device);
-  Status (*cuDevicePrimaryCtxRelease_v2)(Device device);
-  Status (*cuCtxPushCurrent_v2)(Context context);
-  Status (*cuCtxPopCurrent_v2)(Context* context);
-  Status (*cuMemAlloc_v2)(Address* address, std::size_t size);
-  Status (*cuMemFree_v2)(Address address);
-  Status (*cuMemHostAlloc)(void** memory, std::size_t size, unsigned flags);
-  Status (*cuMemHostGetDevicePointer_v2)(Address* address, void* memory, unsigned flags);
-  Status (*cuMemFreeHost)(void* memory);
-  Status (*cuMemcpyHtoDAsync_v2)(Address target, const void* source, std::size_t size, Stream on);
-  Status (*cuMemcpyDtoHAsync_v2)(void* target, Address source, std::size_t size, Stream on);
-  Status (*cuMemsetD8Async)(Address target, unsigned char value, std::size_t size, Stream on);
-  Status (*cuStreamCreate)(Stream* stream, unsigned flags);
-  Status (*cuStreamDestroy_v2)(Stream stream);
-  Status (*cuStreamSynchronize)(Stream stream);
-  Status (*cuEventCreate)(Event* event, unsigned flags);
-  Status (*cuEventDestroy_v2)(Event event);
-  Status (*cuEventRecord)(Event event, Stream on);
-  Status (*cuEventSynchronize)(Event event);
-  Status (*cuStreamBeginCapture_v2)(Stream stream, int mode);
-  Status (*cuStreamEndCapture)(Stream stream, Graph* graph);
-  Status (*cuGraphInstantiateWithFlags)(ExecutableGraph* ready, Graph graph,
-                                        unsigned long long flags);
-  Status (*cuGraphDestroy)(Graph graph);
-  Status (*cuGraphLaunch)(ExecutableGraph graph, Stream on);
-  Status (*cuGraphExecDestroy)(ExecutableGraph graph);
+#define RARE_TRT_DECLARE(name, ...) Status (*name)(__VA_ARGS__);
+  RARE_TRT_CUDA_FUNCTIONS(RARE_TRT_DECLARE)
+#undef RARE_TRT_DECLARE
 };
 
 }  // namespace rare_trt::cuda
