@@ -172,7 +172,7 @@ def test_the_command_writes_tables_and_a_picture_of_cases_kept_back(
     arguments = ["evaluate", "--data", str(two_cases), "-o", str(out)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "1 cases, kept back from training" in printed
+    assert "1 cases, held out from training" in printed
     rows = list(csv.DictReader((out / "cases.csv").read_text().splitlines()))
     assert {row["case"] for row in rows} == {"hippocampus_292"}
     names = [one.name for one in acquisitions(1.0)]
@@ -206,7 +206,7 @@ def test_without_cases_kept_back_all_are_used_and_it_is_said(
         "rare_trt.evaluation.measurements.acquisitions", lambda base: acquisitions(base)[:1]
     )
     assert main(["evaluate", "--data", str(data), "-o", str(tmp_path / "out")]) == 0
-    assert "2 cases, of which the network may have seen some" in capsys.readouterr().out
+    assert "2 cases, some perhaps used in training" in capsys.readouterr().out
 
 
 def crops(data: Path, into: Path, *, first: int) -> Path:
@@ -249,7 +249,7 @@ def test_where_all_scans_are_refused_nothing_is_written(
         image = nib.load(two_cases / part / "hippocampus_292.nii.gz")
         nib.save(image.slicer[:5, :5, :5], data / part / "hippocampus_292.nii.gz")
     assert main(["evaluate", "--data", str(data), "-o", str(out)]) == 1
-    assert "scans was answered: hippocampus_292 (1 mm): " in capsys.readouterr().err
+    assert "scans was segmented: hippocampus_292 (1 mm): " in capsys.readouterr().err
     assert not out.exists()
 
 
