@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rare_trt.backends import Arithmetic, graph_precision, needs_bf16
-from rare_trt.export.onnx_from_route import load_graph
+from rare_trt.export.graph_files import load_graph
 from rare_trt.package.reading import Package, open_package
 from rare_trt.sessions.openvino import OpenVinoRun, openvino_facts
 from rare_trt.sessions.session import INPUT_NAMES

@@ -40,8 +40,9 @@ from rare_trt.errors import BackendError, OutputError
 from rare_trt.evaluation.cases import CaseFiles, load_cases
 from rare_trt.evaluation.route_samples import route_sample
 from rare_trt.evaluation.simulation import acquired, whole_voxels
+from rare_trt.export.graph_files import files_from_models, load_graph
 from rare_trt.export.lint import lint
-from rare_trt.export.onnx_from_route import files_from_models, load_graph, onnx_from_route
+from rare_trt.export.onnx_from_route import onnx_from_route
 from rare_trt.package.manifest import (
     BuilderOptions,
     CalibrationEntry,
