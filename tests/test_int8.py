@@ -39,8 +39,9 @@ from rare_trt.errors import BackendError, OutputError
 from rare_trt.evaluation.cases import CaseFiles, load_cases
 from rare_trt.evaluation.prepared_cases import prepare_case
 from rare_trt.evaluation.simulation import acquire, whole_voxel_grid
+from rare_trt.export.graph_files import files_from_models, load_graph
 from rare_trt.export.lint import lint
-from rare_trt.export.onnx_from_route import files_from_models, load_graph, onnx_from_route
+from rare_trt.export.onnx_from_route import onnx_from_route
 from rare_trt.package.manifest import (
     BuilderOptions,
     CalibrationEntry,

@@ -26,7 +26,7 @@ from rare_trt.commands.info import describe_model
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
 from rare_trt.evaluation.cases import CaseFiles, find_cases, load_case, split_by_subject
 from rare_trt.export.agreement import Agreement
-from rare_trt.export.onnx_from_route import GraphFiles
+from rare_trt.export.graph_files import GraphFiles
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import write_package
 from rare_trt.scan.geometry import Canonical
