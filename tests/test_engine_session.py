@@ -280,7 +280,7 @@ def host_of(ready: Segmenter) -> Callable[[], EngineHost]:
     """What the engines of a segmenter share, once the first of them is there."""
 
     def found() -> EngineHost:
-        host = ready._choice._host
+        host = ready._pool._choice._host
         assert host is not None
         return host
 
@@ -873,7 +873,7 @@ def test_a_scan_that_does_not_fit_a_static_engine_is_answered_by_openvino_alone(
     assert main(["verify", str(built.folder)]) == 0
     with Segmenter(built) as best:
         assert best.segment(typical, route=1).backend == "tensorrt"
-        with pytest.warns(EngineWarning, match="tensorrt fp32 cannot answer this scan"):
+        with pytest.warns(EngineWarning, match="tensorrt fp32 cannot run this scan"):
             assert best.segment(scan, route=1, spacing_out_mm=0.5).backend == "openvino"
         assert best.segment(typical, route=1).backend == "tensorrt"
 

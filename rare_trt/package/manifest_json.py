@@ -19,15 +19,12 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from rare_trt.backends import GRAPH_PRECISION
+from rare_trt.constants import FORMAT_VERSION, MAX_INTEGER
 from rare_trt.errors import PackageError
 from rare_trt.package.manifest import MANIFEST, SIGNATURE, EngineEntry, GraphEntry, Manifest
 from rare_trt.storage.files import sha256
 
 FORMAT: Final = "rare-trt package"
-FORMAT_VERSION: Final = 4
-
-# Every integer of the file stands for itself as a float too.
-MAX_INTEGER: Final = 1 << 53
 
 # The first fault that a rule finds, in a few words, or None.
 Rule: TypeAlias = Callable[[Manifest], str | None]
