@@ -165,4 +165,5 @@ class _OneScan(CalibrationDataReader):  # type: ignore[misc]
         self._left = [scan]
 
     def get_next(self) -> Inputs | None:
+        """The scan on the first call, None afterwards."""
         return self._left.pop() if self._left else None

@@ -370,7 +370,7 @@ def test_the_arena_makes_room_too_where_no_other_engine_can(
     with segmenter(tiny_engines, gpu_memory_limit=limit) as on_gpu:
         on_gpu.segment(scan, route=1)
         host = host_of(on_gpu)()
-        (used,) = on_gpu._sessions.values()
+        (used,) = on_gpu._pool._sessions.values()
         assert isinstance(used, EngineSession)
         assert host.arena.device_bytes
         with host.acquire():

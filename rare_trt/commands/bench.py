@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Parsers) -> None:
-    """Adds the command's parser to `commands`."""
+    """Adds `bench` to the command line."""
     parser = commands.add_parser(
         "bench",
         help="measure latency: cold, warm, per route and stage",
@@ -52,7 +52,7 @@ def add_parser(commands: Parsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measures, prints Markdown tables and writes --json; returns 0."""
+    """Prints the measurements as Markdown tables, and writes them as JSON with --json."""
     if options.json is not None and not options.overwrite:
         refuse_existing([options.json])
     found = bench(
