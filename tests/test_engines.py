@@ -414,10 +414,17 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
     return found
 
 
+@pytest.fixture(params=["half", pytest.param("hippocampus", marks=pytest.mark.slow)])
+def in_precisions(request: pytest.FixtureRequest, half: Package) -> Package:
+    """A package with graphs of several precisions: the small one, or that which ships."""
+    return half if request.param == "half" else open_package(request.param)
+
+
 def test_best_keeps_the_fastest_within_the_bounds(
-    gpu: FakeGpu, package: Package, tmp_path: Path, failing: set[tuple[str, int]]
+    gpu: FakeGpu, in_precisions: Package, tmp_path: Path, failing: set[tuple[str, int]]
 ) -> None:
     """fp16 is the faster one here, but on route 1 it fails its golden vectors."""
+    package, routes = in_precisions, range(len(in_precisions.manifest.routes))
     failing.add(("fp16", 1))
     here, out = this_machine(), tmp_path / "best.rare"
     # What was there before gives way to the fastest, but for engines of other options.
@@ -425,25 +432,24 @@ def test_best_keeps_the_fastest_within_the_bounds(
     build_engines(package, "tensorrt", "fp32", BuilderOptions(tf32=True), here, out=out)
     found, built = build_engines(package, "tensorrt", "best", BuilderOptions(), here, out=out)
     kept = {e.route: e.precision for e in found.manifest.engines if not e.options.tf32}
-    assert kept == {0: "fp16", 1: "fp32", 2: "fp16", 3: "fp16"}
-    assert len(found.manifest.engines) == 8
-    assert {item.entry.route: bool(item.seconds) for item in built} == {
-        0: True,
-        1: False,
-        2: True,
-        3: True,
+    assert kept == {route: "fp32" if route == 1 else "fp16" for route in routes}
+    assert len(found.manifest.engines) == 2 * len(routes)
+    # On route 1 the engine that is there is the fastest.
+    assert {i.entry.route: bool(i.seconds) for i in built} == {
+        route: route != 1 for route in routes
     }
     found_files = {path.name for path in (out / "engines" / "tensorrt").iterdir()}
     assert found_files == {Path(entry.file).name for entry in found.manifest.engines}
 
 
 def test_best_that_fails_leaves_the_package_as_it_was(
-    gpu: FakeGpu, package: Package, tmp_path: Path, failing: set[tuple[str, int]]
+    gpu: FakeGpu, in_precisions: Package, tmp_path: Path, failing: set[tuple[str, int]]
 ) -> None:
+    package, last = in_precisions, len(in_precisions.manifest.routes) - 1
     here, out = this_machine(), tmp_path / "best.rare"
     build_engines(package, "tensorrt", "fp16", BuilderOptions(), here, out=out)
     before = files_of(tmp_path)
-    failing.update({("fp16", 2), ("fp32", 2), ("int8", 2)})
+    failing.update({("fp16", last), ("fp32", last), ("int8", last)})
     with pytest.raises(BackendError, match="golden vector"):
         build_engines(package, "tensorrt", "best", BuilderOptions(), here, out=out)
     assert files_of(tmp_path) == before

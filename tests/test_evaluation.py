@@ -221,15 +221,20 @@ def crops(data: Path, into: Path, *, first: int) -> Path:
 
 
 def test_rejected_scans_are_listed_and_the_others_measured(
-    two_cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    two_cases: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A crop that is large enough, and is not once it is 4 mm tighter."""
     image = nib.load(two_cases / "images/hippocampus_292.nii.gz")
     least = open_package("hippocampus").manifest.model.field_of_view_mm.min
     first = min(int(n - mm) - 6 for n, mm in zip(image.shape, least, strict=True))
     data, out = crops(two_cases, tmp_path / "data", first=first), tmp_path / "out"
-    assert main(["evaluate", "--data", str(data), "-o", str(out)]) == 0
     tighter = "4 mm tighter on every side"
+    some = [one for one in acquisitions(1.0) if one.name in ("1 mm", "2 mm", tighter)]
+    monkeypatch.setattr("rare_trt.evaluation.measurements.acquisitions", lambda base: some)
+    assert main(["evaluate", "--data", str(data), "-o", str(out)]) == 0
     [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith(f"{tighter}: ")]
     assert f"1 of 2 rejected, the first as hippocampus_004 ({tighter}): " in line
     rows = list(csv.DictReader((out / "cases.csv").read_text().splitlines()))

@@ -61,8 +61,8 @@ def resliced(scan: Scan, spacing_mm: float) -> Scan:
     """`scan` interpolated linearly to an isotropic spacing."""
     grid = isotropic_grid(scan.volume.grid, spacing_mm, (0.5, 10.0))
     i, j, k = axis_matrices(scan.volume.grid, grid)
-    voxels = np.einsum("ai,bj,ck,ijk->abc", i, j, k, scan.volume.voxels).astype(np.float32)
-    return reframed(scan, voxels, grid.affine.copy())
+    voxels = np.einsum("ai,bj,ck,ijk->abc", i, j, k, scan.volume.voxels, optimize=True)
+    return reframed(scan, voxels.astype(np.float32), grid.affine.copy())
 
 
 @pytest.fixture(scope="module")

@@ -457,12 +457,12 @@ def test_coarse_routes_learn_from_the_ema_teacher_at_base_spacing(
     # One scan shows route 0, then route 1 an average and an acquisition.
     for number, truth in enumerate(truths):
         assert not truth.requires_grad
-        assert truth.sum(dim=1) == pytest.approx(1.0, abs=1e-2)
+        assert (truth.sum(dim=1) - 1.0).abs().max() <= 1e-2
         if distillation and number >= 12 and number % 3:
             i, j, k = ((truth[0, 2] > 0.4).nonzero().amax(dim=0) + 1).tolist()
             labels = 2.0 * truth - torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1, 1)
             labels = labels[..., :i, :j, :k]
-            assert labels == pytest.approx(labels.round(), abs=1e-3)
+            assert (labels - labels.round()).abs().max() <= 1e-3
             assert set(labels.argmax(1).unique().tolist()) == {0, 1, 2}
             # Beyond the case there is background.
             assert truth.sum() - truth[..., :i, :j, :k].sum() == truth[0, 0].numel() - i * j * k
