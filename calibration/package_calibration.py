@@ -19,7 +19,7 @@ from rare_trt.calibration.route_calibration import (
 )
 from rare_trt.errors import RareTrtError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
-from rare_trt.export.onnx_from_route import GraphFiles, files_from_models
+from rare_trt.export.graph_files import GraphFiles, files_from_models
 from rare_trt.package.manifest import GoldenEntry, GraphEntry, Manifest
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import refuse_changed, write_package

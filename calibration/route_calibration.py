@@ -25,7 +25,7 @@ from rare_trt.calibration.search import MIN_SPEEDUP, Budget, Outcome, search
 from rare_trt.calibration.trial import Trials
 from rare_trt.evaluation.cases import Case
 from rare_trt.evaluation.prepared_cases import NATIVE, prepare_case
-from rare_trt.export.onnx_from_route import load_graph
+from rare_trt.export.graph_files import load_graph
 from rare_trt.package.manifest import CalibrationEntry, Manifest, RouteEntry, Variant
 from rare_trt.package.reading import Package
 from rare_trt.scan.geometry import Triple

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import ceil
 
+from rare_trt.constants import BUCKET
 from rare_trt.package.manifest import Model, RouteEntry, Shapes
-from rare_trt.plan.resampling import BUCKET
 from rare_trt.scan.geometry import Shape
 
 

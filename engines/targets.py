@@ -40,7 +40,7 @@ class Target:
 
 ARM, X86 = "linux-aarch64", "linux-x86_64"
 
-# docs/TENSORRT.md names the sources.
+# docs/measurements/tensorrt.md names the sources.
 TARGETS: Final = (
     Target("jetson-orin", "Jetson Orin", "8.7", ARM, "10.3", "JetPack 6.1 and 6.2"),
     Target("jetson-orin-7", "Jetson Orin", "8.7", ARM, "10.16", "JetPack 7.2"),

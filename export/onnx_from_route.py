@@ -1,18 +1,16 @@
-"""ONNX from a route: export with dynamic shapes, simplify, name, check; graphs as files."""
+"""ONNX from a route: export with dynamic shapes, simplify, name, check."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Mapping
 from typing import Final
 
 import onnx
 import onnxsim
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 from torch.export import Dim
 
 from rare_trt.errors import RareTrtError
@@ -22,10 +20,6 @@ from rare_trt.sessions.session import INPUT_NAMES, LOGITS
 from rare_trt.training.network import RareUNet
 
 MAX_AXIS: Final = 4096
-
-# Smaller tensors stay inside the graph: parsers need shapes and scalars there.
-EXTERNAL_BYTES: Final = 1024
-ALIGNMENT: Final = 64
 
 # Names of the dimensions. Those of the output differ: labels may lie on another grid.
 DIMENSIONS: Final[Mapping[str, tuple[str | int, ...]]] = {
@@ -38,17 +32,6 @@ DIMENSIONS: Final[Mapping[str, tuple[str | int, ...]]] = {
     "out_k": ("ok", "K"),
     "labels": (1, "oi", "oj", "ok"),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class GraphFiles:
-    """Graphs, one per route, as file contents; all refer to one file of weights."""
-
-    graphs: tuple[bytes, ...]
-    weights: bytes
-
-
-NO_FILES: Final = GraphFiles((), b"")
 
 
 def onnx_from_route(network: RareUNet, route: int) -> ModelProto:
@@ -65,62 +48,6 @@ def onnx_from_route(network: RareUNet, route: int) -> ModelProto:
     if faults:
         raise RareTrtError(f"route {route}: TensorRT 10.3 would refuse the graph: {faults}")
     return model
-
-
-def files_from_models(
-    models: Sequence[ModelProto], weights_name: str, beside: GraphFiles = NO_FILES
-) -> GraphFiles:
-    """`models`, one per route, with their weights moved to the file `weights_name`.
-
-    Each distinct tensor is stored once. The weights start with those of the graphs `beside`, which
-    stay as they are, and tensors among those are not stored again. Changes `models`.
-    """
-    data = bytearray()
-    offsets: dict[bytes, int] = {}
-    for graph in beside.graphs:
-        for tensor in onnx.load_model_from_string(graph).graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL:
-                place = _weights_slice(tensor)
-                offsets[sha256(beside.weights[place]).digest()] = place.start
-                data.extend(beside.weights[len(data) : place.stop])
-    for model in models:
-        for tensor in model.graph.initializer:
-            raw = tensor.raw_data
-            if len(raw) < EXTERNAL_BYTES:
-                continue
-            digest = sha256(raw).digest()
-            if digest not in offsets:
-                data.extend(bytes(-len(data) % ALIGNMENT))
-                offsets[digest] = len(data)
-                data.extend(raw)
-            _refer(tensor, weights_name, offsets[digest], len(raw))
-    return GraphFiles(tuple(model.SerializeToString() for model in models), bytes(data))
-
-
-def load_graph(graph: bytes, weights: bytes) -> ModelProto:
-    """The model in the file contents of one of GraphFiles, with its weights inside."""
-    model = onnx.load_model_from_string(graph)
-    for tensor in model.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            tensor.raw_data = weights[_weights_slice(tensor)]
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-    return model
-
-
-def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
-    """Replaces the values of `tensor` by a reference to bytes of the file `location`."""
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)
-
-
-def _weights_slice(tensor: TensorProto) -> slice:
-    """The bytes of an external `tensor` in the file of weights."""
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    start = int(place["offset"])
-    return slice(start, start + int(place["length"]))
 
 
 def _export(graph: RouteGraph) -> ModelProto:

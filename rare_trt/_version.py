@@ -1,1 +1,3 @@
+"""The version, for Python, CMake and packaging alike."""
+
 VERSION = "0.1.0"

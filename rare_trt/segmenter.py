@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.backends import Arithmetic, Backend
+from rare_trt.constants import POSITION_TOLERANCE
 from rare_trt.errors import ScanError, ShapeError
 from rare_trt.package.reading import Package, open_package, route_from_entry
 from rare_trt.plan.memory import MemoryNeeds, tile_shape, usual_limit
 from rare_trt.plan.resampling import (
-    TOLERANCE,
     ResamplingPlan,
     majority_vote,
     plan_resampling,
@@ -259,7 +259,7 @@ def isotropic_grid(grid: Grid, spacing_mm: float, limits_mm: tuple[float, float]
             f"the output spacing is {spacing_mm:g} mm; this package gives labels at {low:g} "
             f"to {high:g} mm: choose --spacing-out in that range"
         )
-    i, j, k = (max(1, ceil(extent / spacing_mm - TOLERANCE)) for extent in grid.extent_mm)
+    i, j, k = (max(1, ceil(extent / spacing_mm - POSITION_TOLERANCE)) for extent in grid.extent_mm)
     return grid.regrid((spacing_mm, spacing_mm, spacing_mm), (i, j, k))
 
 

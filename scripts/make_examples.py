@@ -2,7 +2,7 @@
 
     python scripts/make_examples.py DATA    (a folder with images/ and labels/)
 
-Both cases were kept back from the training of the shipped package. The first is copied as it is;
+Both cases were held out from the training of the shipped package. The first is copied as it is;
 the second is averaged over 2 x 2 x 2 voxels, as a scanner with 2 mm voxels would have seen it.
 """
 

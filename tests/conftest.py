@@ -83,7 +83,7 @@ def half(tiny_package_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The small package with fp16 graphs beside its float32 ones, as packages are built today."""
     from rare_trt.calibration.fp16 import fp16_from_float32
     from rare_trt.calibration.golden import MAX_SHARE
-    from rare_trt.export.onnx_from_route import files_from_models, load_graph
+    from rare_trt.export.graph_files import files_from_models, load_graph
 
     old = open_package(tiny_package_folder)
     manifest = old.manifest

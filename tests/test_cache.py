@@ -34,7 +34,7 @@ def test_a_damaged_entry_counts_as_absent(tmp_path: Path, position: int) -> None
 def test_the_oldest_entries_make_room_and_other_files_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rare_trt.storage.cache.MAX_BYTES", 400)
+    monkeypatch.setattr("rare_trt.storage.cache.MAX_CACHE_BYTES", 400)
     mine = tmp_path / "data_1.bin"
     mine.write_bytes(bytes(1000))
     cache = Cache(tmp_path)

@@ -230,7 +230,7 @@ def test_a_strict_run_looks_at_every_channel(
 def test_the_place_is_the_first_files(
     segmenter: Segmenter, files: list[Path], tmp_path: Path
 ) -> None:
-    """What is odd about a place is told of every file; codes are the first one's."""
+    """Remarks on a place are reported for every file; codes are the first one's."""
     sentence = "sform and qform place the scan 25 mm apart; the sform was taken"
     for number in (0, 1):
         paths = list(files)

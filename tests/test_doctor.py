@@ -237,7 +237,7 @@ def test_advisories_at_their_boundaries(version: str, first: State, later: State
 
 
 def test_the_document_names_the_same_vulnerabilities() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "TENSORRT.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "measurements" / "tensorrt.md").read_text()
     rows = re.findall(r"^\| (CVE-\S+) .* \| ([\d-]+) \|$", text, re.MULTILINE)
     assert rows == [(advisory.cve, advisory.published) for advisory in ADVISORIES]
 

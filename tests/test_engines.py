@@ -20,6 +20,7 @@ from fake_tensorrt import FOREIGN_TIMINGS
 from rare_trt import Segmenter
 from rare_trt.building.manifest_from_checkpoint import field_of_view_from_facts
 from rare_trt.cli import main
+from rare_trt.constants import BUCKET
 from rare_trt.engines import fastest as best
 from rare_trt.engines.builder import EngineBuilder
 from rare_trt.engines.engines_from_package import build_engines, typed_graph_from_package
@@ -31,7 +32,6 @@ from rare_trt.package.manifest import BuilderOptions, EngineEntry
 from rare_trt.package.manifest_json import json_with_seal
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
-from rare_trt.plan.resampling import BUCKET
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.device import Gpu
 from rare_trt.sessions.machine import Machine, this_machine, this_platform

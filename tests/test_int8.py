@@ -39,8 +39,9 @@ from rare_trt.errors import BackendError, OutputError
 from rare_trt.evaluation.cases import CaseFiles, load_cases
 from rare_trt.evaluation.prepared_cases import prepare_case
 from rare_trt.evaluation.simulation import acquire, whole_voxel_grid
+from rare_trt.export.graph_files import files_from_models, load_graph
 from rare_trt.export.lint import lint
-from rare_trt.export.onnx_from_route import files_from_models, load_graph, onnx_from_route
+from rare_trt.export.onnx_from_route import onnx_from_route
 from rare_trt.package.manifest import (
     BuilderOptions,
     CalibrationEntry,
@@ -631,8 +632,8 @@ def full_scans(request: pytest.FixtureRequest, examples: Path) -> list[Volume]:
 @pytest.mark.parametrize("spacing", [1.0, 2.0, 4.0, 8.0])
 def test_no_precision_sees_scale_or_offset(full_scans: list[Volume], spacing: float) -> None:
     """But for 1 voxel in 10,000 of the 1 mm grid, because float32 rounds voxels that lie 1e5
-    from zero. INT8 makes steps of it and bf16 smaller ones: docs/RESULTS.md says what was
-    measured on single scans and over all."""
+    from zero. INT8 makes steps of it and bf16 smaller ones: docs/measurements/precisions.md has
+    the figures on single scans and over all."""
     scans = []
     for full in full_scans:
         grid = whole_voxel_grid(full.grid, (spacing, spacing, spacing))

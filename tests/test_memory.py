@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rare_trt import Grid, Segmenter
 from rare_trt.cli import main
+from rare_trt.constants import MAX_OVERLAP
 from rare_trt.errors import ScanError
 from rare_trt.plan.memory import (
     GIB,
@@ -22,7 +23,7 @@ from rare_trt.plan.memory import (
     tile_shape,
     usual_limit,
 )
-from rare_trt.plan.resampling import MAX_OVERLAP, ResamplingPlan, plan_resampling, tile_count, tiles
+from rare_trt.plan.resampling import ResamplingPlan, plan_resampling, tile_count, tiles
 from rare_trt.plan.routing import Route
 from rare_trt.scan.geometry import Shape
 

@@ -1,4 +1,4 @@
-"""The C++ library is built and its own tests are run, where there is what it needs."""
+"""Builds the C++ library and runs its tests, where its dependencies are installed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_library_builds_and_passes_its_own_tests(tmp_path: Path) -> None:
 
 
 def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    # What the tests of C++ ask Python is asked of this tree, and not of what is installed.
+    # Python scripts in the C++ tests set PYTHONPATH themselves, to import this tree.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["CTEST_OUTPUT_ON_FAILURE"] = "1"
     return subprocess.run(

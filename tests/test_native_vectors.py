@@ -1,4 +1,4 @@
-"""The conformance vectors of the C++ library are what Python answers today."""
+"""The conformance vectors of the C++ library are the present results of Python."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = sorted(path.stem for path in MAKER.VECTORS.glob("*.json"))
 
 @pytest.fixture(scope="module")
 def made() -> Any:
-    # Through JSON, as the files went.
+    # Through JSON, as the files were written.
     return json.loads(json.dumps(MAKER.vectors()))
 
 
@@ -36,11 +36,11 @@ def test_there_is_a_file_for_every_kind_of_vector(made: Any) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_python_answers_as_the_file_says(name: str, made: Any) -> None:
+def test_python_reproduces_the_file(name: str, made: Any) -> None:
     written = json.loads((MAKER.VECTORS / f"{name}.json").read_text())
     assert len(made[name]) == len(written)
     for found, known in zip(made[name], written, strict=True):
-        assert _alike(found, known), f"run make_vectors.py, and let C++ follow: {known}"
+        assert _alike(found, known), f"run make_vectors.py, then adapt C++: {known}"
 
 
 def _alike(found: Any, known: Any) -> bool:

@@ -1,4 +1,4 @@
-"""README's commands do what README says, in a copy of the project alone."""
+"""README's first two commands, in a copy of the project alone; the names that documents use."""
 
 from __future__ import annotations
 
@@ -60,16 +60,21 @@ def test_the_second_command_is_what_continuous_integration_runs() -> None:
     assert "pytest" in command("Test it")
 
 
+def test_readme_stays_short() -> None:
+    assert len(README.splitlines()) <= 130
+
+
 def test_every_file_that_the_documents_name_is_there() -> None:
-    documents = [REPOSITORY / n for n in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
-    for document in [*documents, *(REPOSITORY / "docs").glob("*.md")]:
+    top = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+    documents = [REPOSITORY / name for name in top]
+    for document in [*documents, *(REPOSITORY / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
             if not target.startswith(("http:", "https:")):
                 assert (document.parent / target).exists(), f"{document.name} names {target}"
 
 
 def test_the_tests_that_the_safety_page_names_are_there() -> None:
-    text = (REPOSITORY / "docs" / "SAFETY.md").read_text()
+    text = (REPOSITORY / "docs" / "safety.md").read_text()
     tests = "\n".join(path.read_text() for path in (REPOSITORY / "tests").glob("test_*.py"))
     named = set(re.findall(r"\btest_\w+(?!\w|\.py)", text))
     assert len(named) > 15

@@ -91,7 +91,7 @@ def test_the_examples_are_segmented_well(
 def test_unseen_scans_are_segmented_well_at_every_resolution(
     segmenter: Segmenter, shared_data: Path
 ) -> None:
-    """Mean over the kept-back cases; the figures of the package are in its manifest."""
+    """Mean over the held-out cases; the figures of the package are in its manifest."""
     names = segmenter.package.manifest.model.training.validation_cases[::3]
     for route, least in enumerate((0.85, 0.83, 0.78, 0.6)):
         scores = []
@@ -273,7 +273,7 @@ def small_profile(package: Package, folder: Path, shape: tuple[int, int, int]) -
     manifest: Manifest = package.manifest
     first = manifest.routes[0]
     routes = (replace(first, profile=replace(first.profile, max=shape)), *manifest.routes[1:])
-    # The golden vectors were made in one piece: a tiled answer is not held to them to the voxel.
+    # The golden vectors were made in one piece: tiled labels may differ from them.
     loose = tuple(
         replace(golden, max_disagreement=dict.fromkeys(golden.max_disagreement, 0.05))
         for golden in manifest.golden
@@ -430,7 +430,7 @@ def test_threads_get_the_answers_of_one_thread(segmenter: Segmenter, scan: Scan)
 
 
 def test_another_number_of_channels_is_refused(segmenter: Segmenter, scan: Scan) -> None:
-    """A scan handed over in memory is held to what a file is."""
+    """A scan handed over in memory is validated as a file is."""
     two = np.stack([scan.volume.voxels] * 2, axis=-1)
     with pytest.raises(ScanError, match="2 channels"):
         segmenter.segment(Scan(Volume(two, scan.volume.grid), scan.header))

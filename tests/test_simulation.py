@@ -53,7 +53,7 @@ def inner(grid: Grid, within: Grid, margin_mm: NDArray[np.float64]) -> NDArray[n
 
 @quick
 @given(spacings, st.tuples(*[st.floats(-2.0, 5.0)] * 3), st.sampled_from(["box", "gaussian"]))
-def test_every_acquired_voxel_shows_what_lies_at_its_own_place(
+def test_every_acquired_voxel_has_the_value_of_its_own_place(
     spacing: Triple, start: Triple, profile: str
 ) -> None:
     shape = tuple(max(1, int(n / s)) for n, s in zip(FULL.shape, spacing, strict=True))
@@ -64,9 +64,9 @@ def test_every_acquired_voxel_shows_what_lies_at_its_own_place(
     found = acquire(places(FULL), FULL, target, "box" if profile == "box" else "gaussian")
     # A profile that reaches beyond the object measures its continued border.
     reach = np.maximum(np.array(spacing), 1.0) * (0.5 if profile == "box" else 2.2)
-    seen = inner(target, FULL, reach)
+    inside = inner(target, FULL, reach)
     # The object is constant within each voxel of 1 mm, which narrow profiles feel.
-    assert np.abs(found - places(target))[:, seen].max(initial=0.0) < 0.13
+    assert np.abs(found - places(target))[:, inside].max(initial=0.0) < 0.13
 
 
 @quick
@@ -88,47 +88,47 @@ def test_voxels_of_whole_multiples_are_block_means() -> None:
 
 
 def test_a_gaussian_slice_is_as_wide_as_the_voxel_at_half_its_height() -> None:
-    """A thin plate between two slices shows half of what it shows in the middle of one."""
-    shown = []
+    """A thin plate between two slices gives half the signal of one in the middle of a slice."""
+    signals = []
     for offset in (0, 3):
         plate = np.zeros((1, 60, 2, 2), np.float32)
         plate[:, 30 + offset] = 1.0
         grid = Grid((60, 2, 2), np.eye(4))
         low = parallel_grid(grid, (6.0, 1.0, 1.0), (-2.5, 0.0, 0.0), (10, 2, 2))
-        shown.append(acquire(plate, grid, low, "gaussian")[0, 5, 0, 0])
-    assert shown[1] / shown[0] == pytest.approx(0.5, abs=0.02)
+        signals.append(acquire(plate, grid, low, "gaussian")[0, 5, 0, 0])
+    assert signals[1] / signals[0] == pytest.approx(0.5, abs=0.02)
 
 
 @quick
 @given(st.floats(-60, 60), st.tuples(*[st.floats(-1, 1)] * 3), st.booleans())
-def test_a_turned_scan_shows_what_lies_at_its_own_place(
+def test_every_voxel_of_a_rotated_scan_has_the_value_of_its_own_place(
     degrees: float, axis: Triple, whole: bool
 ) -> None:
     if np.linalg.norm(axis) < 0.1:
         return
-    turned = rotated_grid(FULL, angle_axis2mat(np.radians(degrees), axis), whole=whole)
-    assert turned.spacing_mm == pytest.approx(FULL.spacing_mm)
-    middle = (np.array(turned.shape) - 1) / 2
-    assert turned.world_mm(middle) == pytest.approx(FULL.world_mm((np.array(FULL.shape) - 1) / 2))
-    found = reslice(places(FULL), FULL, turned, "nearest")
-    seen = inner(turned, FULL, np.full(3, 0.6))
-    assert np.abs(found - places(turned))[:, seen].max(initial=0.0) < 1e-3
+    rotated = rotated_grid(FULL, angle_axis2mat(np.radians(degrees), axis), whole=whole)
+    assert rotated.spacing_mm == pytest.approx(FULL.spacing_mm)
+    middle = (np.array(rotated.shape) - 1) / 2
+    assert rotated.world_mm(middle) == pytest.approx(FULL.world_mm((np.array(FULL.shape) - 1) / 2))
+    found = reslice(places(FULL), FULL, rotated, "nearest")
+    inside = inner(rotated, FULL, np.full(3, 0.6))
+    assert np.abs(found - places(rotated))[:, inside].max(initial=0.0) < 1e-3
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-    index = turned.index(FULL.world_mm(corners * np.array(FULL.shape) - 0.5))
+    index = rotated.index(FULL.world_mm(corners * np.array(FULL.shape) - 0.5))
     if whole:
         assert (index >= -0.51).all()
-        assert (index <= np.array(turned.shape) - 0.49).all()
+        assert (index <= np.array(rotated.shape) - 0.49).all()
     else:
-        assert turned.shape == FULL.shape
+        assert rotated.shape == FULL.shape
 
 
-def test_turned_labels_are_the_turned_structure() -> None:
+def test_rotated_labels_are_the_rotated_structure() -> None:
     """A ball is the same ball from every side, for either of its two labels."""
     away = np.linalg.norm(places(FULL) - np.array([15, 20, 14])[:, None, None, None], axis=0)
     labels = np.where(away < 9, np.where(places(FULL)[1] < 19.5, 1, 2), 0).astype(np.uint8)
-    turned = rotated_grid(FULL, angle_axis2mat(0.6, (1, 2, 3)), whole=True)
-    found = reslice_labels(labels, FULL, turned, 3)
-    at = places(turned)
+    rotated = rotated_grid(FULL, angle_axis2mat(0.6, (1, 2, 3)), whole=True)
+    found = reslice_labels(labels, FULL, rotated, 3)
+    at = places(rotated)
     expected = np.where(
         np.linalg.norm(at - np.array([15, 20, 14])[:, None, None, None], axis=0) < 9,
         np.where(at[1] < 19.5, 1, 2),
@@ -185,31 +185,31 @@ def striped() -> Case:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_each_route_is_shown_scans_in_their_place_with_labels_in_theirs(
+def test_samples_of_each_route_have_scan_and_labels_in_their_place(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samples, "_add_artefacts", lambda voxels, rng: voxels)
     for seed in range(30):
         case = striped()
-        shown = draw_samples(case, default_rng(seed), recipe(simulated_share=share))
-        assert [(one.route, one.aligned) for one in shown] == [
+        drawn = draw_samples(case, default_rng(seed), recipe(simulated_share=share))
+        assert [(one.route, one.aligned) for one in drawn] == [
             (0, share == 0.0),
             *((1, True), (2, True), (3, True), (1, False), (2, False), (3, False)),
         ]
-        for one in shown:
+        for one in drawn:
             assert one.voxels.shape[1:] == one.grid.shape
             assert one.labels.shape == one.truth_grid.shape
             # Of the case, and beyond it background.
             part = case.labels[one.part]
             rest = [(0, n - m) for n, m in zip(one.labels.shape, part.shape, strict=True)]
             assert (one.labels == np.pad(part, rest)).all()
-        for one in (one for one in shown if not one.aligned):
+        for one in (one for one in drawn if not one.aligned):
             truth = places(one.truth_grid)
             assert (one.labels == (truth[0] > 12.0).astype(int) + (truth[1] > 22.0)).all()
             # A Gaussian slice reaches further than a box.
-            seen = inner(one.grid, FULL, np.maximum(one.grid.spacing_mm, 1.0) * 2.2)
-            assert np.abs(one.voxels - places(one.grid))[:, seen].max(initial=0.0) < 0.13
-        aligned = [one for one in shown if one.aligned]
+            inside = inner(one.grid, FULL, np.maximum(one.grid.spacing_mm, 1.0) * 2.2)
+            assert np.abs(one.voxels - places(one.grid))[:, inside].max(initial=0.0) < 0.13
+        aligned = [one for one in drawn if one.aligned]
         assert len({one.labels.shape for one in aligned}) == 1
         assert all(n % 8 == 0 for n in aligned[0].labels.shape)
         # One field of view, cut or padded anywhere.
@@ -240,7 +240,7 @@ def test_spacings_are_drawn_within_the_rule_and_near_the_route() -> None:
             assert (drawn[:, axis] > 1.2 * np.median(drawn, axis=1)).any()
 
 
-def test_a_single_route_is_shown_every_spacing() -> None:
+def test_a_single_route_gets_every_spacing() -> None:
     one = replace(recipe(), network=NetworkConfig(channels=3, routes=1))
     drawn = np.array([draw_spacing(default_rng(seed), 0, one) for seed in range(300)])
     size = np.sqrt((drawn**2).mean(axis=1))
@@ -248,7 +248,7 @@ def test_a_single_route_is_shown_every_spacing() -> None:
     assert size.max() > 7.0
 
 
-def test_augmentation_turns_cuts_and_pads_but_keeps_its_grid() -> None:
+def test_augmentation_rotates_crops_and_pads_but_keeps_the_spacing() -> None:
     shapes, tilted = set(), 0
     case = striped()
     for seed in range(40):

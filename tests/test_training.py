@@ -26,7 +26,7 @@ from rare_trt.commands.info import describe_model
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
 from rare_trt.evaluation.cases import CaseFiles, find_cases, load_case, split_by_subject
 from rare_trt.export.agreement import Agreement
-from rare_trt.export.onnx_from_route import GraphFiles
+from rare_trt.export.graph_files import GraphFiles
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import write_package
 from rare_trt.scan.geometry import Canonical
@@ -394,22 +394,22 @@ def test_the_learning_rate_rises_and_falls_in_every_cycle() -> None:
         learning_rate(60, batches, cycles, peak)
 
 
-@pytest.mark.parametrize("what", ["the loss", "the gradient's norm"])
+@pytest.mark.parametrize("quantity", ["the loss", "the gradient's norm"])
 def test_a_run_that_diverges_says_what_to_do(
-    labelled: Path, recipe: Recipe, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+    labelled: Path, recipe: Recipe, tmp_path: Path, quantity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resume = trainer._Run._resume
 
     def spoilt(run: trainer._Run) -> None:
         resume(run)
         bias = run.network.get_parameter("heads.0.bias")
-        if what == "the loss":
+        if quantity == "the loss":
             bias.data.fill_(torch.nan)
         else:
             bias.register_hook(lambda gradient: gradient * torch.inf)
 
     monkeypatch.setattr(trainer._Run, "_resume", spoilt)
-    with pytest.raises(RareTrtError, match=f"{what} became .*lower the learning rate"):
+    with pytest.raises(RareTrtError, match=f"{quantity} became .*lower the learning rate"):
         train(labelled, tmp_path, recipe)
     assert not (tmp_path / "model.safetensors").exists()
 
@@ -544,7 +544,7 @@ def test_the_decathlons_layout_is_read(labelled: Path, tmp_path: Path) -> None:
     assert [case.name for case in find_cases(tmp_path)] == ["case_001", "case_002", "case_003"]
 
 
-def test_what_does_not_fit_together_is_refused(labelled: Path, tmp_path: Path) -> None:
+def test_files_that_do_not_fit_together_are_refused(labelled: Path, tmp_path: Path) -> None:
     with pytest.raises(ScanError, match="no labelled scans"):
         find_cases(tmp_path)
     shutil.copytree(labelled, tmp_path / "data")
@@ -695,7 +695,7 @@ def test_a_recipe_of_an_earlier_version_has_a_name_that_is_ignored(tmp_path: Pat
         assert load_recipe(str(tmp_path / "recipe.json")) == shipped
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, trained: Path) -> None:
+def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path, trained: Path) -> None:
     with pytest.raises(RareTrtError, match="not a checkpoint"):
         load_checkpoint(tmp_path)
     shutil.copytree(trained, tmp_path / "x")

@@ -17,8 +17,8 @@ from rare_trt.scan.intensity import IntensityRule
 from rare_trt.training.network import NetworkConfig
 
 # Per route, the range of voxel spacings, relative to the route's, within which a scan runs on its
-# own voxels. Outside it, resampling to the route's spacing gains Dice (docs/RESULTS.md). The last
-# range also applies to deeper routes.
+# own voxels. Outside it, resampling to the route's spacing gains Dice
+# (docs/measurements/routes.md). The last range also applies to deeper routes.
 NATIVE_BANDS = ((0.95, 1.05), (0.95, 1.05), (0.96, 1.05), (0.99, 1.01))
 
 

@@ -4,7 +4,7 @@ Soft Dice rewards a label that is a little too large over one that is a little t
 trained network finds volumes a few percent too large, the more so the coarser the scan. A constant
 on each head's logits moves every border by the same probability: it is chosen such that the mean
 signed error of each label's volume over the training cases is zero. Dice hardly changes
-(docs/RESULTS.md).
+(docs/decisions/balanced-volumes.md).
 """
 
 from __future__ import annotations

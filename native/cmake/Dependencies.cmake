@@ -1,7 +1,7 @@
-# Finds all that the library needs, and names everything that is missing at once.
+# Finds the dependencies, and lists everything that is missing at once.
 set(missing "")
 
-# rare_trt_need(FOUND_VARIABLE "what it is" "how to get it")
+# rare_trt_need(FOUND_VARIABLE "name" "how to install it")
 macro(rare_trt_need found what how)
   if(NOT ${found})
     string(APPEND missing "\n  ${what}: ${how}")
@@ -24,8 +24,8 @@ if(BUILD_TESTING)
   rare_trt_need(doctest_FOUND "doctest, for the tests" "apt-get install doctest-dev, or pass -DBUILD_TESTING=OFF")
 endif()
 
-# OpenVINO's headers and libraries lie in its wheel, which rare-trt for Python brings along. Nothing
-# is imported: OpenVINO's Python module opens a connection when it is.
+# OpenVINO's headers and libraries are in its wheel, a dependency of rare-trt for Python. The module is
+# not imported, because importing it opens a network connection.
 find_package(Python3 QUIET COMPONENTS Interpreter)
 set(openvino_wheel "")
 if(Python3_FOUND)
@@ -33,7 +33,7 @@ if(Python3_FOUND)
     COMMAND ${Python3_EXECUTABLE} -c "import importlib.util as u; s = u.find_spec('openvino'); print(list(s.submodule_search_locations)[0] if s else '')"
     OUTPUT_VARIABLE openvino_wheel OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
 endif()
-# No version is asked for here: OpenVINO calls releases of another year incompatible.
+# Without a version: OpenVINO declares releases of another year incompatible.
 find_package(OpenVINO QUIET COMPONENTS Runtime HINTS "${openvino_wheel}/cmake")
 if(OpenVINO_FOUND AND OpenVINO_VERSION VERSION_LESS 2025.0)
   set(OpenVINO_FOUND FALSE)
@@ -46,11 +46,11 @@ if(missing)
 endif()
 message(STATUS "OpenVINO ${OpenVINO_VERSION}: ${OpenVINO_DIR}")
 
-# TensorRT 10.3 to 11.x and CUDA's driver are loaded at run time: headers are all that is needed.
+# TensorRT 10.3 to 11.x and CUDA's driver are loaded at run time: only their headers are needed.
 find_path(TensorRT_INCLUDE_DIR NvInferRuntime.h
-          PATH_SUFFIXES include DOC "Where TensorRT's headers lie")
+          PATH_SUFFIXES include DOC "Folder of TensorRT's headers")
 find_path(CUDA_INCLUDE_DIR cuda.h
-          PATHS /usr/local/cuda PATH_SUFFIXES include DOC "Where CUDA's headers lie")
+          PATHS /usr/local/cuda PATH_SUFFIXES include DOC "Folder of CUDA's headers")
 set(RARE_TRT_WITH_TENSORRT FALSE)
 if(TensorRT_INCLUDE_DIR AND CUDA_INCLUDE_DIR)
   set(RARE_TRT_WITH_TENSORRT TRUE)

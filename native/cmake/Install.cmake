@@ -1,6 +1,6 @@
-# The library, its header, and what find_package and pkg-config need. Where OpenVINO was found in a
-# Python wheel, the parts of it that are used are installed beside the library: the wheel goes with
-# its virtual environment.
+# The library, its header, and the files for find_package and pkg-config. Where OpenVINO was found in a
+# Python wheel, the parts that are used are installed beside the library, because the wheel is deleted
+# with its virtual environment.
 include(CMakePackageConfigHelpers)
 
 set(private ${CMAKE_INSTALL_LIBDIR}/rare-trt)
@@ -13,7 +13,7 @@ install(DIRECTORY ${PROJECT_SOURCE_DIR}/rare_trt/packages/hippocampus.rare
         DESTINATION ${CMAKE_INSTALL_DATADIR}/rare-trt/packages)
 
 if(openvino_wheel AND OpenVINO_DIR STREQUAL "${openvino_wheel}/cmake")
-  # The runtime, the CPU's plug-in, what reads graphs and compiled models, and its threads.
+  # The runtime, the CPU plug-in, the readers of graphs and compiled models, and the threading library.
   file(GLOB parts ${openvino_wheel}/libs/libopenvino.so.* ${openvino_wheel}/libs/libopenvino_*_cpu_plugin.so
        ${openvino_wheel}/libs/libopenvino_onnx_frontend.so.* ${openvino_wheel}/libs/libopenvino_ir_frontend.so.*
        ${openvino_wheel}/libs/libtbb*.so.* ${openvino_wheel}/libs/libhwloc.so.*)
@@ -47,6 +47,6 @@ set(CPACK_DEBIAN_PACKAGE_DESCRIPTION
     "C library and hippocampus package. Research use only: not a medical device.")
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS_PRIVATE_DIRS "${openvino_wheel}/libs")
-# Much of it is compressed already.
+# gzip: much of the content is compressed already.
 set(CPACK_DEBIAN_COMPRESSION_TYPE gzip)
 include(CPack)

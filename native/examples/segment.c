@@ -71,14 +71,14 @@ static double stored(const nifti_image* nim, int64_t at) {
   }
 }
 
-/* Replaces stored voxels by what they stand for, as doubles, where the header scales them. */
+/* Applies the header's scale and offset to the stored voxels, which become doubles. */
 static int scale(nifti_image* nim) {
   const double slope = nim->scl_slope, inter = nim->scl_inter;
   double* values;
   int64_t at;
   if (slope == 0 || (slope == 1 && inter == 0)) return 1;
   values = malloc((size_t)nim->nvox * sizeof *values);
-  if (values == NULL) return fail("there is no memory left: free some");
+  if (values == NULL) return fail("no memory is left: free some");
   for (at = 0; at < nim->nvox; ++at) values[at] = stored(nim, at) * slope + inter;
   free(nim->data);
   nim->data = values;
@@ -86,7 +86,7 @@ static int scale(nifti_image* nim) {
   return 1;
 }
 
-/* Where the voxels lie, in mm: sform before qform. */
+/* Sets the affine in mm: the sform, else the qform. */
 static int set_affine(const nifti_image* nim, double affine[16]) {
   const nifti_dmat44* matrix = nim->sform_code > 0 ? &nim->sto_xyz : &nim->qto_xyz;
   double mm = 1;
@@ -106,7 +106,8 @@ static int set_affine(const nifti_image* nim, double affine[16]) {
 
 static int set_scan(nifti_image* nim, rare_trt_scan* scan) {
   memset(scan, 0, sizeof *scan);
-  if (dtype_of(nim->datatype) == 0) return fail("the voxels are no real numbers: convert the scan");
+  if (dtype_of(nim->datatype) == 0)
+    return fail("the voxels are not real numbers: convert the scan");
   if (nim->nu > 1 || nim->nv > 1 || nim->nw > 1) {
     return fail("the scan has more than four axes: extract the volume to segment");
   }
@@ -121,7 +122,8 @@ static int set_scan(nifti_image* nim, rare_trt_scan* scan) {
   return 1;
 }
 
-/* An empty label image at the scan's place. No text comes along: it can hold a patient's name. */
+/* An empty label image on the scan's grid. Text fields are not copied: they may contain a patient's
+ * name. */
 static nifti_image* label_image(const nifti_image* nim, const char* path) {
   const int64_t dims[8] = {3, nim->nx, nim->ny, nim->nz, 1, 1, 1, 1};
   nifti_image* labels = nifti_make_new_nim(dims, DT_UINT8, 1);
@@ -147,7 +149,7 @@ static nifti_image* label_image(const nifti_image* nim, const char* path) {
   return labels;
 }
 
-/* Writes the labels and reads them back: nifticlib does not tell whether it could write. */
+/* Writes the labels and reads them back: nifticlib does not report failed writes. */
 static int save(nifti_image* labels) {
   nifti_image* written;
   int same;
@@ -168,7 +170,7 @@ static void print_report(const rare_trt_segmenter* segmenter, const rare_trt_rep
   for (label = 1; label < rare_trt_label_count(segmenter); ++label) {
     printf("  %s: %.0f mm3\n", rare_trt_label_name(segmenter, label), report->volumes_mm3[label]);
   }
-  if (report->touches_edge) printf("  look at this: a label touches the edge\n");
+  if (report->touches_edge) printf("  check this: a label touches the edge\n");
 }
 
 static void warn(void* user_data, const char* message) {
@@ -226,7 +228,7 @@ int main(int argc, char** argv) {
   } else {
     labels = label_image(nim, argv[3]);
     if (labels == NULL) {
-      fail_at(argv[3], "exists already, or has no name that NIfTI knows: choose another name");
+      fail_at(argv[3], "exists already, or does not end as NIfTI files do: choose another name");
     } else {
       done = segment(argv[1], nim, labels, argc == 7 ? at_mm : NULL);
     }

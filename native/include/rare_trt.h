@@ -10,19 +10,25 @@
  *     fprintf(stderr, "%s\n", rare_trt_last_error());
  *   rare_trt_close(segmenter);
  *
- * Structs begin with their size, which the caller sets to sizeof; all other fields may be zero
- * unless it says otherwise. So a program built with this header runs with any later library of the
- * same major version. A struct of another size than a known one is refused.
+ * Structs: each begins with its size, which the caller sets to sizeof. All other fields may be zero
+ * unless their comment says otherwise. A program built with this header therefore runs with every
+ * later library of the same major version. A struct of an unknown size is refused.
  *
  * Threads: every function may be called from any thread at any time, also on one segmenter from
- * several threads; rare_trt_close alone must be the last call on its segmenter.
+ * several threads at once. Only rare_trt_close must be the last call on its segmenter.
  *
- * Ownership: what a caller passes stays the caller's, and no pointer to it is kept once the
- * function returns, but for the warning callback of rare_trt_options and its user_data, which the
- * segmenter uses until it is closed. Strings that are returned are the library's.
+ * Ownership: arguments remain the caller's. The library keeps no pointer to them after a call,
+ * except the warning callback of rare_trt_options and its user_data, which it uses until the
+ * segmenter is closed. Returned strings belong to the library.
  *
- * NULL: a pointer that may be NULL says so; any other one makes a function that returns a status
- * return RARE_TRT_ERROR_ARGUMENT. No function throws, exits or prints.
+ * NULL: a pointer that may be NULL is documented so. Any other NULL makes a function that returns a
+ * status return RARE_TRT_ERROR_ARGUMENT. Every such function may also return RARE_TRT_ERROR_MEMORY
+ * and RARE_TRT_ERROR_INTERNAL. No function throws, exits or prints.
+ *
+ * Units and axes: lengths are in mm, volumes in mm3, times in ms. World coordinates are right,
+ * anterior, superior (NIfTI's convention; x and y of ITK and DICOM have the opposite sign).
+ * Canonical axes are the scan's own axes, permuted and flipped to the nearest right, anterior,
+ * superior order.
  */
 #ifndef RARE_TRT_H
 #define RARE_TRT_H
@@ -43,15 +49,15 @@ extern "C" {
 /* An open package. */
 typedef struct rare_trt_segmenter rare_trt_segmenter;
 
-/* What a call came to. rare_trt_last_error has the sentence that goes with it. */
+/* Result code of a call. rare_trt_last_error returns the sentence on a failure. */
 typedef enum rare_trt_status {
   RARE_TRT_OK = 0,
-  RARE_TRT_ERROR_ARGUMENT = 1, /* an argument is NULL, of an unknown size, or makes no sense */
+  RARE_TRT_ERROR_ARGUMENT = 1, /* an argument is NULL, of an unknown size, or invalid */
   RARE_TRT_ERROR_PACKAGE = 2,  /* the package is absent, damaged, tampered with or too new */
   RARE_TRT_ERROR_SCAN = 3,     /* the scan cannot be segmented as it is */
-  RARE_TRT_ERROR_BACKEND = 4,  /* nothing here can run the package, or can be trusted to */
-  RARE_TRT_ERROR_MEMORY = 5,   /* there is no memory left */
-  RARE_TRT_ERROR_INTERNAL = 6  /* a fault of this library: please report it */
+  RARE_TRT_ERROR_BACKEND = 4,  /* no backend here can run the package, or its labels are wrong */
+  RARE_TRT_ERROR_MEMORY = 5,   /* no memory is left */
+  RARE_TRT_ERROR_INTERNAL = 6  /* an error of this library: please report it */
 } rare_trt_status;
 
 /* Type of a voxel, in the byte order of the machine. */
@@ -68,75 +74,74 @@ typedef enum rare_trt_dtype {
   RARE_TRT_FLOAT64 = 10
 } rare_trt_dtype;
 
-/* What runs the network. */
+/* The library that runs the network. */
 typedef enum rare_trt_backend {
-  RARE_TRT_BACKEND_AUTO = 0, /* an engine of the package that fits this machine, else OpenVINO */
+  RARE_TRT_BACKEND_AUTO = 0,     /* a TensorRT engine that fits this machine, else OpenVINO */
   RARE_TRT_BACKEND_OPENVINO = 1, /* the CPU */
-  RARE_TRT_BACKEND_TENSORRT = 2  /* an engine of the package, or an error */
+  RARE_TRT_BACKEND_TENSORRT = 2  /* a TensorRT engine of the package, or an error */
 } rare_trt_backend;
 
+/* How to open a package. */
 typedef struct rare_trt_options {
   size_t size;
   int32_t backend; /* a rare_trt_backend */
-  /* Not 0: load and prove all routes in rare_trt_open, not when the first scan needs them. */
+  /* Not 0: load and check all routes in rare_trt_open instead of with the first scan of each. */
   int32_t preload;
-  /* Bytes that engines and their working memory may take on the GPU; 0: no limit. */
+  /* Largest number of bytes of GPU memory for engines and their working memory; 0: no limit. */
   uint64_t gpu_memory_limit;
-  /* Called with one sentence where the best backend is passed over and the next one answers; NULL:
-   * nobody is told. It is called from the threads that open and segment, so by several at once
-   * where several do, and must not call functions of this library. */
+  /* Called with one sentence where the best backend cannot be used and the next one runs; NULL: no
+   * warnings. Threads that open or segment call it, several at once where several do. It must not
+   * call functions of this library. */
   void (*on_warning)(void* user_data, const char* message);
-  void* user_data;
+  void* user_data; /* passed to on_warning */
 } rare_trt_options;
 
+/* A scan in the caller's memory. */
 typedef struct rare_trt_scan {
   size_t size;
-  /* The voxel (0, 0, 0) of the first channel. */
-  const void* voxels;
-  int32_t dtype; /* a rare_trt_dtype */
-  int32_t channels;
-  /* Voxels along i, j, k. */
-  int64_t shape[3];
-  /* Bytes from one voxel to the next along i, j, k, and from one channel to the next; they may be
+  const void* voxels; /* address of voxel (0, 0, 0) of the first channel, aligned or not */
+  int32_t dtype;      /* a rare_trt_dtype */
+  int32_t channels;   /* as many as rare_trt_channel_count */
+  int64_t shape[3];   /* voxels along i, j, k */
+  /* Bytes from one voxel to the next along i, j, k, and from one channel to the next. They may be
    * negative, but not 0 where there is more than one. All 0: no gaps, i fastest, then j, k and
-   * channels, as NIfTI files have it. */
+   * channels, as in NIfTI files. */
   int64_t strides[4];
-  /* Rows of the 4x4 matrix from voxel (i, j, k, 1) to the world in mm: right, anterior, superior
-   * (NIfTI's convention; ITK's and DICOM's x and y point the other way). */
+  /* Rows of the 4x4 matrix from voxel index (i, j, k, 1) to world coordinates in mm. */
   double affine[16];
 } rare_trt_scan;
 
 /* How to segment a scan. */
 typedef struct rare_trt_request {
   size_t size;
-  /* A route to take instead of the one that fits the spacing, or NULL. */
+  /* The route to use instead of the one that fits the spacing; NULL: the one that fits. */
   const int32_t* route;
-  /* World point, 3 values in mm: segments a box of the trained size around it, or NULL: all of the
-   * scan. Labels outside the box are 0. */
+  /* A world point, 3 values in mm: segments a box of the trained size around it, and labels outside
+   * the box are 0; NULL: the whole scan. */
   const double* at_mm;
 } rare_trt_request;
 
-/* What became of a scan. Axes are canonical: right, anterior, superior. */
+/* How a scan was segmented. Arrays of 3 are along canonical axes. */
 typedef struct rare_trt_report {
   size_t size;
-  /* The decision, by voxel spacing alone. */
+  /* The choice of the route, from the voxel spacing alone. */
   int32_t route;
   int32_t next_route; /* the nearest other route; -1: there is none */
-  int32_t forced;     /* not 0: the route was asked for */
-  int32_t resampled;  /* not 0: the scan is brought to the route's spacing */
+  int32_t forced;     /* not 0: the caller set the route */
+  int32_t resampled;  /* not 0: the scan is resampled to the route's spacing */
   double spacing_mm[3];
-  double effective_spacing_mm;  /* the one number that the route was chosen by */
-  double working_spacing_mm[3]; /* what the network sees */
-  double factors[3];            /* working over scan spacing */
+  double effective_spacing_mm;  /* root mean square of the spacing, which decides the route */
+  double working_spacing_mm[3]; /* of the network's input */
+  double factors[3];            /* working spacing over scan spacing */
   double distance;              /* effective spacing over the route's */
-  double next_distance;         /* the same for next_route; 0: there is none */
+  double next_distance;         /* effective spacing over that of next_route; 0: there is none */
   /* The run. */
   char backend[16];        /* "openvino" or "tensorrt" */
-  char arithmetic[16];     /* what it computed in: "fp32", "fp16", "int8", "fp16+bf16", ... */
-  int32_t touches_edge;    /* not 0: a label reaches the edge of what was segmented */
+  char arithmetic[16];     /* "fp32", "fp16", "int8", "fp16+bf16", ... */
+  int32_t touches_edge;    /* not 0: a label reaches the edge of the segmented region */
   int32_t tiles;           /* runs of the network */
-  double volumes_mm3[256]; /* by label, counted where the answer is finest; [0] is 0 */
-  /* Milliseconds. Load includes the proof of a route's first scan. */
+  double volumes_mm3[256]; /* by label, counted on the network's output grid; [0] is 0 */
+  /* Times. load_ms includes the golden-vector check of a route's first scan. */
   double prepare_ms;
   double plan_ms;
   double load_ms;
@@ -146,50 +151,79 @@ typedef struct rare_trt_report {
   double total_ms;
 } rare_trt_report;
 
-/* The version of the library, as "1.2.3". Never NULL; lives as long as the library. */
+/* Returns the version of the library, such as "1.2.3". Never NULL; valid as long as the library is
+ * loaded. */
 RARE_TRT_API const char* rare_trt_version(void);
 
-/* Opens the package in `folder` (UTF-8). `options` may be NULL: the best backend, nothing loaded.
- * On success *segmenter is the caller's, to be given to rare_trt_close; otherwise it is NULL. The
- * manifest is read and checked here, and nothing else unless `preload` is set. */
+/* Opens a package: reads and validates its manifest, and nothing else unless `preload` is set.
+ *
+ * - folder: the package's folder, in UTF-8.
+ * - options: NULL: the best backend, nothing preloaded.
+ * - segmenter: receives the open package, which the caller must pass to rare_trt_close; NULL on
+ * failure.
+ *
+ * Returns RARE_TRT_OK; RARE_TRT_ERROR_ARGUMENT for a NULL or an invalid option;
+ * RARE_TRT_ERROR_PACKAGE where the package is absent, damaged or too new; with `preload` also
+ * RARE_TRT_ERROR_BACKEND where no backend can run a route. */
 RARE_TRT_API rare_trt_status rare_trt_open(const char* folder, const rare_trt_options* options,
                                            rare_trt_segmenter** segmenter);
 
-/* Frees the segmenter and all it holds. `segmenter` may be NULL: nothing is done. No other call on
- * it may be under way or follow. */
+/* Closes a package and frees everything that it uses.
+ *
+ * - segmenter: may be NULL, which does nothing.
+ *
+ * No other call on the segmenter may be in progress or follow. */
 RARE_TRT_API void rare_trt_close(rare_trt_segmenter* segmenter);
 
-/* Channels that a scan must have. `segmenter` may be NULL: 0. */
+/* Returns the number of channels that a scan must have; 0 where `segmenter` is NULL. */
 RARE_TRT_API int32_t rare_trt_channel_count(const rare_trt_segmenter* segmenter);
 
-/* Labels, the background included: label values are 0 to count - 1. `segmenter` may be NULL: 0. */
+/* Returns the number of labels, the background included: labels are 0 to count - 1. 0 where
+ * `segmenter` is NULL. */
 RARE_TRT_API int32_t rare_trt_label_count(const rare_trt_segmenter* segmenter);
 
-/* The name of `label` (UTF-8); lives as long as the segmenter. NULL where there is no such label.
- * `segmenter` may be NULL: it has none. */
+/* Returns the name of `label` in UTF-8, valid until the segmenter is closed; NULL where there is no
+ * such label or `segmenter` is NULL. */
 RARE_TRT_API const char* rare_trt_label_name(const rare_trt_segmenter* segmenter, int32_t label);
 
-/* The route that a scan with these voxel sizes (3 values in mm) would take: fills the decision in
- * `report`, whose size is set, and zeroes the rest. `route` may be NULL: no route is forced. On
- * failure `report` is left as it was. */
+/* Chooses the route for a voxel spacing, without a scan.
+ *
+ * - spacing_mm: 3 voxel sizes in mm.
+ * - route: a route to use instead of the one that fits; NULL: the one that fits.
+ * - report: its size must be set. Receives the choice of the route; its other fields become 0.
+ *
+ * Returns RARE_TRT_OK; RARE_TRT_ERROR_ARGUMENT for a NULL or a report of an unknown size;
+ * RARE_TRT_ERROR_SCAN where the package takes no such spacing or has no such route. On failure
+ * `report` is unchanged. */
 RARE_TRT_API rare_trt_status rare_trt_choose_route(const rare_trt_segmenter* segmenter,
                                                    const double* spacing_mm, const int32_t* route,
                                                    rare_trt_report* report);
 
-/* Segments a scan: writes one label per voxel of it, on its own grid, into `labels`.
- * `label_strides` are 3 steps in bytes along i, j, k; NULL: no gaps, i fastest. `request` may be
- * NULL: all of the scan by the route that fits. `report`, whose size is set, may be NULL. On
- * failure `labels` and `report` are left as they were. Calls on one segmenter prepare their scans
- * at the same time; the network runs for one of them at a time per route, or per GPU. */
+/* Segments a scan and writes one label per voxel, on the scan's own grid.
+ *
+ * - scan: the scan; its size, voxels, dtype, channels, shape and affine must be set.
+ * - request: NULL: the whole scan, by the route that fits its spacing.
+ * - labels: address of the label of voxel (0, 0, 0); one byte per voxel.
+ * - label_strides: 3 strides in bytes along i, j, k; no two labels may share a byte. NULL: no gaps,
+ * i fastest.
+ * - report: its size must be set. NULL: no report.
+ *
+ * Returns RARE_TRT_OK; RARE_TRT_ERROR_ARGUMENT for a NULL or invalid sizes, types or strides;
+ * RARE_TRT_ERROR_SCAN where the scan or the request does not fit the package;
+ * RARE_TRT_ERROR_PACKAGE where a file of the package is damaged; RARE_TRT_ERROR_BACKEND where no
+ * backend can run the route. On failure `labels` and `report` are unchanged.
+ *
+ * Threads: calls on one segmenter prepare their scans in parallel; the network runs one at a time
+ * per route with OpenVINO, which uses all cores, and one at a time per GPU with TensorRT. */
 RARE_TRT_API rare_trt_status rare_trt_segment(rare_trt_segmenter* segmenter,
                                               const rare_trt_scan* scan,
                                               const rare_trt_request* request, uint8_t* labels,
                                               const int64_t* label_strides,
                                               rare_trt_report* report);
 
-/* One sentence on the last call of this thread that failed: what is wrong, the value, what was
- * expected, what to do. Never NULL, "" before any failure; valid until the next call of this thread
- * that fails. */
+/* Returns one sentence on the last call of this thread that failed: the fault, the value, what was
+ * expected and what to do. Never NULL; "" before any failure. Valid until the next call of this
+ * thread that fails. */
 RARE_TRT_API const char* rare_trt_last_error(void);
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-// The C API: arguments checked, exceptions turned into a status and a sentence.
+// The C API: checks arguments, and turns exceptions into a status and a sentence.
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
@@ -18,8 +18,7 @@ struct rare_trt_segmenter {
 namespace rare_trt {
 namespace {
 
-// Of this thread's last call that failed. Empty with a status other than success: there was no
-// memory left to say more.
+// The sentence on this thread's last call that failed, unless there was no memory to store one.
 thread_local std::string last_error;
 thread_local bool out_of_memory = false;
 
@@ -32,32 +31,28 @@ void remember(const char* sentence) noexcept {
   }
 }
 
-// What `work` comes to at the border, which no exception crosses.
+rare_trt_status status_of(const std::exception& error) {
+  if (dynamic_cast<const ArgumentError*>(&error) != nullptr) return RARE_TRT_ERROR_ARGUMENT;
+  if (dynamic_cast<const ScanError*>(&error) != nullptr) return RARE_TRT_ERROR_SCAN;
+  if (dynamic_cast<const PackageError*>(&error) != nullptr) return RARE_TRT_ERROR_PACKAGE;
+  if (dynamic_cast<const BackendError*>(&error) != nullptr) return RARE_TRT_ERROR_BACKEND;
+  return RARE_TRT_ERROR_INTERNAL;
+}
+
+// Calls `work` and returns the status that its exceptions stand for. None leaves the library.
 template <class Work>
-rare_trt_status guarded(const Work& work) noexcept {
+rare_trt_status run_guarded(const Work& work) noexcept {
   try {
     work();
     return RARE_TRT_OK;
-  } catch (const ArgumentError& error) {
-    remember(error.what());
-    return RARE_TRT_ERROR_ARGUMENT;
-  } catch (const ScanError& error) {
-    remember(error.what());
-    return RARE_TRT_ERROR_SCAN;
-  } catch (const PackageError& error) {
-    remember(error.what());
-    return RARE_TRT_ERROR_PACKAGE;
-  } catch (const BackendError& error) {
-    remember(error.what());
-    return RARE_TRT_ERROR_BACKEND;
   } catch (const std::bad_alloc&) {
     out_of_memory = true;
     return RARE_TRT_ERROR_MEMORY;
   } catch (const std::exception& error) {
     remember(error.what());
-    return RARE_TRT_ERROR_INTERNAL;
+    return status_of(error);
   } catch (...) {
-    remember("something was thrown that is no error; please report it");
+    remember("an unknown exception was thrown; please report it");
     return RARE_TRT_ERROR_INTERNAL;
   }
 }
@@ -68,7 +63,7 @@ void check_not_null(const void* argument, const char* name) {
   }
 }
 
-// Structs are of one known size so far; a later version that adds fields takes this one too.
+// Each struct has had one size so far. A version that adds fields must accept this one, too.
 template <class Struct>
 void check_size(const Struct& value, const char* name) {
   if (value.size == sizeof(Struct)) return;
@@ -98,32 +93,35 @@ DType dtype(std::int32_t value) {
   return static_cast<DType>(value - 1);
 }
 
-// The product, held to what fits in memory.
+// The product of two sizes that are at least 1. Throws ArgumentError where it overflows.
 std::int64_t times(std::int64_t a, std::int64_t b) {
   std::int64_t product = 0;
   if (a < 1 || b < 1 || __builtin_mul_overflow(a, b, &product)) {
     throw ArgumentError(text("scan->shape or channels make ", a, " x ", b,
-                             " voxels; expected positive sizes that fit in memory: mend them"));
+                             " voxels; expected positive sizes that fit in memory: correct them"));
   }
   return product;
 }
 
-// Steps in bytes of an array without gaps, i fastest; the fourth is from channel to channel.
-std::array<std::int64_t, 4> dense(const Shape& shape, std::int64_t channels, std::int64_t size) {
-  std::array<std::int64_t, 4> steps = {size, 0, 0, 0};
-  for (std::size_t axis = 0; axis < 3; ++axis) steps[axis + 1] = times(steps[axis], shape[axis]);
-  times(steps[3], channels);
-  return steps;
+// Strides in bytes of an array without gaps, i fastest; the last is that of the channels.
+std::array<std::int64_t, 4> dense_strides(const Shape& shape, std::int64_t channels,
+                                          std::int64_t size) {
+  std::array<std::int64_t, 4> strides = {size, 0, 0, 0};
+  for (std::size_t axis = 0; axis < 3; ++axis)
+    strides[axis + 1] = times(strides[axis], shape[axis]);
+  times(strides[3], channels);
+  return strides;
 }
 
-// Bytes from the first to the last voxel of an axis.
-std::int64_t reach(std::int64_t stride, std::int64_t count) {
+// Bytes from the first to the last voxel of an axis. Throws ArgumentError where they overflow.
+std::int64_t extent_bytes(std::int64_t stride, std::int64_t count) {
   std::int64_t bytes = 0;
-  // A quarter of the type's range, so that those of all axes can be added.
-  constexpr auto most = std::numeric_limits<std::int64_t>::max() / 4;
-  if (__builtin_mul_overflow(stride, count - 1, &bytes) || bytes > most || bytes < -most) {
-    throw ArgumentError(text("a stride of ", stride, " bytes over ", count,
-                             " voxels leaves the memory; expected strides in bytes: mend them"));
+  // A quarter of the type's range, so that the sum over four axes cannot overflow.
+  constexpr auto limit = std::numeric_limits<std::int64_t>::max() / 4;
+  if (__builtin_mul_overflow(stride, count - 1, &bytes) || bytes > limit || bytes < -limit) {
+    throw ArgumentError(
+        text("a stride of ", stride, " bytes over ", count,
+             " voxels exceeds the address space; expected strides in bytes: correct them"));
   }
   return std::abs(bytes);
 }
@@ -136,49 +134,51 @@ Voxels voxels(const rare_trt_scan& scan) {
   found.channels = scan.channels;
   const auto size =
       with_type(found.dtype, [](auto value) { return static_cast<std::int64_t>(sizeof value); });
-  auto steps = dense(found.shape, found.channels, size);
-  if (std::any_of(scan.strides, scan.strides + 4, [](auto step) { return step != 0; })) {
-    std::copy_n(scan.strides, 4, steps.begin());
+  auto strides = dense_strides(found.shape, found.channels, size);
+  if (std::any_of(scan.strides, scan.strides + 4, [](auto stride) { return stride != 0; })) {
+    std::copy_n(scan.strides, 4, strides.begin());
   }
-  std::copy_n(steps.begin(), 3, found.strides.begin());
-  found.channel_stride = steps[3];
+  std::copy_n(strides.begin(), 3, found.strides.begin());
+  found.channel_stride = strides[3];
   const std::array<std::int64_t, 4> counts = {found.shape[0], found.shape[1], found.shape[2],
                                               found.channels};
   for (std::size_t axis = 0; axis < 4; ++axis) {
-    reach(steps[axis], counts[axis]);
-    // Repeated slices or channels are no scan, but a step that was forgotten.
-    if (steps[axis] == 0 && counts[axis] > 1) {
-      throw ArgumentError(text("scan->strides are ", steps[0], ", ", steps[1], ", ", steps[2], ", ",
-                               steps[3],
+    extent_bytes(strides[axis], counts[axis]);
+    // A stride of 0 repeats slices or channels: it was forgotten.
+    if (strides[axis] == 0 && counts[axis] > 1) {
+      throw ArgumentError(text("scan->strides are ", strides[0], ", ", strides[1], ", ", strides[2],
+                               ", ", strides[3],
                                "; expected none of 0 where there is more than one voxel "
-                               "or channel, or all of them for dense voxels: mend them"));
+                               "or channel, or all of them for dense voxels: correct them"));
     }
   }
   return found;
 }
 
-// Refuses strides by which two voxels would share a byte.
-void check_apart(const Shape& shape, const Strides& strides) {
+// Throws ArgumentError where two voxels share a byte.
+void check_no_overlap(const Shape& shape, const Strides& strides) {
   std::array<std::size_t, 3> axes = {0, 1, 2};
-  std::sort(axes.begin(), axes.end(),
-            [&](auto a, auto b) { return reach(strides[a], 2) < reach(strides[b], 2); });
+  std::sort(axes.begin(), axes.end(), [&](auto a, auto b) {
+    return extent_bytes(strides[a], 2) < extent_bytes(strides[b], 2);
+  });
   std::int64_t taken = 0;
   for (const auto axis : axes) {
     if (shape[axis] == 1) continue;
-    if (reach(strides[axis], 2) <= taken) {
+    if (extent_bytes(strides[axis], 2) <= taken) {
       throw ArgumentError(text("label_strides are ", strides[0], ", ", strides[1], ", ", strides[2],
-                               "; expected steps by which no two voxels share a byte: mend them"));
+                               "; expected strides with which no two voxels share a byte: correct "
+                               "them"));
     }
-    taken += reach(strides[axis], shape[axis]);
+    taken += extent_bytes(strides[axis], shape[axis]);
   }
 }
 
 Labels labels(const rare_trt_scan& scan, std::uint8_t* data, const std::int64_t* strides) {
   Labels found{data, {}, {}};
   std::copy_n(scan.shape, 3, found.shape.begin());
-  std::copy_n(dense(found.shape, 1, 1).begin(), 3, found.strides.begin());
+  std::copy_n(dense_strides(found.shape, 1, 1).begin(), 3, found.strides.begin());
   if (strides != nullptr) std::copy_n(strides, 3, found.strides.begin());
-  check_apart(found.shape, found.strides);
+  check_no_overlap(found.shape, found.strides);
   return found;
 }
 
@@ -188,12 +188,13 @@ Affine affine(const rare_trt_scan& scan) {
     for (int column = 0; column < 4; ++column) found(row, column) = scan.affine[4 * row + column];
   }
   if (!(found.row(3) == Eigen::RowVector4d(0, 0, 0, 1))) {
-    throw ScanError("the affine's last row is not 0 0 0 1; expected rows of a 4x4 matrix: mend it");
+    throw ScanError(
+        "the affine's last row is not 0 0 0 1; expected rows of a 4x4 matrix: correct it");
   }
   return found;
 }
 
-Request request(const rare_trt_request* from) {
+Request request_of(const rare_trt_request* from) {
   Request found;
   if (from == nullptr) return found;
   check_size(*from, "request");
@@ -211,7 +212,7 @@ void copy(const std::string& from, char (&to)[size]) {
   to[count] = '\0';
 }
 
-rare_trt_report filled(const RouteDecision& decision) {
+rare_trt_report report_of(const RouteDecision& decision) {
   rare_trt_report report{};
   report.size = sizeof report;
   report.route = decision.route;
@@ -227,8 +228,8 @@ rare_trt_report filled(const RouteDecision& decision) {
   return report;
 }
 
-rare_trt_report filled(const Report& from) {
-  rare_trt_report report = filled(from.route);
+rare_trt_report report_of(const Report& from) {
+  rare_trt_report report = report_of(from.route);
   copy(from.backend, report.backend);
   copy(from.arithmetic, report.arithmetic);
   report.touches_edge = from.touches_edge;
@@ -265,7 +266,7 @@ void open(const char* folder, const rare_trt_options* options, rare_trt_segmente
 }
 
 void segment(rare_trt_segmenter* segmenter, const rare_trt_scan* scan,
-             const rare_trt_request* asked, std::uint8_t* data, const std::int64_t* strides,
+             const rare_trt_request* request, std::uint8_t* data, const std::int64_t* strides,
              rare_trt_report* report) {
   check_not_null(segmenter, "segmenter");
   check_not_null(scan, "scan");
@@ -276,12 +277,13 @@ void segment(rare_trt_segmenter* segmenter, const rare_trt_scan* scan,
   const Voxels from = voxels(*scan);
   const Labels to = labels(*scan, data, strides);
   Report found{};
-  segmenter->segmenter.segment(from, Grid(from.shape, affine(*scan)), request(asked), to, found);
-  if (report != nullptr) *report = filled(found);
+  segmenter->segmenter.segment(from, Grid(from.shape, affine(*scan)), request_of(request), to,
+                               found);
+  if (report != nullptr) *report = report_of(found);
 }
 
-void decide(const rare_trt_segmenter* segmenter, const double* spacing_mm,
-            const std::int32_t* route, rare_trt_report* report) {
+void decide_route(const rare_trt_segmenter* segmenter, const double* spacing_mm,
+                  const std::int32_t* route, rare_trt_report* report) {
   check_not_null(segmenter, "segmenter");
   check_not_null(spacing_mm, "spacing_mm");
   check_not_null(report, "report");
@@ -289,7 +291,7 @@ void decide(const rare_trt_segmenter* segmenter, const double* spacing_mm,
   std::optional<int> forced;
   if (route != nullptr) forced = *route;
   const Triple spacing = {spacing_mm[0], spacing_mm[1], spacing_mm[2]};
-  *report = filled(segmenter->segmenter.choose(spacing, forced));
+  *report = report_of(segmenter->segmenter.choose(spacing, forced));
 }
 
 const std::vector<std::string>& label_names(const rare_trt_segmenter& segmenter) {
@@ -303,7 +305,7 @@ const char* rare_trt_version(void) { return rare_trt::kVersion; }
 
 rare_trt_status rare_trt_open(const char* folder, const rare_trt_options* options,
                               rare_trt_segmenter** segmenter) {
-  return rare_trt::guarded([&] { rare_trt::open(folder, options, segmenter); });
+  return rare_trt::run_guarded([&] { rare_trt::open(folder, options, segmenter); });
 }
 
 void rare_trt_close(rare_trt_segmenter* segmenter) { delete segmenter; }
@@ -325,17 +327,18 @@ const char* rare_trt_label_name(const rare_trt_segmenter* segmenter, int32_t lab
 
 rare_trt_status rare_trt_choose_route(const rare_trt_segmenter* segmenter, const double* spacing_mm,
                                       const int32_t* route, rare_trt_report* report) {
-  return rare_trt::guarded([&] { rare_trt::decide(segmenter, spacing_mm, route, report); });
+  return rare_trt::run_guarded(
+      [&] { rare_trt::decide_route(segmenter, spacing_mm, route, report); });
 }
 
 rare_trt_status rare_trt_segment(rare_trt_segmenter* segmenter, const rare_trt_scan* scan,
                                  const rare_trt_request* request, uint8_t* labels,
                                  const int64_t* label_strides, rare_trt_report* report) {
-  return rare_trt::guarded(
+  return rare_trt::run_guarded(
       [&] { rare_trt::segment(segmenter, scan, request, labels, label_strides, report); });
 }
 
 const char* rare_trt_last_error(void) {
-  if (rare_trt::out_of_memory) return "there is no memory left: free some";
+  if (rare_trt::out_of_memory) return "no memory is left: free some";
   return rare_trt::last_error.c_str();
 }

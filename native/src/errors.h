@@ -1,5 +1,5 @@
-// Errors a user can act on: one sentence each, saying what is wrong, the value, what was expected
-// and what to do. They become a status and rare_trt_last_error at the C border.
+// Errors that a user can act on. The message is one sentence: the fault, the value, what was
+// expected and what to do. The C API turns them into a status and the text of rare_trt_last_error.
 #pragma once
 
 #include <stdexcept>
@@ -7,38 +7,32 @@
 
 namespace rare_trt {
 
-class Error : public std::runtime_error {
- public:
+struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The caller's arguments make no sense.
-class ArgumentError : public Error {
- public:
+// The caller's arguments are invalid.
+struct ArgumentError : Error {
   using Error::Error;
 };
 
 // The scan cannot be segmented as it is.
-class ScanError : public Error {
- public:
+struct ScanError : Error {
   using Error::Error;
 };
 
 // The package is absent, damaged, tampered with or too new.
-class PackageError : public Error {
- public:
+struct PackageError : Error {
   using Error::Error;
 };
 
-// The backend cannot run here, or gave answers that cannot be trusted.
-class BackendError : public Error {
- public:
+// The backend cannot run here, or its labels cannot be trusted.
+struct BackendError : Error {
   using Error::Error;
 };
 
 // An engine was not built for the shapes a scan needs.
-class ShapeError : public BackendError {
- public:
+struct ShapeError : BackendError {
   using BackendError::BackendError;
 };
 

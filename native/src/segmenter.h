@@ -1,25 +1,22 @@
-// From a scan to labels on its own grid: what the C API is a border to.
+// From a scan to labels on its own grid. The C API is a thin layer over this class.
 #pragma once
 
-#include <list>
-#include <map>
-#include <memory>
-#include <mutex>
-
-#include "cache.h"
-#include "package.h"
-#include "planning.h"
-#include "scan.h"
-#include "sessions/choice.h"
+#include "package/reading.h"
+#include "plan/resampling.h"
+#include "scan/voxels.h"
+#include "sessions/pool.h"
 #include "stopwatch.h"
 
 namespace rare_trt {
 
+// How to segment a scan: a route other than the one that fits, a point in world mm for a box around
+// it.
 struct Request {
   std::optional<int> route;
   std::optional<Triple> at_mm;
 };
 
+// How a scan was segmented.
 struct Report {
   RouteDecision route;
   std::string backend;
@@ -32,53 +29,34 @@ struct Report {
 
 // A package on a backend, ready to segment scans. Safe to use from several threads.
 //
-// Each route's graph or engine is loaded when the first scan needs it. Before its first answer on a
+// Each route's graph or engine is loaded when the first scan needs it. Before its first run on a
 // machine it must reproduce the package's golden vectors, or it is refused. With the backend
-// `automatic` the next best one then answers, with a warning; a backend asked for by name answers
-// or throws BackendError.
+// `automatic` the next candidate then runs, with a warning; a backend requested by name throws
+// BackendError.
 class Segmenter {
  public:
   Segmenter(Package package, Backend backend, std::uint64_t gpu_memory_limit, Warn warn);
 
   const Manifest& manifest() const { return package_.manifest; }
 
-  // Loads and proves every route.
+  // Loads and checks every route.
   void preload();
 
   // The route for voxels of `spacing_mm`.
   RouteDecision choose(const Triple& spacing_mm, std::optional<int> route) const;
 
-  // Labels of `scan`, written to `labels` once all went well, and what became of it. Labels outside
-  // of what was segmented are 0. Throws ScanError where the scan cannot be segmented as it is.
+  // Writes the labels of `scan` to `labels`, 0 outside the segmented region, and fills `report`.
+  // Nothing is written on failure. Throws ScanError where the scan cannot be segmented as it is.
   void segment(const Voxels& scan, const Grid& grid, const Request& request, const Labels& labels,
                Report& report);
 
  private:
-  // A candidate for a route, and its session once it was opened.
-  struct Place {
-    Candidate candidate;
-    std::shared_ptr<Session> session;
-    bool passed_over = false;
-  };
-  using Work = std::function<void(Session&)>;
-
   // The largest working shape that `session` runs in one piece.
-  Shape max_shape_of(const Session& session, const Route& route, const Plan& steps,
-                     const Voxels& scan, const Shape& shown) const;
-
-  // Does `work` with the best session of `route`. One that fails makes way for the next one, for
-  // good unless it was only the shapes of this scan that did not fit.
-  void with_session(int route, const Work& work, double& load_ms);
-  std::vector<Place*> places(int route);
-  std::shared_ptr<Session> opened(int route, Place& place);
-  void pass_over(int route, Place& place, const BackendError& error, const Place& next);
+  Shape max_shape(const Session& session, const Route& route, const ResamplingPlan& plan,
+                  const Voxels& scan, const Shape& region) const;
 
   Package package_;
-  Cache cache_;
-  Warn warn_;
-  Choice choice_;
-  std::mutex opening_;
-  std::map<int, std::list<Place>> places_;
+  SessionPool pool_;
 };
 
 }  // namespace rare_trt

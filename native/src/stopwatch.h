@@ -1,11 +1,11 @@
-// Where the time went.
+// Times of the stages of a run.
 #pragma once
 
 #include <chrono>
 
 namespace rare_trt {
 
-// Adds the milliseconds until it goes out of scope.
+// Adds the milliseconds of its lifetime to a number.
 class Stopwatch {
  public:
   explicit Stopwatch(double& milliseconds) : milliseconds_(milliseconds) {}

@@ -1,4 +1,4 @@
-// Sentences from values, the same in every locale.
+// Text from values, the same in every locale.
 #pragma once
 
 #include <locale>
@@ -7,7 +7,7 @@
 
 namespace rare_trt {
 
-// The parts one after the other.
+// The concatenated parts.
 template <class... Parts>
 std::string text(const Parts&... parts) {
   std::ostringstream out;
@@ -25,9 +25,9 @@ inline std::string number(double value, int digits = 6) {
   return out.str();
 }
 
-// The values with `between` in between.
+// The values, separated by `between`.
 template <class Values>
-std::string joined(const Values& values, const char* between, int digits = 4) {
+std::string join(const Values& values, const char* between, int digits = 4) {
   std::string out;
   for (const auto& value : values) {
     if (!out.empty()) out += between;

@@ -1,4 +1,4 @@
-// The C API's promises: arguments, errors, strides, memory, warnings.
+// The C API: arguments, errors, strides, threads.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -12,7 +12,7 @@ namespace {
 
 const std::string kTiny = std::string(RARE_TRT_REPOSITORY) + "/tests/data/tiny_v1.rare";
 
-// A ball of bright voxels: no anatomy, but something to segment.
+// A ball of bright voxels: not anatomy, but it gets labels.
 struct Ball {
   Ball() : voxels(40 * 48 * 40) {
     for (int k = 0; k < 40; ++k) {
@@ -49,7 +49,7 @@ TEST_CASE("the version is that of the Python package") {
   CHECK(source.find("VERSION = \"" + std::string(rare_trt_version()) + "\"") != std::string::npos);
 }
 
-TEST_CASE("NULL is refused, and closing it does nothing") {
+TEST_CASE("NULL is refused, and closing NULL does nothing") {
   const Segmenter tiny(kTiny);
   Ball ball;
   rare_trt_segmenter* segmenter = tiny.get();
@@ -99,7 +99,7 @@ TEST_CASE("structs of an unknown size are refused") {
   CHECK(std::string(rare_trt_last_error()).find("scan->size") == 0);
 }
 
-TEST_CASE("a package says what it takes and answers") {
+TEST_CASE("the number of channels and the names of labels") {
   const Segmenter tiny(kTiny);
   CHECK(rare_trt_channel_count(tiny.get()) == 1);
   CHECK(rare_trt_label_count(tiny.get()) == 3);
@@ -108,7 +108,7 @@ TEST_CASE("a package says what it takes and answers") {
   CHECK(rare_trt_label_name(tiny.get(), -1) == nullptr);
 }
 
-TEST_CASE("what cannot be opened is told by its kind") {
+TEST_CASE("the status is that of the error") {
   rare_trt_segmenter* segmenter = nullptr;
   CHECK(rare_trt_open("/no/such/package", nullptr, &segmenter) == RARE_TRT_ERROR_PACKAGE);
   CHECK(segmenter == nullptr);
@@ -118,7 +118,7 @@ TEST_CASE("what cannot be opened is told by its kind") {
   options.backend = RARE_TRT_BACKEND_TENSORRT;
   options.preload = 1;
   CHECK(rare_trt_open(kTiny.c_str(), &options, &segmenter) == RARE_TRT_ERROR_BACKEND);
-  CHECK(std::string(rare_trt_last_error()).find("tensorrt cannot answer route") == 0);
+  CHECK(std::string(rare_trt_last_error()).find("tensorrt cannot run route") == 0);
 }
 
 TEST_CASE("the route is chosen without a scan") {
@@ -153,7 +153,7 @@ TEST_CASE("the route is chosen without a scan") {
   CHECK(rare_trt_choose_route(tiny.get(), absurd, nullptr, &report) == RARE_TRT_ERROR_SCAN);
 }
 
-TEST_CASE("a scan that cannot be segmented leaves the labels as they were") {
+TEST_CASE("a refused scan leaves the labels unchanged") {
   const Segmenter tiny(kTiny);
   Ball ball;
   const auto segment = [&] {
@@ -174,7 +174,7 @@ TEST_CASE("a scan that cannot be segmented leaves the labels as they were") {
   CHECK(with([](auto& scan) { scan.shape[1] = -48; }) == RARE_TRT_ERROR_ARGUMENT);
   CHECK(with([](auto& scan) { scan.shape[1] = INT64_MAX; }) == RARE_TRT_ERROR_ARGUMENT);
   CHECK(with([](auto& scan) { scan.strides[0] = INT64_MIN; }) == RARE_TRT_ERROR_ARGUMENT);
-  // Slices that repeat each other: a step that was forgotten.
+  // A stride of 0 repeats slices.
   CHECK(with([](auto& scan) {
           const std::int64_t forgotten[4] = {2, 2 * 40, 0, 2 * 40 * 48};
           std::copy_n(forgotten, 4, scan.strides);
@@ -193,7 +193,7 @@ TEST_CASE("a scan that cannot be segmented leaves the labels as they were") {
   CHECK(std::all_of(ball.labels.begin(), ball.labels.end(), [](auto one) { return one == 77; }));
 }
 
-TEST_CASE("voxels that are no numbers are refused") {
+TEST_CASE("NaN and infinite voxels are refused") {
   const Segmenter tiny(kTiny);
   Ball ball;
   std::vector<float> values(ball.voxels.begin(), ball.voxels.end());
@@ -206,7 +206,7 @@ TEST_CASE("voxels that are no numbers are refused") {
   CHECK(std::string(rare_trt_last_error()).find("2 of 76800 voxels are NaN or infinite") == 0);
 }
 
-TEST_CASE("labels may lie in any order, at any address, with gaps") {
+TEST_CASE("labels may be in any order, at any address, with gaps") {
   const Segmenter tiny(kTiny);
   Ball ball;
   REQUIRE(rare_trt_segment(tiny.get(), &ball.scan, nullptr, ball.labels.data(), nullptr, nullptr) ==
@@ -234,7 +234,7 @@ TEST_CASE("labels may lie in any order, at any address, with gaps") {
   }
 }
 
-TEST_CASE("voxels may lie at odd addresses") {
+TEST_CASE("voxels may be at odd addresses") {
   const Segmenter tiny(kTiny);
   Ball ball;
   std::vector<std::uint8_t> known = ball.labels;
@@ -248,7 +248,7 @@ TEST_CASE("voxels may lie at odd addresses") {
   CHECK(ball.labels == known);
 }
 
-TEST_CASE("a tampered graph never answers") {
+TEST_CASE("a tampered graph is refused") {
   const fs::path copy = fs::temp_directory_path() / "rare-trt-tampered.rare";
   fs::remove_all(copy);
   fs::copy(kTiny, copy, fs::copy_options::recursive);

@@ -1,7 +1,7 @@
-"""The example program labels scans as Python does:  check_example.py PROGRAM
+"""Checks that the example program returns the labels of Python:  check_example.py PROGRAM
 
-Scans scaled by their header, placed by their qform alone, in metres, or turned, go through it too,
-and labels that cannot be written are refused.
+Some scans are scaled by their header, have a qform only, are in metres, or have permuted axes.
+Labels that cannot be written must be an error.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def main(program: str) -> None:
     with tempfile.TemporaryDirectory() as folder, Segmenter.load(PACKAGE, "openvino") as segmenter:
         for scan, point in scans(Path(folder)):
             labels = scan.with_name(f"labels_{scan.name}")
-            asked = [program, str(PACKAGE), str(scan), str(labels), *map(str, point or ())]
-            subprocess.run(asked, check=True)
+            command = [program, str(PACKAGE), str(scan), str(labels), *map(str, point or ())]
+            subprocess.run(command, check=True)
             known = segmenter.segment(scan, at=point)
             found = nib.nifti1.load(labels)
             assert np.array_equal(np.asarray(found.dataobj), known.labels), scan.name
@@ -39,7 +39,7 @@ def main(program: str) -> None:
 
 
 def check_refusals(program: str, folder: Path) -> None:
-    """Labels that cannot be written are a sentence, and no file."""
+    """Checks that labels that cannot be written are an error and leave no file."""
     there, full = folder / "labels_hippocampus_1mm.nii.gz", folder / "full.nii.gz"
     assert "exists already" in refusal(program, folder, there)
     assert "cannot be written" in refusal(program, folder, folder / "none" / "labels.nii.gz")
@@ -48,10 +48,10 @@ def check_refusals(program: str, folder: Path) -> None:
 
 
 def refusal(program: str, folder: Path, labels: Path, most_bytes: int = -1) -> str:
-    """What the program says, which ends with 1, where files may hold `most_bytes` (-1: any)."""
+    """The error of the program, which must exit with 1; files may have `most_bytes` (-1: any)."""
     scan = folder / "hippocampus_1mm.nii.gz"
     limits = (most_bytes, resource.RLIM_INFINITY)
-    # Python ignores SIGXFSZ, and so must the program: writing then fails as on a full disk.
+    # Python ignores SIGXFSZ, and so does its child: writing fails as on a full disk.
     done = subprocess.run(
         [program, str(PACKAGE), str(scan), str(labels)],
         capture_output=True,
@@ -64,7 +64,7 @@ def refusal(program: str, folder: Path, labels: Path, most_bytes: int = -1) -> s
 
 
 def scans(folder: Path) -> Iterator[tuple[Path, Triple | None]]:
-    """Scans as files, and the point that goes with each, or none."""
+    """Scans as files, each with the point of its box, or none."""
     for path in sorted((REPOSITORY / "examples").glob("*.nii.gz")):
         copy = folder / path.name
         copy.write_bytes(path.read_bytes())

@@ -1,15 +1,15 @@
-// The mathematics against the vectors that Python wrote.
+// The mathematics, compared with the vectors that Python wrote.
 #include <algorithm>
 #include <cstring>
 #include <map>
 #include <numeric>
 
 #include "errors.h"
-#include "field_of_view.h"
-#include "intensity.h"
-#include "manifest.h"
-#include "memory.h"
-#include "sessions/fit.h"
+#include "package/manifest_json.h"
+#include "plan/memory.h"
+#include "scan/field_of_view.h"
+#include "scan/intensity.h"
+#include "sessions/compatibility.h"
 #include "vectors.h"
 
 namespace rare_trt {
@@ -108,7 +108,7 @@ double sum(const Matrix& matrix) {
   return total;
 }
 
-TEST_CASE("routes are chosen as Python chooses them") {
+TEST_CASE("routes are those of Python") {
   for (const Json& vector : vectors("routes")) {
     CAPTURE(vector.dump());
     std::optional<int> forced;
@@ -130,7 +130,7 @@ TEST_CASE("routes are chosen as Python chooses them") {
   }
 }
 
-TEST_CASE("grids are brought to the same canonical order") {
+TEST_CASE("the canonical order of grids is that of Python") {
   for (const Json& vector : vectors("grids")) {
     CAPTURE(vector.dump());
     const Affine affine = affine_of(vector.at("affine"));
@@ -153,18 +153,18 @@ TEST_CASE("the six matrices and the tiles are Python's") {
     CAPTURE(vector.dump().substr(0, 300));
     const Grid grid(shape_of(vector), affine_of(vector.at("affine")));
     const Route route = routes()[vector.at("route").get<std::size_t>()];
-    const Shape parts = answer_parts(grid, 1.0);
+    const Shape parts = subvoxel_counts(grid, 1.0);
     CHECK(parts == vector.at("parts").get<Shape>());
-    const Plan steps = plan(grid, route, grid.subdivided(parts));
-    CHECK(steps.core == vector.at("core").get<Shape>());
+    const ResamplingPlan plan = plan_resampling(grid, route, grid.subdivide(parts));
+    CHECK(plan.core == vector.at("core").get<Shape>());
     if (vector.at("max_shape").is_null()) {
       for (std::size_t axis = 0; axis < 3; ++axis) {
-        CHECK(difference(steps.in[axis], vector.at("in")[axis]) < 2e-7);
-        CHECK(difference(steps.out[axis], vector.at("out")[axis]) < 2e-7);
+        CHECK(difference(plan.in[axis], vector.at("in")[axis]) < 2e-7);
+        CHECK(difference(plan.out[axis], vector.at("out")[axis]) < 2e-7);
       }
       continue;
     }
-    const auto found = tiles(steps, vector.at("max_shape").get<Shape>());
+    const auto found = tiles(plan, vector.at("max_shape").get<Shape>());
     const Json& known = vector.at("tiles");
     REQUIRE(found.size() == known.size());
     for (std::size_t at = 0; at < found.size(); ++at) {
@@ -196,8 +196,10 @@ TEST_CASE("tiles of large volumes are Python's") {
     const Grid grid(shape, Affine::Identity());
     const Route route = routes()[static_cast<std::size_t>(index)];
     const auto chosen = [&] {
-      return tile_shape(plan(grid, route, grid), route, *per_voxel, vector.at("scan").get<Shape>(),
-                        shape, vector.at("channels"), vector.at("stored"), vector.at("classes"),
+      const MemoryNeeds needs = {vector.at("scan"),     shape,
+                                 vector.at("channels"), vector.at("stored"),
+                                 vector.at("classes"),  *per_voxel};
+      return tile_shape(plan_resampling(grid, route, grid), route, needs,
                         vector.at("limit").get<double>());
     };
     if (vector.contains("refused")) {
@@ -208,23 +210,23 @@ TEST_CASE("tiles of large volumes are Python's") {
   }
 }
 
-TEST_CASE("every type of voxel is normalised to the same float32") {
+TEST_CASE("every type of voxel is normalised to the same float32 as in Python") {
   for (const Json& vector : vectors("intensities")) {
     CAPTURE(vector.dump().substr(0, 100));
     const Stored stored(vector);
     const IntensityRule rule = {vector.at("clip_percentiles"), vector.at("foreground_share")};
     if (is_refused(vector)) {
-      CHECK_THROWS_AS(normalised(stored.voxels, rule), ScanError);
+      CHECK_THROWS_AS(normalise(stored.voxels, rule), ScanError);
       continue;
     }
-    const auto found = normalised(stored.voxels, rule).values;
+    const auto found = normalise(stored.voxels, rule).values;
     const auto known = vector.at("normalised").get<std::vector<float>>();
     REQUIRE(found.size() == known.size());
     for (std::size_t at = 0; at < found.size(); ++at) CHECK(close(found[at], known[at]));
   }
 }
 
-TEST_CASE("constant slices at the faces are left out") {
+TEST_CASE("constant slices at the faces are removed") {
   for (const Json& vector : vectors("paddings")) {
     CAPTURE(vector.dump());
     CHECK(is_box(without_padding(Stored(vector).voxels), vector.at("box")));
@@ -262,10 +264,10 @@ TEST_CASE("regions of scans in any order of axes") {
     const Json& view = vector.at("field_of_view_mm");
     const FieldOfView accepted = {view.at("min"), view.at("typical"), view.at("max")};
     if (is_refused(vector)) {
-      CHECK_THROWS_AS(region_of(scan, grid, accepted, at_mm), ScanError);
+      CHECK_THROWS_AS(select_region(scan, grid, accepted, at_mm), ScanError);
       continue;
     }
-    const Region region = region_of(scan, grid, accepted, at_mm);
+    const Region region = select_region(scan, grid, accepted, at_mm);
     CHECK(is_box(region.box, vector.at("box")));
     CHECK(close(region.grid.affine(), vector.at("region_affine")));
     std::vector<int> found;
@@ -284,16 +286,17 @@ TEST_CASE("regions of scans in any order of axes") {
   }
 }
 
-TEST_CASE("a voxel's label is the one with the largest share") {
-  for (const Json& vector : vectors("shares")) {
+TEST_CASE("a voxel gets the label of most of its sub-voxels") {
+  for (const Json& vector : vectors("majority_votes")) {
     CAPTURE(vector.dump());
-    const auto answer = vector.at("answer").get<std::vector<std::uint8_t>>();
-    const auto found = largest_share(answer, shape_of(vector), vector.at("parts").get<Shape>(), 4);
+    const auto fine = vector.at("fine").get<std::vector<std::uint8_t>>();
+    const Shape parts = vector.at("parts").get<Shape>();
+    const auto found = majority_vote(fine, shape_of(vector), parts, 4);
     CHECK(found == vector.at("labels").get<std::vector<std::uint8_t>>());
   }
 }
 
-TEST_CASE("manifests are accepted and refused as Python does") {
+TEST_CASE("manifests are accepted and refused as in Python") {
   const Json tiny = read_json(repository() / "tests" / "data" / "tiny_v1.rare" / "manifest.json");
   for (const Json& vector : vectors("manifests")) {
     CAPTURE(vector.dump());
@@ -307,12 +310,12 @@ TEST_CASE("manifests are accepted and refused as Python does") {
   }
 }
 
-TEST_CASE("engines fit the same machines") {
+TEST_CASE("engines are compatible with the same machines as in Python") {
   Json tiny = read_json(repository() / "tests" / "data" / "tiny_v1.rare" / "manifest.json");
   tiny["format_version"] = 3;
   tiny["calibration"] = Json::array();
   tiny["files"]["engines/one.engine"] = {{"sha256", std::string(64, '0')}, {"bytes", 3}};
-  for (const Json& vector : vectors("obstacles")) {
+  for (const Json& vector : vectors("compatibility")) {
     CAPTURE(vector.dump());
     tiny["engines"] = {vector.at("engine")};
     const Manifest manifest = manifest_from_json(tiny.dump());
@@ -324,7 +327,7 @@ TEST_CASE("engines fit the same machines") {
                        {{"tensorrt", "not installed"}}};
     if (differs.contains("libraries")) machine.libraries.clear();
     if (differs.contains("gpu")) machine.gpu.reset();
-    CHECK(obstacle(manifest.engines[0], manifest, machine).empty() == vector.at("fits"));
+    CHECK(incompatibility(manifest.engines[0], manifest, machine).empty() == vector.at("fits"));
   }
 }
 

@@ -1,13 +1,14 @@
-// driver.h declares what cuda.h does. Compiled where cuda.h is; there is nothing to run.
+// The declarations of driver.h match cuda.h. Compiled where cuda.h is found; there is nothing to
+// run.
 #include <cuda.h>
 
 #include <type_traits>
 
-#include "sessions/tensorrt/driver.h"
+#include "sessions/driver.h"
 
 namespace {
 
-// As many arguments, each as large and as much of a pointer.
+// The same number of arguments, each of the same size and a pointer in both or in none.
 template <class Own, class Theirs>
 struct Alike : std::false_type {};
 
@@ -16,40 +17,9 @@ struct Alike<int (*)(Own...), CUresult (*)(Theirs...)>
     : std::bool_constant<((sizeof(Own) == sizeof(Theirs)) && ...) &&
                          ((std::is_pointer_v<Own> == std::is_pointer_v<Theirs>)&&...)> {};
 
-#define ALIKE(name) \
-  static_assert(Alike<decltype(rare_trt::cuda::Driver::name), decltype(&::name)>::value, #name)
-
-ALIKE(cuInit);
-ALIKE(cuDriverGetVersion);
-ALIKE(cuGetErrorName);
-ALIKE(cuDeviceGet);
-ALIKE(cuDeviceGetName);
-ALIKE(cuDeviceGetAttribute);
-ALIKE(cuDevicePrimaryCtxRetain);
-ALIKE(cuDevicePrimaryCtxRelease_v2);
-ALIKE(cuCtxPushCurrent_v2);
-ALIKE(cuCtxPopCurrent_v2);
-ALIKE(cuMemAlloc_v2);
-ALIKE(cuMemFree_v2);
-ALIKE(cuMemHostAlloc);
-ALIKE(cuMemHostGetDevicePointer_v2);
-ALIKE(cuMemFreeHost);
-ALIKE(cuMemcpyHtoDAsync_v2);
-ALIKE(cuMemcpyDtoHAsync_v2);
-ALIKE(cuMemsetD8Async);
-ALIKE(cuStreamCreate);
-ALIKE(cuStreamDestroy_v2);
-ALIKE(cuStreamSynchronize);
-ALIKE(cuEventCreate);
-ALIKE(cuEventDestroy_v2);
-ALIKE(cuEventRecord);
-ALIKE(cuEventSynchronize);
-ALIKE(cuStreamBeginCapture_v2);
-ALIKE(cuStreamEndCapture);
-ALIKE(cuGraphInstantiateWithFlags);
-ALIKE(cuGraphDestroy);
-ALIKE(cuGraphLaunch);
-ALIKE(cuGraphExecDestroy);
+#define ALIKE(name, ...) \
+  static_assert(Alike<decltype(rare_trt::cuda::Driver::name), decltype(&::name)>::value, #name);
+RARE_TRT_CUDA_FUNCTIONS(ALIKE)
 
 static_assert(CUDA_SUCCESS == rare_trt::cuda::kSuccess);
 static_assert(CUDA_ERROR_OUT_OF_MEMORY == rare_trt::cuda::kOutOfMemory);

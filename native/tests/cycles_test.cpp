@@ -1,4 +1,4 @@
-// Opening, segmenting and closing again and again takes no more memory.
+// Memory does not grow when a package is opened, used and closed repeatedly.
 #include <unistd.h>
 
 #include "scans.h"

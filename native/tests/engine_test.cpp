@@ -1,7 +1,7 @@
 // The TensorRT session, whole, over a fake driver and a fake TensorRT that compute real labels.
 //
-// The fakes refuse what the real ones refuse. What TensorRT leaves undefined they note, and the
-// test then fails; so does whatever is left on the GPU at its end.
+// The fakes refuse what the real ones refuse. Use that TensorRT leaves undefined is recorded as a
+// violation, which fails the test; so does anything left on the GPU at its end.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -16,9 +16,9 @@
 
 #include "errors.h"
 #include "fake_tensorrt.h"
-#include "files.h"
-#include "golden.h"
+#include "scan/nifti.h"
 #include "segmenter.h"
+#include "storage/files.h"
 
 namespace rare_trt {
 namespace {
@@ -43,7 +43,7 @@ class EnginePackage {
     Json manifest = Json::parse(read_file(tiny() / "manifest.json", 1 << 20));
     fs::copy(tiny(), path(), fs::copy_options::recursive);
     fs::create_directory(path() / "engines");
-    // One golden vector per route, the smallest: each test proves its engines anew.
+    // One golden vector per route, the smallest: each test checks its engines again.
     auto& golden = manifest["golden"];
     golden.erase(std::remove_if(golden.begin(), golden.end(),
                                 [](const Json& entry) { return entry.at("kind") != "min"; }),
@@ -52,9 +52,9 @@ class EnginePackage {
     manifest["engines"] = Json::array();
     for (const GraphEntry& graph : source.manifest.graphs) {
       const std::string file = "engines/" + std::to_string(graph.route) + ".engine";
-      const std::string plan = (path() / graph.file).string();
-      write(path() / file, plan);
-      manifest["files"][file] = {{"sha256", sha256_hex(plan)}, {"bytes", plan.size()}};
+      const std::string blob = (path() / graph.file).string();
+      write(path() / file, blob);
+      manifest["files"][file] = {{"sha256", sha256_hex(blob)}, {"bytes", blob.size()}};
       Json entry = engine(source.manifest.graph_sha256(graph), graph.route, file);
       change(entry);
       manifest["engines"].push_back(entry);
@@ -94,7 +94,7 @@ class EnginePackage {
   TemporaryFolder folder_;
 };
 
-// A GPU of its own, a fresh cache, and nothing left behind.
+// A new GPU and an empty cache; checks at the end that nothing is left on the GPU.
 struct FreshGpu {
   FreshGpu() {
     fake_reset();
@@ -124,49 +124,49 @@ struct FreshGpu {
 struct Scan {
   Scan() : volume(read()) {}
 
-  static GoldenVolume read() {
+  static NiftiVolume read() {
     const Package package = open_package(tiny());
     const auto& golden = package.manifest.golden;
     const auto typical = std::find_if(golden.begin(), golden.end(), [](const auto& entry) {
       return entry.scan == "golden/route0_typical.nii.gz";
     });
     REQUIRE(typical != golden.end());
-    return golden_volume(package.read(typical->scan), typical->scan);
+    return volume_from_bytes(package.read(typical->scan), typical->scan);
   }
 
-  // The first voxels along each axis: another shape, another bucket.
+  // The first voxels along each axis: another shape, and so another bucket.
   std::pair<Voxels, Grid> cropped(const Shape& shape) const {
     return {volume.voxels().part({{0, 0, 0}, shape}), volume.grid.box({0, 0, 0}, shape)};
   }
 
-  GoldenVolume volume;
+  NiftiVolume volume;
 };
 
-struct Answer {
+struct Segmented {
   Bytes labels;
   Report report;
 };
 
-Answer ask(Segmenter& segmenter, const std::pair<Voxels, Grid>& scan, int route) {
+Segmented segment(Segmenter& segmenter, const std::pair<Voxels, Grid>& scan, int route) {
   const auto [ni, nj, nk] = scan.second.shape();
-  Answer answer{Bytes(static_cast<std::size_t>(ni * nj * nk), 99), {}};
-  const Labels labels = {answer.labels.data(), scan.second.shape(), {nj * nk, nk, 1}};
-  segmenter.segment(scan.first, scan.second, {route, {}}, labels, answer.report);
-  return answer;
+  Segmented found{Bytes(static_cast<std::size_t>(ni * nj * nk), 99), {}};
+  const Labels labels = {found.labels.data(), scan.second.shape(), {nj * nk, nk, 1}};
+  segmenter.segment(scan.first, scan.second, {route, {}}, labels, found.report);
+  return found;
 }
 
-Answer ask(Segmenter& segmenter, int route) {
+Segmented segment(Segmenter& segmenter, int route) {
   const Scan scan;
-  return ask(segmenter, scan.cropped(scan.volume.grid.shape()), route);
+  return segment(segmenter, scan.cropped(scan.volume.grid.shape()), route);
 }
 
-// What OpenVINO answers to the same part of the same scan.
+// The labels of OpenVINO for the same scan.
 const Bytes& expected(const std::pair<Voxels, Grid>& scan, int route) {
   static Segmenter known(open_package(tiny()), Backend::openvino, 0, [](const std::string&) {});
-  static std::map<std::pair<Shape, int>, Bytes> answers;
-  Bytes& answer = answers[{scan.second.shape(), route}];
-  if (answer.empty()) answer = ask(known, scan, route).labels;
-  return answer;
+  static std::map<std::pair<Shape, int>, Bytes> all;
+  Bytes& labels = all[{scan.second.shape(), route}];
+  if (labels.empty()) labels = segment(known, scan, route).labels;
+  return labels;
 }
 
 const Bytes& expected(int route) {
@@ -174,7 +174,7 @@ const Bytes& expected(int route) {
   return expected(scan.cropped(scan.volume.grid.shape()), route);
 }
 
-// A segmenter, and what it warned of.
+// A segmenter and its warnings.
 struct Warned {
   explicit Warned(const EnginePackage& package, Backend backend = Backend::tensorrt,
                   std::uint64_t limit = 0)
@@ -185,27 +185,26 @@ struct Warned {
   Segmenter segmenter;
 };
 
-TEST_CASE("engines answer as OpenVINO does") {
+TEST_CASE("engines return the labels of OpenVINO") {
   const FreshGpu machine;
   const EnginePackage package;
   Warned on_gpu(package);
   for (const int route : {0, 1}) {
-    const Answer answer = ask(on_gpu.segmenter, route);
-    CHECK(answer.report.backend == "tensorrt");
-    CHECK(answer.report.arithmetic == "fp32");
-    CHECK(answer.labels == expected(route));
-    CHECK(
-        std::any_of(answer.labels.begin(), answer.labels.end(), [](auto one) { return one != 0; }));
+    const Segmented found = segment(on_gpu.segmenter, route);
+    CHECK(found.report.backend == "tensorrt");
+    CHECK(found.report.arithmetic == "fp32");
+    CHECK(found.labels == expected(route));
+    CHECK(std::any_of(found.labels.begin(), found.labels.end(), [](auto one) { return one != 0; }));
   }
   CHECK(on_gpu.warnings.empty());
 }
 
-TEST_CASE("auto prefers the engine, and OpenVINO can be asked for") {
+TEST_CASE("auto prefers the engine, and OpenVINO can be requested") {
   const FreshGpu machine;
   const EnginePackage package;
-  Warned best(package, Backend::automatic), asked(package, Backend::openvino);
-  CHECK(ask(best.segmenter, 0).report.backend == "tensorrt");
-  CHECK(ask(asked.segmenter, 0).report.backend == "openvino");
+  Warned best(package, Backend::automatic), requested(package, Backend::openvino);
+  CHECK(segment(best.segmenter, 0).report.backend == "tensorrt");
+  CHECK(segment(requested.segmenter, 0).report.backend == "openvino");
 }
 
 TEST_CASE("a repeated shape is a graph launch, and scans of one bucket share it") {
@@ -216,80 +215,80 @@ TEST_CASE("a repeated shape is a graph launch, and scans of one bucket share it"
   const auto [i, j, k] = scan.volume.grid.shape();
   const Shape less = {i, j, k - 1};
   const Bytes known = expected(scan.cropped(less), 1);
-  for (int run = 0; run < 3; ++run) ask(on_gpu.segmenter, 1);
+  for (int run = 0; run < 3; ++run) segment(on_gpu.segmenter, 1);
   const long captured = fake_calls("cuStreamBeginCapture_v2"),
              launched = fake_calls("cuGraphLaunch");
   const int enqueued = FakeTensorRt::instance().enqueued;
   for (int run = 0; run < 3; ++run) {
-    CHECK(ask(on_gpu.segmenter, scan.cropped(less), 1).labels == known);
+    CHECK(segment(on_gpu.segmenter, scan.cropped(less), 1).labels == known);
   }
   CHECK(fake_calls("cuStreamBeginCapture_v2") == captured);
   CHECK(fake_calls("cuGraphLaunch") == launched + 3);
   CHECK(FakeTensorRt::instance().enqueued == enqueued);
 }
 
-TEST_CASE("what answers wrongly does not pass the proof") {
+TEST_CASE("an engine with wrong labels does not pass the golden vectors") {
   for (const char* spoil : {"zeros", "nothing", "replays"}) {
     CAPTURE(spoil);
     const FreshGpu machine;
     const EnginePackage package;
     FakeTensorRt::instance().spoil = spoil;
-    Warned asked(package), best(package, Backend::automatic);
-    CHECK_THROWS_AS(ask(asked.segmenter, 0), BackendError);
-    const Answer answer = ask(best.segmenter, 0);
-    CHECK(answer.report.backend == "openvino");
-    CHECK(answer.labels == expected(0));
+    Warned requested(package), best(package, Backend::automatic);
+    CHECK_THROWS_AS(segment(requested.segmenter, 0), BackendError);
+    const Segmented found = segment(best.segmenter, 0);
+    CHECK(found.report.backend == "openvino");
+    CHECK(found.labels == expected(0));
     REQUIRE(best.warnings.size() == 1);
     CHECK(best.warnings[0].find("tensorrt fp32 is not used for route 0 any more") == 0);
-    CHECK(ask(best.segmenter, 0).report.backend == "openvino");
+    CHECK(segment(best.segmenter, 0).report.backend == "openvino");
     CHECK(best.warnings.size() == 1);
   }
 }
 
-TEST_CASE("a run that writes nothing later on is no answer either") {
+TEST_CASE("a later run that writes nothing is an error") {
   const FreshGpu machine;
   const EnginePackage package;
   Warned on_gpu(package);
-  ask(on_gpu.segmenter, 0);
+  segment(on_gpu.segmenter, 0);
   FakeTensorRt::instance().spoil = "nothing";
   CHECK_THROWS_WITH_AS(
-      ask(on_gpu.segmenter, 0),
-      "tensorrt fp32 on route 0 left label 255 in its answer; expected 0 to 2: run "
-      "`rare-trt verify`, then build the engine again",
+      segment(on_gpu.segmenter, 0),
+      "tensorrt fp32 on route 0 returned label 255; expected 0 to 2: run `rare-trt verify`, then "
+      "build the engine again",
       BackendError);
   FakeTensorRt::instance().spoil = "";
-  CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
+  CHECK(segment(on_gpu.segmenter, 0).labels == expected(0));
 }
 
-TEST_CASE("every fault of CUDA ends a run, and the next one is right") {
+TEST_CASE("every error of CUDA ends a run, and the next run is right") {
   const FreshGpu machine;
   const EnginePackage package;
   Warned on_gpu(package);
   const Bytes known = expected(0);
-  for (int run = 0; run < 3; ++run) ask(on_gpu.segmenter, 0);
+  for (int run = 0; run < 3; ++run) segment(on_gpu.segmenter, 0);
   for (const char* function : {"cuGraphLaunch", "cuEventRecord", "cuEventSynchronize"}) {
     CAPTURE(function);
     for (const int code : {kLaunchFailed, kOutOfMemory}) {
       fake_fail(function, code, 0);
-      CHECK_THROWS_AS(ask(on_gpu.segmenter, 0), BackendError);
-      for (int run = 0; run < 3; ++run) CHECK(ask(on_gpu.segmenter, 0).labels == known);
+      CHECK_THROWS_AS(segment(on_gpu.segmenter, 0), BackendError);
+      for (int run = 0; run < 3; ++run) CHECK(segment(on_gpu.segmenter, 0).labels == known);
     }
   }
-  // The first run of a shape is queued plainly.
+  // The first run of a shape is queued without a graph.
   for (const char* function :
        {"cuMemcpyHtoDAsync_v2", "cuMemsetD8Async", "cuLaunchHostFunc", "cuMemcpyDtoHAsync_v2"}) {
     CAPTURE(function);
     Warned fresh(package);
     fake_fail(function, kLaunchFailed, 0);
-    CHECK_THROWS_AS(ask(fresh.segmenter, 0), BackendError);
-    CHECK(ask(fresh.segmenter, 0).labels == known);
+    CHECK_THROWS_AS(segment(fresh.segmenter, 0), BackendError);
+    CHECK(segment(fresh.segmenter, 0).labels == known);
   }
   fake_fail("cuCtxPushCurrent_v2", kLaunchFailed, 0);
-  CHECK_THROWS_AS(ask(on_gpu.segmenter, 0), BackendError);
-  CHECK(ask(on_gpu.segmenter, 0).labels == known);
+  CHECK_THROWS_AS(segment(on_gpu.segmenter, 0), BackendError);
+  CHECK(segment(on_gpu.segmenter, 0).labels == known);
 }
 
-TEST_CASE("every fault while a session is opened leaves nothing behind") {
+TEST_CASE("an error while a session is opened leaves nothing on the GPU") {
   const EnginePackage package;
   for (const char* function :
        {"cuInit", "cuDeviceGet", "cuDeviceGetName", "cuDriverGetVersion", "cuDeviceGetAttribute",
@@ -302,8 +301,8 @@ TEST_CASE("every fault while a session is opened leaves nothing behind") {
       Warned on_gpu(package);
       fake_fail(function, kOutOfMemory, after);
       try {
-        const Answer answer = ask(on_gpu.segmenter, 0);
-        CHECK(answer.labels == expected(0));
+        const Segmented found = segment(on_gpu.segmenter, 0);
+        CHECK(found.labels == expected(0));
       } catch (const BackendError& error) {
         CHECK(std::string(error.what()).size() > 20);
       }
@@ -312,7 +311,7 @@ TEST_CASE("every fault while a session is opened leaves nothing behind") {
   }
 }
 
-TEST_CASE("every refusal of TensorRT is a sentence, and the next run is right") {
+TEST_CASE("every refusal of TensorRT is an error, and the next run is right") {
   for (const char* function :
        {"open", "load", "create_context", "set_input_shape", "unknown_inputs", "labels_shape",
         "scratch_bytes", "set_address", "enqueue"}) {
@@ -321,8 +320,8 @@ TEST_CASE("every refusal of TensorRT is a sentence, and the next run is right") 
     const EnginePackage package;
     Warned on_gpu(package);
     FakeTensorRt::instance().fail(function);
-    CHECK_THROWS_AS(ask(on_gpu.segmenter, 0), BackendError);
-    CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
+    CHECK_THROWS_AS(segment(on_gpu.segmenter, 0), BackendError);
+    CHECK(segment(on_gpu.segmenter, 0).labels == expected(0));
   }
 }
 
@@ -333,7 +332,7 @@ TEST_CASE("where no CUDA graph can be made, runs are queued one by one") {
     const EnginePackage package;
     Warned on_gpu(package);
     fake_fail(function, kLaunchFailed, 0);
-    for (int run = 0; run < 4; ++run) CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
+    for (int run = 0; run < 4; ++run) CHECK(segment(on_gpu.segmenter, 0).labels == expected(0));
     REQUIRE(on_gpu.warnings.size() == 1);
     CHECK(on_gpu.warnings[0].find("no CUDA graph could be made") == 0);
   }
@@ -348,8 +347,8 @@ TEST_CASE("a growing arena renews addresses and graphs") {
   const auto small = scan.cropped({24, 32, 24});
   const Bytes known = expected(small, 0);
   for (int round = 0; round < 2; ++round) {
-    for (int run = 0; run < 3; ++run) CHECK(ask(on_gpu.segmenter, small, 0).labels == known);
-    ask(on_gpu.segmenter, scan.cropped({i, j, k}), 0);
+    for (int run = 0; run < 3; ++run) CHECK(segment(on_gpu.segmenter, small, 0).labels == known);
+    segment(on_gpu.segmenter, scan.cropped({i, j, k}), 0);
   }
 }
 
@@ -361,45 +360,45 @@ TEST_CASE("the number of buckets is bounded") {
   const auto [i, j, k] = scan.volume.grid.shape();
   for (std::int64_t smaller = 0; smaller < 12; ++smaller) {
     const auto other = scan.cropped({i - smaller, j - smaller, k});
-    CHECK(ask(on_gpu.segmenter, other, 0).labels == expected(other, 0));
+    CHECK(segment(on_gpu.segmenter, other, 0).labels == expected(other, 0));
   }
   CHECK(FakeTensorRt::instance().live_contexts <= 8);
 }
 
-TEST_CASE("engines make room for each other") {
+TEST_CASE("engines are unloaded to make room for each other") {
   const EnginePackage package;
   std::size_t arena = 0;
   {
     const FreshGpu machine;
     Warned on_gpu(package);
-    for (const int route : {0, 1}) ask(on_gpu.segmenter, route);
+    for (const int route : {0, 1}) segment(on_gpu.segmenter, route);
     CHECK(FakeTensorRt::instance().live_engines == 2);
     arena = fake_live_device_bytes();
   }
   {
-    // One engine beside the arena; a plan counts by its bytes.
+    // Memory for the arena and one engine, which counts by the size of its file.
     const FreshGpu machine;
-    const std::size_t plan = fs::file_size(package.path() / "engines" / "0.engine");
-    Warned on_gpu(package, Backend::tensorrt, arena - 2 * 4096 + plan);
+    const std::size_t blob = fs::file_size(package.path() / "engines" / "0.engine");
+    Warned on_gpu(package, Backend::tensorrt, arena - 2 * 4096 + blob);
     for (const int route : {0, 1, 0, 1}) {
-      CHECK(ask(on_gpu.segmenter, route).labels == expected(route));
+      CHECK(segment(on_gpu.segmenter, route).labels == expected(route));
       CHECK(FakeTensorRt::instance().live_engines == 1);
     }
   }
   {
     const FreshGpu machine;
     Warned on_gpu(package, Backend::tensorrt, 1 << 16);
-    CHECK_THROWS_AS(ask(on_gpu.segmenter, 0), BackendError);
+    CHECK_THROWS_AS(segment(on_gpu.segmenter, 0), BackendError);
   }
   {
     // The GPU itself is full when the second engine is loaded.
     const FreshGpu machine;
     Warned on_gpu(package);
-    ask(on_gpu.segmenter, 0);
+    segment(on_gpu.segmenter, 0);
     FakeTensorRt::instance().fail("load");
-    CHECK(ask(on_gpu.segmenter, 1).labels == expected(1));
+    CHECK(segment(on_gpu.segmenter, 1).labels == expected(1));
     CHECK(FakeTensorRt::instance().live_engines == 1);
-    CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
+    CHECK(segment(on_gpu.segmenter, 0).labels == expected(0));
   }
 }
 
@@ -408,79 +407,80 @@ TEST_CASE("a GPU that shares the host's memory reads and writes it in place") {
   fake_set_device("Orin", 8, 9, 1, std::size_t{8} << 30);
   const EnginePackage package([](Json& entry) { entry["gpu"] = "Orin, 16 multiprocessors"; });
   Warned on_gpu(package);
-  for (int run = 0; run < 3; ++run) CHECK(ask(on_gpu.segmenter, 0).labels == expected(0));
+  for (int run = 0; run < 3; ++run) CHECK(segment(on_gpu.segmenter, 0).labels == expected(0));
   CHECK(fake_calls("cuMemcpyHtoDAsync_v2") == 0);
   CHECK(fake_calls("cuMemcpyDtoHAsync_v2") == 0);
 }
 
-TEST_CASE("an engine of one Orin is not taken for one of another") {
+TEST_CASE("an engine of one Orin does not run on another") {
   const FreshGpu machine;
   fake_set_device("Orin", 8, 9, 1, std::size_t{8} << 30);
   const EnginePackage package([](Json& entry) { entry["gpu"] = "Orin, 4 multiprocessors"; });
   Warned best(package, Backend::automatic);
-  CHECK(ask(best.segmenter, 0).report.backend == "openvino");
+  CHECK(segment(best.segmenter, 0).report.backend == "openvino");
   REQUIRE(best.warnings.size() == 1);
-  CHECK(best.warnings[0].find("built on Orin, 4 multiprocessors; this is Orin, 16 multiprocessors") !=
-        std::string::npos);
+  CHECK(
+      best.warnings[0].find("built on Orin, 4 multiprocessors; this is Orin, 16 multiprocessors") !=
+      std::string::npos);
 }
 
-TEST_CASE("a scan beyond the profile is OpenVINO's, the next one the engine's again") {
+TEST_CASE("OpenVINO runs a scan beyond the profile, the engine the next one") {
   const FreshGpu machine;
   const EnginePackage package([](Json& entry) {
     entry["profile"]["image"][2] = {1, 1, 32, 512, 512};
   });
-  Warned best(package, Backend::automatic), asked(package);
+  Warned best(package, Backend::automatic), requested(package);
   const Scan scan;
   const auto small = scan.cropped({26, 40, 30});
-  CHECK(ask(best.segmenter, small, 0).report.backend == "tensorrt");
-  CHECK(ask(best.segmenter, 0).report.backend == "openvino");
+  CHECK(segment(best.segmenter, small, 0).report.backend == "tensorrt");
+  CHECK(segment(best.segmenter, 0).report.backend == "openvino");
   REQUIRE(best.warnings.size() == 1);
-  CHECK(best.warnings[0].find("tensorrt fp32 cannot answer this scan; openvino fp32 answers") == 0);
-  CHECK(ask(best.segmenter, small, 0).report.backend == "tensorrt");
-  CHECK_THROWS_AS(ask(asked.segmenter, 0), ShapeError);
+  CHECK(best.warnings[0].find("tensorrt fp32 cannot run this scan; openvino fp32 runs") == 0);
+  CHECK(segment(best.segmenter, small, 0).report.backend == "tensorrt");
+  CHECK_THROWS_AS(segment(requested.segmenter, 0), ShapeError);
 }
 
-TEST_CASE("a GPU that is lost for good leaves OpenVINO to answer") {
+TEST_CASE("OpenVINO runs after the GPU was lost") {
   const FreshGpu machine;
   const EnginePackage package;
   {
     Warned best(package, Backend::automatic);
     for (const int route : {0, 1, 0, 1}) {
-      CHECK(ask(best.segmenter, route).report.backend == "tensorrt");
+      CHECK(segment(best.segmenter, route).report.backend == "tensorrt");
     }
     constexpr int kIllegalAddress = 700;
     fake_break(kIllegalAddress);
     for (const int route : {0, 1, 0, 1}) {
-      const auto answer = ask(best.segmenter, route);
-      CHECK(answer.report.backend == "openvino");
-      CHECK(answer.labels == expected(route));
+      const auto found = segment(best.segmenter, route);
+      CHECK(found.report.backend == "openvino");
+      CHECK(found.labels == expected(route));
     }
     CHECK(best.warnings.size() == 2);
   }
-  // The process goes, and with it what could not be given back.
+  // In reality the process would end and release what could not be freed.
   fake_reset();
   FakeTensorRt::instance() = FakeTensorRt();
 }
 
-TEST_CASE("engines that do not fit are named once before OpenVINO answers") {
+TEST_CASE("one warning names the incompatible engine before OpenVINO runs") {
   const FreshGpu machine;
   fake_set_device("Another GPU", 8, 9, 0, std::size_t{8} << 30);
   const EnginePackage package;
-  Warned best(package, Backend::automatic), asked(package);
-  for (const int route : {0, 1}) CHECK(ask(best.segmenter, route).report.backend == "openvino");
+  Warned best(package, Backend::automatic), requested(package);
+  for (const int route : {0, 1}) CHECK(segment(best.segmenter, route).report.backend == "openvino");
   REQUIRE(best.warnings.size() == 1);
   CHECK(best.warnings[0].find("built on Fake L4; this is Another GPU") != std::string::npos);
-  CHECK_THROWS_AS(ask(asked.segmenter, 0), BackendError);
+  CHECK_THROWS_AS(segment(requested.segmenter, 0), BackendError);
 }
 
-TEST_CASE("without a GPU OpenVINO answers") {
+TEST_CASE("OpenVINO runs without a GPU") {
   const FreshGpu machine;
   fake_set_devices(0);
   const EnginePackage package;
-  Warned best(package, Backend::automatic), asked(package);
-  CHECK(ask(best.segmenter, 0).report.backend == "openvino");
+  Warned best(package, Backend::automatic), requested(package);
+  CHECK(segment(best.segmenter, 0).report.backend == "openvino");
   CHECK(best.warnings.size() == 1);
-  CHECK_THROWS_AS(ask(asked.segmenter, 0), BackendError);
+  CHECK_THROWS_AS(segment(requested.segmenter, 0), BackendError);
 }
 
 TEST_CASE("a tampered engine is never loaded") {
@@ -488,7 +488,7 @@ TEST_CASE("a tampered engine is never loaded") {
   const EnginePackage package;
   write(package.path() / "engines" / "0.engine", "something else");
   Warned best(package, Backend::automatic);
-  CHECK_THROWS_AS(ask(best.segmenter, 0), PackageError);
+  CHECK_THROWS_AS(segment(best.segmenter, 0), PackageError);
 }
 
 TEST_CASE("two threads share one GPU") {
@@ -500,7 +500,7 @@ TEST_CASE("two threads share one GPU") {
   const auto work = [&](int first) {
     for (int run = 0; run < 4; ++run) {
       const int route = (first + run) % 2;
-      wrong += ask(on_gpu.segmenter, route).labels != known[route];
+      wrong += segment(on_gpu.segmenter, route).labels != known[route];
     }
   };
   std::thread other(work, 1);

@@ -9,8 +9,8 @@
 #include <openvino/runtime/core.hpp>
 #include <stdexcept>
 
+#include "sessions/nvidia.h"
 #include "sessions/session.h"
-#include "sessions/tensorrt/library.h"
 
 namespace rare_trt {
 namespace {
@@ -32,7 +32,7 @@ std::size_t count(const Dims& shape) {
   return product;
 }
 
-// All that a run hangs on, as it was when it was queued.
+// The state that a run depends on, as it was when the run was queued.
 struct Run {
   std::array<Dims, kInputNames.size()> shapes;
   std::array<cuda::Address, kInputNames.size()> inputs;
@@ -44,7 +44,7 @@ struct Run {
 
 void compute(Run& run) {
   ++fake().computed;
-  if (run.context.expired()) violated("a run of a context that is gone");
+  if (run.context.expired()) violated("a run of a destroyed context");
   auto* labels = reinterpret_cast<std::uint8_t*>(run.labels);
   const std::size_t size = count({run.shapes[4][0], run.shapes[5][0], run.shapes[6][0]});
   const bool replayed = run.times++ > 0;
@@ -63,10 +63,10 @@ void compute(Run& run) {
   std::copy_n(found.data<const std::uint8_t>(), size, labels);
 }
 
-// Runs outlive what queued them: a captured one is computed at each launch of its graph.
+// Runs outlive the call that queued them: a captured run is computed at each launch of its graph.
 std::list<Run>& runs() {
-  static std::list<Run> kept;
-  return kept;
+  static std::list<Run> all;
+  return all;
 }
 
 class FakeContext final : public EngineContext {
@@ -77,7 +77,7 @@ class FakeContext final : public EngineContext {
     ++fake().live_contexts;
   }
   ~FakeContext() override {
-    if (!has_context()) violated("a context was dropped without CUDA's");
+    if (!has_context()) violated("a context was destroyed without CUDA's context");
     --fake().live_contexts;
   }
 
@@ -89,7 +89,7 @@ class FakeContext final : public EngineContext {
       if (shape[axis] < low[axis] || shape[axis] > high[axis]) return false;
     }
     shapes_[index(name)] = shape;
-    settled_ = false;
+    adapted_ = false;
     return true;
   }
 
@@ -100,7 +100,7 @@ class FakeContext final : public EngineContext {
     } else {
       inputs_[index(name)] = address;
     }
-    settled_ = false;
+    adapted_ = false;
     return true;
   }
 
@@ -117,7 +117,7 @@ class FakeContext final : public EngineContext {
 
   void set_scratch(cuda::Address address, std::size_t size) override {
     scratch_ = address;
-    settled_ = false;
+    adapted_ = false;
     if (address % 256 != 0) violated("scratch memory that is not aligned");
     if (size < count(shapes_[0]) * 16) violated("too little scratch memory");
     if (fake_room(address) < size) violated("scratch memory that is not the caller's");
@@ -132,10 +132,10 @@ class FakeContext final : public EngineContext {
     check_memory();
     int capturing = 0;
     if (cuStreamIsCapturing(stream, &capturing) != 0) violated("a stream of another context");
-    if (capturing != 0 && !settled_) {
-      violated("captured before a run settled the new shapes and addresses");
+    if (capturing != 0 && !adapted_) {
+      violated("captured before the first run with new shapes and addresses");
     }
-    settled_ = true;
+    adapted_ = true;
     runs().push_back({shapes_, inputs_, labels_, request_, alive_});
     const auto call = [](void* run) { compute(*static_cast<Run*>(run)); };
     return cuLaunchHostFunc(stream, call, &runs().back()) == 0;
@@ -176,7 +176,7 @@ class FakeContext final : public EngineContext {
   std::array<Dims, kInputNames.size()> shapes_;
   std::array<cuda::Address, kInputNames.size()> inputs_{};
   cuda::Address labels_ = 0, scratch_ = 0;
-  bool settled_ = false;  // whether a run has seen the present shapes and addresses
+  bool adapted_ = false;  // whether there was a run with the present shapes and addresses
   std::shared_ptr<ov::InferRequest> request_;
   const std::map<std::string, Shapes>& profile_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
@@ -193,7 +193,7 @@ class FakeEngine final : public LoadedEngine {
     ++fake().live_engines;
   }
   ~FakeEngine() override {
-    if (cuMemFree_v2(weights_) != 0) violated("an engine was dropped without CUDA's context");
+    if (cuMemFree_v2(weights_) != 0) violated("an engine was destroyed without CUDA's context");
     --fake().live_engines;
   }
 
@@ -210,16 +210,16 @@ class FakeEngine final : public LoadedEngine {
 
 class FakeLibrary final : public EngineLibrary {
  public:
-  std::unique_ptr<LoadedEngine> load(const std::string& plan, const EngineEntry& entry) override {
+  std::unique_ptr<LoadedEngine> load(const std::string& blob, const EngineEntry& entry) override {
     cuda::Address weights = 0;
     if (!has_context()) violated("loaded without CUDA's context");
     if (fake().failing("load") || cuMemAlloc_v2(&weights, kWeightBytes) != 0) {
-      throw EngineLoadError("the fake makes no engine (OutOfMemory)");
+      throw EngineLoadError("the fake cannot load the engine (OutOfMemory)");
     }
-    return std::make_unique<FakeEngine>(plan, weights, entry.profile);
+    return std::make_unique<FakeEngine>(blob, weights, entry.profile);
   }
 
-  std::string last_words() override { return "it did not say why"; }
+  std::string logged_errors() override { return "it logged no reason"; }
 };
 
 }  // namespace
@@ -237,7 +237,7 @@ bool FakeTensorRt::failing(const std::string& function) {
 std::string tensorrt_version() { return FakeTensorRt::kVersion; }
 
 std::unique_ptr<EngineLibrary> open_tensorrt() {
-  if (FakeTensorRt::instance().failing("open")) throw BackendError("the fake gives no runtime");
+  if (FakeTensorRt::instance().failing("open")) throw BackendError("the fake has no runtime");
   return std::make_unique<FakeLibrary>();
 }
 

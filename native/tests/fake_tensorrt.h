@@ -1,8 +1,8 @@
 // A fake TensorRT over the fake CUDA driver (tests/fake_cuda), as strict as the real one.
 //
-// What a plan holds is the path of an ONNX graph. Contexts compute labels with OpenVINO from that
-// graph, in stream order, on the addresses they were given. What the real library leaves undefined
-// is noted in `violations`.
+// The content of an engine's file is the path of an ONNX graph. Contexts compute labels with
+// OpenVINO from that graph, in stream order, at the addresses they were given. Use that the real
+// library leaves undefined is recorded in `violations`.
 #pragma once
 
 #include <cstddef>
@@ -37,13 +37,13 @@ namespace rare_trt {
 struct FakeTensorRt {
   static FakeTensorRt& instance();
 
-  // Lets the next call of `function` fail as the real one fails.
+  // Makes the next call of `function` fail as the real one fails.
   void fail(const std::string& function) { faults[function] = 1; }
   bool failing(const std::string& function);
 
   static constexpr const char* kVersion = "10.13.3.9";
 
-  // How runs go wrong: "", "nothing" (labels stay unwritten), "zeros", "replays" (a graph is right
+  // The error of runs: "", "nothing" (labels are not written), "zeros", "replays" (a graph is right
   // the first time only).
   std::string spoil;
   std::map<std::string, int> faults;

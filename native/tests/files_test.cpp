@@ -1,4 +1,4 @@
-// Hashes, bounded reads, the cache, packages and golden vectors: what touches the disk.
+// Files: hashes, bounded reads, the cache, packages and golden vectors.
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <sys/file.h>
@@ -10,11 +10,12 @@
 #include <filesystem>
 #include <fstream>
 
-#include "cache.h"
 #include "errors.h"
-#include "files.h"
-#include "golden.h"
-#include "package.h"
+#include "package/manifest_json.h"
+#include "package/reading.h"
+#include "scan/nifti.h"
+#include "storage/cache.h"
+#include "storage/files.h"
 
 namespace rare_trt {
 namespace {
@@ -23,7 +24,7 @@ namespace fs = std::filesystem;
 
 fs::path tiny() { return fs::path(RARE_TRT_REPOSITORY) / "tests" / "data" / "tiny_v1.rare"; }
 
-// A folder that the cache takes for its own as long as this object is there.
+// A folder for the cache during the lifetime of this object.
 struct CacheFolder {
   CacheFolder() : before(std::getenv("RARE_TRT_CACHE")) {
     setenv("RARE_TRT_CACHE", (folder.path() / "cache").c_str(), 1);
@@ -32,7 +33,7 @@ struct CacheFolder {
     if (before == nullptr) {
       unsetenv("RARE_TRT_CACHE");
     } else {
-      setenv("RARE_TRT_CACHE", kept.c_str(), 1);
+      setenv("RARE_TRT_CACHE", previous.c_str(), 1);
     }
   }
 
@@ -46,7 +47,7 @@ struct CacheFolder {
 
   TemporaryFolder folder;
   const char* before;
-  std::string kept = before == nullptr ? "" : before;
+  std::string previous = before == nullptr ? "" : before;
 };
 
 void write(const fs::path& path, const std::string& data) {
@@ -73,7 +74,7 @@ TEST_CASE("the hash is SHA-256") {
   CHECK(sha256({}).size() == 32);
 }
 
-TEST_CASE("no more of a file is read than asked for") {
+TEST_CASE("a file is read up to the limit") {
   const TemporaryFolder folder;
   const fs::path path = folder.path() / "file";
   write(path, std::string(100000, 'x'));
@@ -84,7 +85,7 @@ TEST_CASE("no more of a file is read than asked for") {
   CHECK_THROWS_AS(read_file(folder.path() / "none", 10), fs::filesystem_error);
 }
 
-TEST_CASE("a file is written whole, or not at all") {
+TEST_CASE("a file is written completely or not at all") {
   const TemporaryFolder folder;
   write_file(folder.path() / "file", "one");
   write_file(folder.path() / "file", "two");
@@ -93,7 +94,7 @@ TEST_CASE("a file is written whole, or not at all") {
   CHECK(std::distance(fs::directory_iterator(folder.path()), fs::directory_iterator()) == 1);
 }
 
-TEST_CASE("the cache gives back what it was given, and only that") {
+TEST_CASE("the cache returns what was stored under the key") {
   const CacheFolder own;
   const Cache cache;
   CHECK_FALSE(cache.load({"a", "b"}));
@@ -104,7 +105,7 @@ TEST_CASE("the cache gives back what it was given, and only that") {
   CHECK_FALSE(cache.load({"a"}));
 }
 
-TEST_CASE("the cache is Python's: names and contents are") {
+TEST_CASE("the cache has the names and contents of Python's") {
   const CacheFolder own;
   const Cache cache;
   cache.store({"openvino", "x"}, "blob");
@@ -116,7 +117,7 @@ TEST_CASE("the cache is Python's: names and contents are") {
   CHECK(read_file(files[0], 100) == sha256({key + std::string(2, '\0'), "blob"}) + "blob");
 }
 
-TEST_CASE("a damaged file of the cache is none") {
+TEST_CASE("a damaged file of the cache is ignored") {
   const CacheFolder own;
   const Cache cache;
   cache.store({"a"}, "content");
@@ -143,12 +144,12 @@ TEST_CASE("a cache that others may write to is not used") {
   CHECK(own.files().size() == 1);
 }
 
-TEST_CASE("a package's files are held to their hashes") {
+TEST_CASE("a package's files are verified against their hashes") {
   const TemporaryFolder folder;
   const fs::path copy = folder.path() / "tiny.rare";
   fs::copy(tiny(), copy, fs::copy_options::recursive);
   const Package package = open_package(copy);
-  CHECK(package.manifest.name == "tiny_v1");
+  CHECK(package.manifest.routes.size() == 2);
   const std::string name = package.manifest.golden[0].scan;
   std::string data = package.read(name);
   CHECK(data.size() > 100);
@@ -159,7 +160,7 @@ TEST_CASE("a package's files are held to their hashes") {
   CHECK_THROWS_AS(package.read(name), PackageError);
   fs::remove(copy / name);
   CHECK_THROWS_AS(package.read(name), PackageError);
-  // No link is followed, whatever it leads to.
+  // No link is followed, even one to the right file.
   const fs::path outside = folder.path() / "outside";
   fs::copy(tiny() / name, outside);
   fs::create_symlink(outside, copy / name);
@@ -177,7 +178,7 @@ TEST_CASE("a package's files are held to their hashes") {
   CHECK_THROWS_AS(package.read(name), PackageError);
 }
 
-TEST_CASE("a pipe in the place of a file is refused at once") {
+TEST_CASE("a pipe instead of a file is refused without waiting") {
   const TemporaryFolder folder;
   const fs::path copy = folder.path() / "tiny.rare";
   fs::copy(tiny(), copy, fs::copy_options::recursive);
@@ -188,7 +189,7 @@ TEST_CASE("a pipe in the place of a file is refused at once") {
   CHECK_THROWS_AS(package.read(name), PackageError);
 }
 
-TEST_CASE("what a killed process left is taken over; what a living one writes is not") {
+TEST_CASE("a killed process's temporary file is replaced; a running one's is not") {
   const TemporaryFolder folder;
   const fs::path path = folder.path() / "a.bin", part = folder.path() / ".a.bin.part";
   write(part, "half");
@@ -196,12 +197,12 @@ TEST_CASE("what a killed process left is taken over; what a living one writes is
   CHECK(read_file(path, 100) == "whole");
   CHECK_FALSE(fs::exists(part));
   write(part, "half");
-  const int living = open(part.c_str(), O_RDONLY);
-  REQUIRE(flock(living, LOCK_EX) == 0);
+  const int running = open(part.c_str(), O_RDONLY);
+  REQUIRE(flock(running, LOCK_EX) == 0);
   CHECK_THROWS_AS(write_file(path, "new"), fs::filesystem_error);
   CHECK(read_file(path, 100) == "whole");
   CHECK(read_file(part, 100) == "half");
-  close(living);
+  close(running);
   write_file(path, "new");
   CHECK(read_file(path, 100) == "new");
 }
@@ -220,19 +221,19 @@ TEST_CASE("every byte of a sealed manifest counts") {
     CAPTURE(at);
     CHECK_THROWS_AS(manifest_from_json(changed), PackageError);
   }
-  for (const std::string& changed : {sealed + " ", sealed.substr(0, sealed.size() - 1), "\n" + sealed,
-                                     body + "\n}\n", std::string()}) {
+  for (const std::string& changed : {sealed + " ", sealed.substr(0, sealed.size() - 1),
+                                     "\n" + sealed, body + "\n}\n", std::string()}) {
     CHECK_THROWS_AS(manifest_from_json(changed), PackageError);
   }
 }
 
-TEST_CASE("a package that is none says so") {
+TEST_CASE("a folder that is not a package is refused") {
   const TemporaryFolder folder;
   CHECK_THROWS_AS(open_package(folder.path() / "none"), PackageError);
   CHECK_THROWS_AS(open_package(folder.path()), PackageError);
   write(folder.path() / "manifest.json", std::string(2 << 20, ' '));
   CHECK_THROWS_AS(open_package(folder.path()), PackageError);
-  // So deep that a walk by recursion would leave the stack.
+  // So deep that recursion would exhaust the stack.
   std::string deep;
   for (int level = 0; level < 150000; ++level) deep += R"({"a":)";
   write(folder.path() / "manifest.json", deep + "1" + std::string(150000, '}'));
@@ -242,13 +243,13 @@ TEST_CASE("a package that is none says so") {
   CHECK_THROWS_AS(open_package(folder.path()), PackageError);
 }
 
-TEST_CASE("the packages that ship are read whole") {
+TEST_CASE("every file of the shipped packages is read") {
   const fs::path shipped = fs::path(RARE_TRT_REPOSITORY) / "rare_trt" / "packages";
   for (const fs::path& folder : {tiny(), shipped / "hippocampus.rare"}) {
     const Package package = open_package(folder);
     for (const auto& [name, entry] : package.manifest.files) CHECK_NOTHROW(package.read(name));
     for (const auto& entry : package.manifest.golden) {
-      const GoldenVolume scan = golden_volume(package.read(entry.scan), entry.scan);
+      const NiftiVolume scan = volume_from_bytes(package.read(entry.scan), entry.scan);
       const auto [ni, nj, nk] = scan.grid.shape();
       CHECK(scan.channels == 1);
       CHECK(scan.bytes.size() == static_cast<std::size_t>(ni * nj * nk));
@@ -258,7 +259,7 @@ TEST_CASE("the packages that ship are read whole") {
   }
 }
 
-TEST_CASE("golden vectors that are none are refused") {
+TEST_CASE("malformed golden vectors are refused") {
   const Package package = open_package(tiny());
   const std::string name = package.manifest.golden[0].scan;
   const std::string good = package.read(name);
@@ -270,23 +271,24 @@ TEST_CASE("golden vectors that are none are refused") {
     plain.resize(static_cast<std::size_t>(gzread(file, plain.data(), 1 << 20)));
     gzclose(file);
   }
-  REQUIRE_NOTHROW(golden_volume(gzipped(plain), name));
-  CHECK_THROWS_AS(golden_volume("", name), PackageError);
-  CHECK_THROWS_AS(golden_volume(plain, name), PackageError);
-  CHECK_THROWS_AS(golden_volume(good.substr(0, good.size() / 2), name), PackageError);
-  CHECK_THROWS_AS(golden_volume(gzipped(plain.substr(0, 300)), name), PackageError);
-  CHECK_THROWS_AS(golden_volume(gzipped(plain + "x"), name), PackageError);
-  CHECK_THROWS_AS(golden_volume(gzipped(std::string((1 << 28) + 1000, 'x')), name), PackageError);
+  REQUIRE_NOTHROW(volume_from_bytes(gzipped(plain), name));
+  CHECK_THROWS_AS(volume_from_bytes("", name), PackageError);
+  CHECK_THROWS_AS(volume_from_bytes(plain, name), PackageError);
+  CHECK_THROWS_AS(volume_from_bytes(good.substr(0, good.size() / 2), name), PackageError);
+  CHECK_THROWS_AS(volume_from_bytes(gzipped(plain.substr(0, 300)), name), PackageError);
+  CHECK_THROWS_AS(volume_from_bytes(gzipped(plain + "x"), name), PackageError);
+  CHECK_THROWS_AS(volume_from_bytes(gzipped(std::string((1 << 28) + 1000, 'x')), name),
+                  PackageError);
   // Axes, an axis, type, offset, slope, unit, sform code, a column of the affine, magic.
   for (const std::size_t at : {40U, 42U, 70U, 110U, 114U, 123U, 254U, 344U}) {
     CAPTURE(at);
     std::string damaged = plain;
     damaged[at] = at == 254 ? '\0' : static_cast<char>(damaged[at] ^ 0x55);
-    CHECK_THROWS_AS(golden_volume(gzipped(damaged), name), PackageError);
+    CHECK_THROWS_AS(volume_from_bytes(gzipped(damaged), name), PackageError);
   }
   std::string flat = plain;
   flat.replace(280, 48, std::string(48, '\0'));
-  CHECK_THROWS_AS(golden_volume(gzipped(flat), name), PackageError);
+  CHECK_THROWS_AS(volume_from_bytes(gzipped(flat), name), PackageError);
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
-// A libFuzzer target: no bytes make the manifest's reader do anything but accept or refuse them.
+// A libFuzzer target: the manifest's reader accepts or refuses any bytes.
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
 
 #include "errors.h"
-#include "manifest.h"
+#include "package/manifest_json.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   try {

@@ -1,4 +1,4 @@
-/* The header is plain C89, and needs nothing before it. */
+/* The header compiles as C89 and needs no other header before it. */
 #include <rare_trt.h>
 
 typedef char a_scan_begins_with_its_size[offsetof(rare_trt_scan, size) == 0 ? 1 : -1];

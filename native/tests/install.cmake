@@ -1,4 +1,4 @@
-# What is installed is enough: a project finds it with find_package and with pkg-config, and runs.
+# The installed files suffice: a project finds them with find_package and with pkg-config, and runs.
 #   cmake -D BUILD=... -D CONSUMER=... -D PACKAGE=... -D WORK=... [-D PKG_CONFIG=...] [-D CPACK=...]
 #         [-D DPKG_DEB=...] -P install.cmake
 file(REMOVE_RECURSE ${WORK})
@@ -12,7 +12,7 @@ run(${CMAKE_COMMAND} -S ${CONSUMER} -B ${WORK}/consumer -D CMAKE_PREFIX_PATH=${W
 run(${CMAKE_COMMAND} --build ${WORK}/consumer)
 run(${WORK}/consumer/consumer ${PACKAGE})
 
-# Nothing of it hangs on the virtual environment that OpenVINO was found in.
+# Nothing depends on the virtual environment that OpenVINO was found in.
 file(GLOB library ${WORK}/prefix/*/librare_trt.so)
 file(GET_RUNTIME_DEPENDENCIES LIBRARIES ${library} RESOLVED_DEPENDENCIES_VAR needed)
 if("${needed}" MATCHES "site-packages")

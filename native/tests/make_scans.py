@@ -1,10 +1,10 @@
-"""Writes real scans and what Python answers to them, for the C++ library to answer as well.
+"""Writes real scans and their labels from Python, which the C++ library must reproduce.
 
     python native/tests/make_scans.py FOLDER
 
-Scans are raw arrays with their strides, listed in FOLDER/index.json. The examples are always among
-them; with ../shared/data/hippocampus there, 20 scans of it at four spacings too, and with torch a
-scan of three channels.
+Scans are raw arrays with their strides, listed in FOLDER/index.json: the examples; where
+../shared/data/hippocampus exists, 20 of its scans at four spacings; with torch, a scan of three
+channels.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ REAL_SCANS: Final = 20
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """A scan in memory, and how it is to be segmented."""
+class Case:
+    """A scan in memory, and how to segment it."""
 
     name: str
     package: str
@@ -46,41 +46,41 @@ class Question:
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    packages = written_packages(folder)
-    asked = list(questions())
+    packages = write_packages(folder)
+    selected = list(cases())
     if find_spec("torch") is not None:
         packages["three"], more = three_channels(folder)
-        asked += more
+        selected += more
     segmenters = {name: Segmenter(package, "openvino") for name, package in packages.items()}
-    listed = [answered(question, segmenters[question.package], folder) for question in asked]
+    listed = [write_case(case, segmenters[case.package], folder) for case in selected]
     paths = {name: str(package.folder.resolve()) for name, package in packages.items()}
     index = {"packages": paths, "scans": listed}
     (folder / "index.json").write_text(json.dumps(index, indent=1))
 
 
-def written_packages(folder: Path) -> dict[str, Package]:
-    """The packages that scans are segmented with: as shipped, of format 1, tiled, with a small
-    largest shape that memory goes beyond, with another arithmetic first, and with no fp16."""
+def write_packages(folder: Path) -> dict[str, Package]:
+    """The packages that segment the scans: as shipped, of format 1, tiled, with a largest shape
+    below what memory allows, with another arithmetic first, and without fp16."""
     shipped = open_package("hippocampus")
     tiny = open_package(REPOSITORY / "tests" / "data" / "tiny_v1.rare")
     return {
         "hippocampus": shipped,
         "tiny": tiny,
-        "tiled": rewritten(tiny, tiled(tiny.manifest, known=False), folder / "tiled.rare"),
-        "small": rewritten(tiny, tiled(tiny.manifest, known=True), folder / "small.rare"),
-        "reordered": rewritten(shipped, reordered(shipped.manifest), folder / "reordered.rare"),
-        "fp32": rewritten(shipped, over_budget(shipped.manifest), folder / "fp32.rare"),
+        "tiled": rewrite(tiny, tiled(tiny.manifest, known=False), folder / "tiled.rare"),
+        "small": rewrite(tiny, tiled(tiny.manifest, known=True), folder / "small.rare"),
+        "reordered": rewrite(shipped, reordered(shipped.manifest), folder / "reordered.rare"),
+        "fp32": rewrite(shipped, over_budget(shipped.manifest), folder / "fp32.rare"),
     }
 
 
-def rewritten(package: Package, manifest: Manifest, folder: Path) -> Package:
+def rewrite(package: Package, manifest: Manifest, folder: Path) -> Package:
     contents = {name: package.read(name) for name in package.manifest.files}
     return write_package(folder, manifest, contents, overwrite=True)
 
 
 def tiled(manifest: Manifest, *, known: bool) -> Manifest:
-    """The largest working shape is so small that every scan takes several; unless the network is
-    `known` well enough to reckon that memory holds more."""
+    """A largest working shape so small that every scan is run in tiles, unless the network is
+    `known` and its memory can be computed."""
     routes = tuple(
         replace(route, profile=replace(route.profile, max=route.profile.min))
         for route in manifest.routes
@@ -94,7 +94,7 @@ def tiled(manifest: Manifest, *, known: bool) -> Manifest:
 
 
 def reordered(manifest: Manifest) -> Manifest:
-    """The second fastest way to run each route is the first to be taken."""
+    """The second fastest variant of each route comes first."""
     entries = tuple(
         replace(entry, variants=(*entry.variants[1:], *entry.variants[:1]))
         for entry in manifest.calibration
@@ -103,13 +103,13 @@ def reordered(manifest: Manifest) -> Manifest:
 
 
 def over_budget(manifest: Manifest) -> Manifest:
-    """Nothing was found to hold the Dice budget, so float32 answers."""
+    """No variant keeps the Dice budget, so float32 runs."""
     entries = tuple(replace(entry, variants=()) for entry in manifest.calibration)
     return replace(manifest, calibration=entries)
 
 
-def three_channels(folder: Path) -> tuple[Package, list[Question]]:
-    """A package of three channels, and a scan with them last and first in memory, and turned."""
+def three_channels(folder: Path) -> tuple[Package, list[Case]]:
+    """A package of three channels, and a scan with them last, first, and on permuted axes."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
     from three_channels import three_channel_package, three_channel_scan
 
@@ -119,46 +119,46 @@ def three_channels(folder: Path) -> tuple[Package, list[Question]]:
     scans = {
         "channels last": last,
         "channels first": Volume(np.moveaxis(first, 0, 3), scan.grid),
-        "channels turned": turned(last, (2, 0, 1)),
+        "channels permuted": permuted(last, (2, 0, 1)),
     }
     package = three_channel_package(folder / "three.rare", scan)
-    return package, [Question(name, "three", volume) for name, volume in scans.items()]
+    return package, [Case(name, "three", volume) for name, volume in scans.items()]
 
 
-def questions() -> Iterator[Question]:
+def cases() -> Iterator[Case]:
     one = read_scan(REPOSITORY / "examples" / "hippocampus_1mm.nii.gz").volume
     two = read_scan(REPOSITORY / "examples" / "hippocampus_2mm.nii.gz").volume
-    yield Question("example at 1 mm", "hippocampus", one)
-    yield Question("example at 2 mm", "hippocampus", two)
+    yield Case("example at 1 mm", "hippocampus", one)
+    yield Case("example at 2 mm", "hippocampus", two)
     for route in range(4):
-        yield Question(f"1 mm on route {route}", "hippocampus", one, route=route)
+        yield Case(f"1 mm on route {route}", "hippocampus", one, route=route)
     yield from in_other_memory(one)
     yield from elsewhere(one)
     for name in ("tiny", "tiled", "small", "reordered", "fp32"):
-        yield Question(f"1 mm, {name}", name, one)
-        yield Question(f"2 mm, {name}", name, two)
+        yield Case(f"1 mm, {name}", name, one)
+        yield Case(f"2 mm, {name}", name, two)
     if REAL.is_dir():
         yield from real_scans()
 
 
-def in_other_memory(one: Volume) -> Iterator[Question]:
-    """The same scan in other types and orders of memory, and on turned axes."""
+def in_other_memory(one: Volume) -> Iterator[Case]:
+    """The same scan in other types and orders of memory, and on permuted axes."""
     values = one.voxels.astype(np.float64)
     for dtype in (np.uint8, np.int16, np.int32, np.uint32, np.int64, np.float32, np.float64):
         scaled = values / values.max() * 250 if dtype == np.uint8 else values
         voxels = np.ascontiguousarray(scaled.astype(dtype))
-        yield Question(f"1 mm as {np.dtype(dtype).name}", "hippocampus", Volume(voxels, one.grid))
+        yield Case(f"1 mm as {np.dtype(dtype).name}", "hippocampus", Volume(voxels, one.grid))
     offset = Volume(values + 1e7, one.grid)
-    yield Question("1 mm with an offset", "hippocampus", offset)
+    yield Case("1 mm with an offset", "hippocampus", offset)
     for order in ((2, 0, 1), (1, 0, 2)):
-        yield Question(f"1 mm, axes {order}", "hippocampus", turned(one, order))
+        yield Case(f"1 mm, axes {order}", "hippocampus", permuted(one, order))
     gaps = np.zeros((*one.grid.shape, 3), one.voxels.dtype)
     gaps[..., 1] = one.voxels
-    yield Question("1 mm with gaps", "hippocampus", Volume(gaps[..., 1], one.grid))
+    yield Case("1 mm with gaps", "hippocampus", Volume(gaps[..., 1], one.grid))
 
 
-def turned(volume: Volume, order: tuple[int, int, int]) -> Volume:
-    """The scan with its voxel axes in another order, the first one backwards in memory."""
+def permuted(volume: Volume, order: tuple[int, int, int]) -> Volume:
+    """The scan with its voxel axes in another order, the first one reversed in memory."""
     voxels = volume.voxels.transpose(*order, *range(3, volume.voxels.ndim))[::-1]
     affine = volume.grid.affine[:, [*order, 3]].copy()
     affine[:3, 3] += affine[:3, 0] * (voxels.shape[0] - 1)
@@ -167,39 +167,39 @@ def turned(volume: Volume, order: tuple[int, int, int]) -> Volume:
     return Volume(voxels, Grid((i, j, k), affine))
 
 
-def elsewhere(one: Volume) -> Iterator[Question]:
-    """The scan tilted, padded, of other spacings, and within a larger one."""
+def elsewhere(one: Volume) -> Iterator[Case]:
+    """The scan tilted, padded, with other spacings, and inside a larger one."""
     affine = one.grid.affine.copy()
     c, s = np.cos(0.3), np.sin(0.3)
     affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ affine[:3, :3]
-    yield Question("1 mm, tilted", "hippocampus", Volume(one.voxels, Grid(one.grid.shape, affine)))
+    yield Case("1 mm, tilted", "hippocampus", Volume(one.voxels, Grid(one.grid.shape, affine)))
     padded = np.pad(one.voxels, 5)
     grid = one.grid.box((-5, -5, -5), one.grid.shape)
     i, j, k = padded.shape
-    yield Question("1 mm, padded", "hippocampus", Volume(padded, Grid((i, j, k), grid.affine)))
+    yield Case("1 mm, padded", "hippocampus", Volume(padded, Grid((i, j, k), grid.affine)))
     for spacing in ((1.0, 1.0, 0.8), (1.3, 1.1, 1.2), (0.9, 1.25, 1.5)):
         stretched = one.grid.regrid(spacing, one.grid.shape)
-        yield Question(f"spacing {spacing}", "hippocampus", Volume(one.voxels, stretched))
+        yield Case(f"spacing {spacing}", "hippocampus", Volume(one.voxels, stretched))
     thick = np.ascontiguousarray(one.voxels[:, :, ::4])
     affine = one.grid.affine.copy()
     affine[:3, 2] *= 4
     i, j, k = thick.shape
-    yield Question("slices of 4 mm", "hippocampus", Volume(thick, Grid((i, j, k), affine)))
+    yield Case("slices of 4 mm", "hippocampus", Volume(thick, Grid((i, j, k), affine)))
     noise = np.random.default_rng(5).integers(0, 40, (90, 110, 100)).astype(one.voxels.dtype)
     i, j, k = one.grid.shape
     noise[30 : 30 + i, 25 : 25 + j, 35 : 35 + k] = one.voxels
     grid = Grid(noise.shape, one.grid.box((-30, -25, -35), one.grid.shape).affine)
     x, y, z = grid.world_mm(np.array([30 + i / 2, 25 + j / 2, 35 + k / 2])).tolist()
-    yield Question("around a point", "hippocampus", Volume(noise, grid), at_mm=(x, y, z))
+    yield Case("around a point", "hippocampus", Volume(noise, grid), at_mm=(x, y, z))
 
 
-def real_scans() -> Iterator[Question]:
+def real_scans() -> Iterator[Case]:
     """Scans of the shared data as they are and averaged to 2, 4 and 8 mm."""
     files = sorted(REAL.glob("*.nii.gz"))
     for path in files[:: len(files) // REAL_SCANS][:REAL_SCANS]:
         volume = read_scan(path).volume
         name = path.name.removesuffix(".nii.gz")
-        yield Question(f"{name} at 1 mm", "hippocampus", volume)
+        yield Case(f"{name} at 1 mm", "hippocampus", volume)
         whole, _ = pad_to_multiple(
             volume.voxels[None].astype(np.float32), np.zeros(volume.grid.shape, np.uint8), 8
         )
@@ -210,20 +210,20 @@ def real_scans() -> Iterator[Question]:
             affine[:3, :3] *= factor
             affine[:3, 3] = volume.grid.world_mm(np.full(3, (factor - 1) / 2))
             grid = Grid((i, j, k), affine)
-            yield Question(f"{name} at {factor} mm", "hippocampus", Volume(voxels, grid))
+            yield Case(f"{name} at {factor} mm", "hippocampus", Volume(voxels, grid))
 
 
-def answered(question: Question, segmenter: Segmenter, folder: Path) -> dict[str, Any]:
-    """Asks Python, writes scan and labels, and gives their entry of the index."""
-    voxels, grid = question.volume.voxels, question.volume.grid
-    result = segmenter.segment(Scan(question.volume), route=question.route, at=question.at_mm)
-    stem = question.name.replace(" ", "_")
+def write_case(case: Case, segmenter: Segmenter, folder: Path) -> dict[str, Any]:
+    """Segments in Python, writes scan and labels, and returns their entry of the index."""
+    voxels, grid = case.volume.voxels, case.volume.grid
+    result = segmenter.segment(Scan(case.volume), route=case.route, at=case.at_mm)
+    stem = case.name.replace(" ", "_")
     memory, offset = memory_of(voxels)
     (folder / f"{stem}.voxels").write_bytes(memory)
     (folder / f"{stem}.labels").write_bytes(result.labels.tobytes(order="F"))
     return {
-        "name": question.name,
-        "package": question.package,
+        "name": case.name,
+        "package": case.package,
         "voxels": f"{stem}.voxels",
         "labels": f"{stem}.labels",
         "dtype": voxels.dtype.name,
@@ -233,8 +233,8 @@ def answered(question: Question, segmenter: Segmenter, folder: Path) -> dict[str
         # The step between channels last, where there are several.
         "strides": [*voxels.strides, 0][:4],
         "affine": grid.affine.ravel().tolist(),
-        "route": question.route,
-        "at_mm": question.at_mm,
+        "route": case.route,
+        "at_mm": case.at_mm,
         "expected_route": result.route.route,
         "expected_arithmetic": result.precision,
         "touches_edge": result.touches_edge,
@@ -243,7 +243,7 @@ def answered(question: Question, segmenter: Segmenter, folder: Path) -> dict[str
 
 
 def memory_of(voxels: NDArray[Any]) -> tuple[bytes, int]:
-    """The bytes from the first to the last voxel, and where voxel (0, 0, 0) lies in them."""
+    """The bytes from the first to the last voxel, and the offset of voxel (0, 0, 0) in them."""
     low, high = byte_bounds(voxels)
     start = voxels.__array_interface__["data"][0]
     return ctypes.string_at(low, high - low), start - low

@@ -1,4 +1,4 @@
-"""Writes the conformance vectors: what Python answers, which C++ must answer too.
+"""Writes the conformance vectors: inputs with the results of Python, which C++ must reproduce.
 
     python native/tests/make_vectors.py
 
@@ -43,7 +43,6 @@ from rare_trt.storage.files import sha256
 VECTORS: Final = Path(__file__).parent / "vectors"
 TINY: Final = Path(__file__).parents[2] / "tests" / "data" / "tiny_v1.rare" / "manifest.json"
 
-# Of an answer.
 CLASSES: Final = 3
 
 ROUTES: Final = tuple(
@@ -72,9 +71,9 @@ def vectors() -> dict[str, list[dict[str, Any]]]:
         "paddings": [padding_vector(voxels) for voxels in padding_cases()],
         "boxes": [box_vector(*case) for case in box_cases()],
         "regions": [region_vector(*case) for case in region_cases()],
-        "shares": [share_vector(*case) for case in share_cases()],
+        "majority_votes": [majority_vote_vector(*case) for case in majority_vote_cases()],
         "manifests": [manifest_vector(case) for case in manifest_cases()],
-        "obstacles": [obstacle_vector(*case) for case in obstacle_cases()],
+        "compatibility": [compatibility_vector(*case) for case in compatibility_cases()],
     }
 
 
@@ -95,11 +94,11 @@ def route_cases() -> list[tuple[Triple, int | None]]:
 
 
 def route_vector(spacing: Triple, forced: int | None) -> dict[str, Any]:
-    asked = {"spacing_mm": [number(s) for s in spacing], "forced": forced}
+    given = {"spacing_mm": [number(s) for s in spacing], "forced": forced}
     try:
-        return asked | asdict(choose_route(spacing, ROUTES, LIMITS_MM, forced)) | {"forced": forced}
+        return given | asdict(choose_route(spacing, ROUTES, LIMITS_MM, forced)) | {"forced": forced}
     except ScanError:
-        return asked | REFUSED
+        return given | REFUSED
 
 
 def rotated(degrees: Sequence[float]) -> NDArray[np.float64]:
@@ -119,7 +118,7 @@ def affine(
     degrees: Sequence[float] = (0, 0, 0),
     origin: Triple = (-20.0, 3.5, 11.25),
 ) -> NDArray[np.float64]:
-    """World axes `order`, turned round by `signs`, tilted by `degrees`; as files store it."""
+    """World axes `order`, flipped by `signs`, tilted by `degrees`, rounded as files store it."""
     found = np.eye(4)
     axes = np.eye(3)[:, list(order)] * signs
     found[:3, :3] = rotated(degrees) @ axes * spacing
@@ -147,15 +146,15 @@ def grid_cases() -> list[tuple[Shape, NDArray[np.float64]]]:
 
 
 def grid_vector(shape: Shape, matrix: NDArray[np.float64]) -> dict[str, Any]:
-    asked = {"shape": shape, "affine": numbers(matrix)}
+    given = {"shape": shape, "affine": numbers(matrix)}
     try:
         canonical = Canonical(Grid(shape, matrix))
     except ScanError:
-        return asked | REFUSED
-    # nibabel: per voxel axis its world axis and direction; here the other way round.
+        return given | REFUSED
+    # nibabel gives the world axis of each voxel axis; the vector the voxel axis of each world axis.
     ornt = canonical._ornt.astype(int)
     source = [int(np.flatnonzero(ornt[:, 0] == world)[0]) for world in range(3)]
-    return asked | {
+    return given | {
         "source": source,
         "flipped": [bool(ornt[axis, 1] < 0) for axis in source],
         "canonical_shape": canonical.grid.shape,
@@ -166,7 +165,7 @@ def grid_vector(shape: Shape, matrix: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def plan_cases() -> list[tuple[Shape, NDArray[np.float64], int, Shape | None]]:
-    """Shape, affine, route, and the largest working shape where it is to be tiled."""
+    """Shape, affine, route, and the largest working shape where it is tiled."""
     near = affine((1.02, 0.97, 1.0))
     return [
         ((9, 10, 8), affine((1.0, 1.0, 1.0)), 0, None),
@@ -186,7 +185,7 @@ def plan_cases() -> list[tuple[Shape, NDArray[np.float64], int, Shape | None]]:
 
 
 def tile_shape_cases() -> list[tuple[Shape, Shape, int, int, int, Arithmetic, int, int]]:
-    """Shapes of a scan at 1 mm and of what is segmented of it, route, channels, filters,
+    """Shapes of a scan at 1 mm and of its segmented region, route, channels, filters,
     arithmetic, bytes per voxel, limit in MiB."""
     cube = (256, 256, 256)
     whole: list[tuple[Shape, int, int, int, Arithmetic, int, int]] = [
@@ -198,7 +197,7 @@ def tile_shape_cases() -> list[tuple[Shape, Shape, int, int, int, Arithmetic, in
         ((240, 240, 155), 0, 4, 32, "int8", 2, 4096),
         ((301, 90, 77), 1, 1, 16, "fp32", 8, 900),
         ((20, 30, 40), 3, 1, 16, "fp32", 1, 400),
-        # The answer has 512 voxels per voxel of the run.
+        # The output grid has 512 voxels per working voxel.
         ((320, 320, 320), 3, 1, 16, "fp16", 2, 2048),
         ((320, 320, 320), 3, 1, 16, "fp16", 2, 1200),
     ]
@@ -286,7 +285,7 @@ def intensity_cases() -> list[tuple[NDArray[Any], IntensityRule]]:
     rule, narrow = IntensityRule(), IntensityRule((5.0, 90.0), 0.3)
     hot = smooth.copy()
     hot[0, 0, 0] = 1e6
-    # As far on the other side, and a range that float32 cannot hold.
+    # As far on the other side, and a range beyond that of float32.
     missing = smooth.copy()
     missing[1, 2, 3] = -3e38
     endless = np.linspace(-3e38, 3e38, 24).reshape(2, 3, 4)
@@ -305,11 +304,11 @@ def intensity_cases() -> list[tuple[NDArray[Any], IntensityRule]]:
 
 
 def intensity_vector(voxels: NDArray[Any], rule: IntensityRule) -> dict[str, Any]:
-    asked = stored(voxels) | asdict(rule)
+    given = stored(voxels) | asdict(rule)
     try:
-        return asked | {"normalised": numbers(normalise(voxels, rule).ravel())}
+        return given | {"normalised": numbers(normalise(voxels, rule).ravel())}
     except ScanError:
-        return asked | REFUSED
+        return given | REFUSED
 
 
 def padding_cases() -> list[NDArray[Any]]:
@@ -339,17 +338,17 @@ def box_cases() -> list[tuple[Shape, NDArray[np.float64], Triple]]:
 
 def box_vector(shape: Shape, matrix: NDArray[np.float64], point: Triple) -> dict[str, Any]:
     size = (12.0, 15.0, 9.0)
-    asked = {"shape": shape, "affine": numbers(matrix), "size_mm": size}
-    asked["at_mm"] = [number(value) for value in point]
+    given = {"shape": shape, "affine": numbers(matrix), "size_mm": size}
+    given["at_mm"] = [number(value) for value in point]
     try:
         box = box_at(Grid(shape, matrix), point, size)
     except ScanError:
-        return asked | REFUSED
-    return asked | {"box": [[part.start, part.stop] for part in box]}
+        return given | REFUSED
+    return given | {"box": [[part.start, part.stop] for part in box]}
 
 
 def region_cases() -> list[tuple[Shape, NDArray[np.float64], Triple | None]]:
-    """Shape and affine of a scan without padding, and the point asked for."""
+    """Shape and affine of a scan without padding, and the point of the box."""
     view = affine((1.0, 1.0, 2.0), (2, 0, 1), (-1, 1, 1), (3, 2, 1), (0.0, 0.0, 0.0))
     return [
         ((10, 12, 9), view, None),
@@ -370,13 +369,13 @@ def region_vector(
 ) -> dict[str, Any]:
     # Every slice varies.
     voxels = (np.arange(np.prod(shape)).reshape(shape) % 251).astype(np.uint8)
-    asked: dict[str, Any] = {"shape": shape, "affine": numbers(matrix), "at_mm": at_mm}
-    asked["field_of_view_mm"] = asdict(FIELD_OF_VIEW)
+    given: dict[str, Any] = {"shape": shape, "affine": numbers(matrix), "at_mm": at_mm}
+    given["field_of_view_mm"] = asdict(FIELD_OF_VIEW)
     try:
         region = select_region(Volume(voxels, Grid(shape, matrix)), FIELD_OF_VIEW, at_mm)
     except ScanError:
-        return asked | REFUSED
-    return asked | {
+        return given | REFUSED
+    return given | {
         "box": [[part.start, part.stop] for part in region.box],
         "region_affine": numbers(region.grid.affine),
         "sum": int(region.voxels.sum(dtype=np.int64)),
@@ -385,7 +384,7 @@ def region_vector(
     }
 
 
-def share_cases() -> list[tuple[NDArray[np.uint8], Shape]]:
+def majority_vote_cases() -> list[tuple[NDArray[np.uint8], Shape]]:
     rng = np.random.default_rng(11)
     cases: list[tuple[NDArray[np.uint8], Shape]] = []
     for shape, parts in [((4, 6, 4), (2, 3, 2)), ((3, 2, 5), (1, 1, 1)), ((2, 2, 9), (1, 2, 3))]:
@@ -393,14 +392,14 @@ def share_cases() -> list[tuple[NDArray[np.uint8], Shape]]:
     return cases
 
 
-def share_vector(answer: NDArray[np.uint8], parts: Shape) -> dict[str, Any]:
-    labels = majority_vote(answer, parts, 4)
-    asked = {"shape": answer.shape, "answer": answer.ravel().tolist(), "parts": parts}
-    return asked | {"labels": labels.ravel().tolist()}
+def majority_vote_vector(fine: NDArray[np.uint8], parts: Shape) -> dict[str, Any]:
+    labels = majority_vote(fine, parts, 4)
+    given = {"shape": fine.shape, "fine": fine.ravel().tolist(), "parts": parts}
+    return given | {"labels": labels.ravel().tolist()}
 
 
 def manifest_cases() -> list[dict[str, Any]]:
-    """A whole file, or what of the small package's is changed by JSON Patch (RFC 6902)."""
+    """A whole file, or changes of the small package's as JSON Patch (RFC 6902)."""
     engine = engine_values()
     calibrated = calibration_values()
     table = {"sha256": "0" * 64, "bytes": 3}
@@ -509,7 +508,7 @@ def manifest_cases() -> list[dict[str, Any]]:
 
 
 def sealed_cases(patch: list[dict[str, Any]]) -> list[str]:
-    """A manifest of format 4 whose seal holds, and what it becomes by one small change."""
+    """A manifest of format 4 with a valid seal, and variants with one small change."""
     values = patched(json.loads(TINY.read_text()), patch)
     whole = json_with_seal(values).decode()
     seal = whole[-SEAL_BYTES:]
@@ -574,7 +573,7 @@ def patched(values: Any, patch: list[dict[str, Any]]) -> Any:
 
 
 def engine_values() -> dict[str, Any]:
-    """An engine of the small package as its manifest would name it."""
+    """The manifest's entry of an engine for the small package."""
     shapes = [[1, 1, 16, 16, 16], [1, 1, 32, 32, 32], [1, 1, 64, 64, 64]]
     flat = [[16, 16], [32, 32], [64, 64]]
     matrices = {f"{way}_{axis}": flat for way in ("in", "out") for axis in "ijk"}
@@ -631,8 +630,8 @@ def calibration_values() -> dict[str, Any]:
     }
 
 
-def obstacle_cases() -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """What of the engine and of the machine differs from a pair that fits."""
+def compatibility_cases() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Differences of the engine and of the machine from a compatible pair."""
     options: dict[str, Any] = engine_values()["options"]
     ampere = {"options": {**options, "hardware_compatibility": "ampere_plus"}}
     same = {"options": {**options, "hardware_compatibility": "same_compute_capability"}}
@@ -653,7 +652,7 @@ def obstacle_cases() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     ]
 
 
-def obstacle_vector(engine: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
+def compatibility_vector(engine: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
     manifest = manifest_from_json(TINY.read_bytes())
     entry: EngineEntry = msgspec.convert(engine_values() | engine, EngineEntry)
     capability = machine.get("compute_capability", "8.9")
@@ -674,13 +673,13 @@ def stored(voxels: NDArray[Any]) -> dict[str, Any]:
 
 
 def numbers(values: NDArray[Any]) -> list[float | None]:
-    """The shortest decimals that stand for `values` in their own type."""
+    """The shortest decimals of `values` in their own type."""
     flat = np.ascontiguousarray(values).ravel()
     return [number(float(str(value))) for value in flat]
 
 
 def number(value: float) -> float | None:
-    """JSON has neither NaN nor infinity: null stands for both."""
+    """JSON has neither NaN nor infinity: null represents both."""
     return value if np.isfinite(value) else None
 
 

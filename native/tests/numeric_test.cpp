@@ -1,14 +1,14 @@
-// The few numbers that are worth a test of their own.
+// Sums, percentiles, text and bounds that the vectors do not cover.
 #include <doctest/doctest.h>
 
 #include <cmath>
 #include <limits>
 
 #include "errors.h"
-#include "field_of_view.h"
-#include "machine.h"
-#include "numeric.h"
-#include "planning.h"
+#include "plan/resampling.h"
+#include "scan/field_of_view.h"
+#include "scan/numeric.h"
+#include "sessions/machine.h"
 #include "text.h"
 
 namespace rare_trt {
@@ -31,10 +31,10 @@ TEST_CASE("percentiles lie between the values") {
   CHECK(percentile(one, 0.995).counted_from(0) == 7);
 }
 
-TEST_CASE("numbers look the same in every locale") {
+TEST_CASE("numbers are printed the same in every locale") {
   CHECK(number(1234567.0) == "1.23457e+06");
   CHECK(number(0.5) == "0.5");
-  CHECK(joined(Triple{1, 2.5, 3}, " x ") == "1 x 2.5 x 3");
+  CHECK(join(Triple{1, 2.5, 3}, " x ") == "1 x 2.5 x 3");
 }
 
 TEST_CASE("versions are compared by number") {
@@ -44,14 +44,14 @@ TEST_CASE("versions are compared by number") {
   CHECK(version_numbers("").empty());
 }
 
-TEST_CASE("sizes that nobody can mean are refused before memory is asked for") {
+TEST_CASE("absurd sizes are refused before memory is allocated") {
   const Grid grid({4, 4, 4}, Affine::Identity());
-  CHECK_THROWS_AS(answer_parts(grid, 1e-9), ScanError);
-  CHECK_THROWS_AS(answer_parts(grid, std::numeric_limits<double>::min()), ScanError);
+  CHECK_THROWS_AS(subvoxel_counts(grid, 1e-9), ScanError);
+  CHECK_THROWS_AS(subvoxel_counts(grid, std::numeric_limits<double>::min()), ScanError);
   const Route fine = {0, 1e-9, {0.95, 1.05}, 2, {8, 8, 8}};
-  CHECK_THROWS_AS(plan(grid, fine, grid), ScanError);
+  CHECK_THROWS_AS(plan_resampling(grid, fine, grid), ScanError);
   const Route coarse = {0, 1.0, {0.95, 1.05}, std::int64_t{1} << 53, {8, 8, 8}};
-  CHECK_THROWS_AS(plan(grid, coarse, grid), ScanError);
+  CHECK_THROWS_AS(plan_resampling(grid, coarse, grid), ScanError);
   Affine tiny = Affine::Identity();
   tiny.topLeftCorner<3, 3>() *= 1e-120;
   CHECK_THROWS_AS(Grid({4, 4, 4}, tiny), ScanError);

@@ -1,4 +1,4 @@
-// Real scans in memory, written by make_scans.py, and the segmenters that answer them.
+// Real scans in memory, written by make_scans.py, and segmenters for them.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -24,7 +24,7 @@ inline std::string read(const fs::path& path) {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-// Where make_scans.py wrote; ctest says so.
+// The output folder of make_scans.py, which ctest passes.
 inline fs::path folder() {
   const char* named = std::getenv("RARE_TRT_TEST_SCANS");
   REQUIRE_MESSAGE(named != nullptr, "run this test with ctest");
@@ -94,10 +94,10 @@ class Segmenter {
   rare_trt_segmenter* segmenter_ = nullptr;
 };
 
-// Voxels of `scan` that `segmenter` labels otherwise than Python.
+// The number of voxels of `scan` that `segmenter` labels differently from Python.
 inline std::size_t differences(rare_trt_segmenter* segmenter, const Scan& scan,
                                rare_trt_report* report = nullptr) {
-  // No label of any package: what is not written shows.
+  // Not a label of any package, so that voxels that are not written are counted.
   std::vector<std::uint8_t> labels(scan.voxels(), 255);
   const auto status =
       rare_trt_segment(segmenter, &scan.scan, &scan.request, labels.data(), nullptr, report);

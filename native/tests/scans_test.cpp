@@ -1,4 +1,4 @@
-// Labels are Python's, voxel for voxel, on real scans through the C API.
+// Labels of real scans through the C API equal Python's in every voxel.
 #include <memory>
 
 #include "scans.h"

@@ -1,4 +1,4 @@
-# The library exports what the header declares, and nothing else.
+# The library exports exactly the functions that the header declares.
 #   cmake -D NM=nm -D LIBRARY=librare_trt.so -D HEADER=rare_trt.h -P symbols.cmake
 execute_process(COMMAND ${NM} -D --defined-only ${LIBRARY} OUTPUT_VARIABLE symbols
                 COMMAND_ERROR_IS_FATAL ANY)

@@ -1,4 +1,4 @@
-// The conformance vectors: what Python answers.
+// The conformance vectors: inputs with the results of Python.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -10,8 +10,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "geometry.h"
-#include "planning.h"
+#include "plan/resampling.h"
+#include "scan/geometry.h"
 
 namespace rare_trt {
 

@@ -26,7 +26,8 @@ from rare_trt.calibration.training_distribution import MAX_CASES, measure_traini
 from rare_trt.errors import BackendError, RareTrtError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
 from rare_trt.export.agreement import Agreement, compare_with_network
-from rare_trt.export.onnx_from_route import GraphFiles, files_from_models, onnx_from_route
+from rare_trt.export.graph_files import GraphFiles, files_from_models
+from rare_trt.export.onnx_from_route import onnx_from_route
 from rare_trt.package.manifest import Manifest
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import refuse_folder, write_package

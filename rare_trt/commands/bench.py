@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Parsers) -> None:
+    """Adds the command's parser to `commands`."""
     parser = commands.add_parser(
         "bench",
         help="measure latency: cold, warm, per route and stage",
@@ -51,6 +52,7 @@ def add_parser(commands: Parsers) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Measures, prints Markdown tables and writes --json; returns 0."""
     if options.json is not None and not options.overwrite:
         refuse_existing([options.json])
     found = bench(

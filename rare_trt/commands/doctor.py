@@ -133,7 +133,7 @@ def report_advisories(machine: Machine) -> Section:
             notes.append("unknown: the bulletins do not cover this release")
         safe = ".".join(map(str, max(advisory.fixed_in for advisory, _ in found)))
         notes.append(f"use TensorRT {safe} or later where this machine supports it; until then")
-        notes.append("open only packages from sources that you trust: docs/TENSORRT.md")
+        notes.append("open only packages from sources that you trust: docs/how-to/engines.md")
     else:
         notes.append(f"TensorRT {tensorrt}: none known")
     if rtx := machine.libraries.get("tensorrt-rtx"):

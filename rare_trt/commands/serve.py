@@ -22,7 +22,7 @@ def add_parser(commands: Parsers) -> None:
         "serve",
         help="load a package once and segment scans for programs of this machine",
         description="Loads a package, warms every route, and serves POST /v1/segment on a Unix "
-        "socket of this user or on a port of the loopback; see docs/SERVE.md. SIGTERM stops "
+        "socket of this user or on a port of the loopback; see docs/how-to/serve.md. SIGTERM stops "
         "it once the requests that it has taken are finished.",
     )
     parser.add_argument("package", nargs="?", default="hippocampus", metavar="NAME|DIR")

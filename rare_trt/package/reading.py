@@ -12,6 +12,7 @@ from os.path import realpath
 from pathlib import Path
 
 from rare_trt.backends import Precision
+from rare_trt.constants import MAX_MANIFEST_BYTES
 from rare_trt.errors import PackageError
 from rare_trt.package.manifest import MANIFEST, SIGNATURE, GraphEntry, Manifest, RouteEntry
 from rare_trt.package.manifest_json import manifest_from_json, schema_json
@@ -24,7 +25,6 @@ from rare_trt.storage.files import (
 
 SHIPPED = Path(__file__).parents[1] / "packages"
 SUFFIX = ".rare"
-MAX_MANIFEST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)

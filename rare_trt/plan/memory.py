@@ -10,7 +10,15 @@ from itertools import product
 from math import ceil, inf, prod
 from typing import Any, Final
 
-from rare_trt.backends import Arithmetic
+from rare_trt.backends import NEEDS_BF16, Arithmetic
+from rare_trt.constants import (
+    BYTES_PER_FILTER,
+    BYTES_PER_FILTER_BF16,
+    FIXED_BYTES,
+    LOGIT_BYTES,
+    MEMORY_LIMIT_BYTES,
+    PREPARED_BYTES,
+)
 from rare_trt.errors import ScanError
 from rare_trt.plan.resampling import ResamplingPlan, tile_count
 from rare_trt.plan.routing import Route
@@ -21,36 +29,12 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 UNITS: Final[Mapping[str, int]] = {"": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 
-# Tiles move labels by a few voxels, so the limit is the same wherever there is memory for it.
-USUAL_LIMIT: Final = 8 * GIB
-
-# Interpreter, libraries, weights, and the part of a run that does not depend on its size.
-FIXED_BYTES: Final = 320 * MIB
-
-# The largest tensors of a route have twice the filters of the route before it. Their bytes per
-# voxel and filter at the peak of a run, measured by benchmarks/memory.py and rounded up. Where
-# calibration left a convolution of the finest level out of INT8, its float type sets the peak.
-BYTES_PER_FILTER: Final[Mapping[Arithmetic, float]] = {
-    "fp32": 22.0,
-    "fp16": 22.0,
-    "int8": 22.0,
-    "fp16+bf16": 13.0,
-    "int8+bf16": 13.0,
-}
-
-# The logits of an output grid that is finer than the run, as on coarse routes: per class and output
-# voxel beyond those of the run, whose own are among the tensors above.
-ANSWER_BYTES: Final = 10.0
-
-# Per voxel of a channel that is being normalised: its foreground in float32 and in float64.
-PREPARED_BYTES: Final = 20
-
 
 def usual_limit() -> int:
-    """The limit where none was set: USUAL_LIMIT, or half of this machine's memory if less."""
+    """The limit where none was set: MEMORY_LIMIT_BYTES, or half of the machine's memory if less."""
     if not hasattr(os, "sysconf"):
-        return USUAL_LIMIT
-    return min(USUAL_LIMIT, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+        return MEMORY_LIMIT_BYTES
+    return min(MEMORY_LIMIT_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
 
 
 def bytes_of(text: str) -> int:
@@ -69,7 +53,8 @@ def bytes_per_voxel(network: Mapping[str, Any], route: int, computed: Arithmetic
     filters = network.get("filters")
     if not isinstance(filters, int):
         return None
-    return float(filters << route) * BYTES_PER_FILTER[computed]
+    per_filter = BYTES_PER_FILTER_BF16 if computed in NEEDS_BF16 else BYTES_PER_FILTER
+    return float(filters << route) * per_filter
 
 
 @dataclass(frozen=True)
@@ -98,7 +83,7 @@ class MemoryNeeds:
     def per_voxel(self, plan: ResamplingPlan) -> float:
         """Bytes of a run per working voxel, the logits of a finer output grid included."""
         finer = prod(plan.output_shape) / prod(plan.working_shape) - 1.0
-        return self.bytes_per_voxel + max(0.0, finer) * ANSWER_BYTES * self.classes
+        return self.bytes_per_voxel + max(0.0, finer) * LOGIT_BYTES * self.classes
 
 
 def tile_shape(plan: ResamplingPlan, route: Route, needs: MemoryNeeds, limit: int) -> Shape:

@@ -16,24 +16,18 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rare_trt.constants import (
+    MAX_OVERLAP,
+    MAX_STRAY_VOXELS,
+    POSITION_DECIMALS,
+    POSITION_TOLERANCE,
+    STEP_DECIMALS,
+    SUBVOXEL_TOLERANCE,
+)
 from rare_trt.plan.routing import Route
 from rare_trt.scan.geometry import Grid, Shape, Slices, Triple
 
 Matrices: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-
-# Image and output axes are padded to a multiple of this, so that the scans of a clinic share a
-# handful of compiled shapes. The working grid is not: instance norm feels padding.
-BUCKET = 16
-
-# Neighbouring tiles share half of their voxels, up to this many: half of what the shipped network
-# saw in training. More would slow every large volume down.
-MAX_OVERLAP = 64
-
-# Axes that drift apart by more than this over a volume are not parallel.
-MAX_STRAY_VOXELS = 0.1
-
-# Positions closer than this share of a voxel are the same: affines are often stored in float32.
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +44,13 @@ class ResamplingPlan:
 
     @property
     def working_shape(self) -> Shape:
+        """The shape that the network runs, padded to its multiple."""
         i, j, k = (len(matrix) for matrix in self.in_matrices)
         return i, j, k
 
     @property
     def output_shape(self) -> Shape:
+        """The shape of the labels that the graph gives."""
         i, j, k = (len(matrix) for matrix in self.out_matrices)
         return i, j, k
 
@@ -109,9 +105,8 @@ def axis_matrices(source: Grid, target: Grid) -> list[NDArray[np.float64]]:
     stray = np.abs(step - np.diag(np.diag(step))).max() * max(target.shape)
     if stray > MAX_STRAY_VOXELS:
         raise ValueError("the grids' axes are not parallel: reorient them first")
-    # Rounded far below a voxel: the last bits depend on the order in which a file stores its axes.
-    first = source.index(target.affine[:3, 3]).round(9).tolist()
-    steps = np.diag(step).round(12).tolist()
+    first = source.index(target.affine[:3, 3]).round(POSITION_DECIMALS).tolist()
+    steps = np.diag(step).round(STEP_DECIMALS).tolist()
     return [
         _weights(source.shape[axis], first[axis], steps[axis], target.shape[axis])
         for axis in range(3)
@@ -123,11 +118,12 @@ def _weights(size: int, first: float, step: float, samples: int) -> NDArray[np.f
     positions = first + step * np.arange(samples)
     # Exact where the grids share voxel centres, so that a native axis is an exact identity.
     whole = positions.round()
-    positions = np.where(np.abs(positions - whole) < TOLERANCE, whole, positions)
+    positions = np.where(np.abs(positions - whole) < POSITION_TOLERANCE, whole, positions)
     radius = max(1.0, abs(step))
     weights: NDArray[np.float64] = 1.0 - np.abs(positions[:, None] - np.arange(size)) / radius
     np.maximum(weights, 0.0, out=weights)
-    outside = (positions < -0.5 - TOLERANCE) | (positions > size - 0.5 + TOLERANCE)
+    before = positions < -0.5 - POSITION_TOLERANCE
+    outside = before | (positions > size - 0.5 + POSITION_TOLERANCE)
     weights[outside] = 0.0
     total = weights.sum(axis=1, keepdims=True)
     weights /= np.where(total > 0.0, total, 1.0)
@@ -198,7 +194,7 @@ def subvoxel_counts(grid: Grid, base_spacing_mm: float) -> Shape:
     The network predicts labels at its base spacing: a voxel of a coarse scan is several voxels of
     the prediction, and its label is their majority vote.
     """
-    i, j, k = (max(1, ceil(s / base_spacing_mm - 0.05)) for s in grid.spacing_mm)
+    i, j, k = (max(1, ceil(s / base_spacing_mm - SUBVOXEL_TOLERANCE)) for s in grid.spacing_mm)
     return i, j, k
 
 
@@ -230,7 +226,7 @@ def _counts(blocks: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 def _covering_shape(grid: Grid, spacing_mm: Triple) -> Shape:
     i, j, k = (
-        max(1, ceil(extent / spacing - TOLERANCE))
+        max(1, ceil(extent / spacing - POSITION_TOLERANCE))
         for extent, spacing in zip(grid.extent_mm, spacing_mm, strict=True)
     )
     return i, j, k

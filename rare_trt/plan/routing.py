@@ -6,15 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum, log, sqrt
 
+from rare_trt.constants import COARSER_FROM, SPACING_TOLERANCE
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Shape, Triple
-
-# Affines are often stored as float32: a spacing this much beyond a limit is the limit.
-TOLERANCE = 1e-3
-
-# A scan goes to a coarser route once its effective spacing reaches this share of the route's.
-# Of the rules that were measured this one loses least to the best route (docs/measurements).
-COARSER_FROM = 0.9
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def choose_route(
     """The coarsest route that the scan's effective spacing reaches, else the finest one.
 
     The effective spacing is the root mean square over the axes; a route is reached at COARSER_FROM
-    of its own spacing. The rule was chosen by measurement (docs/measurements).
+    of its own spacing. The rule was chosen by measurement (docs/measurements/routes.md).
 
     Raises ScanError where an axis is finer or coarser than `limits_mm`, or where `forced` names a
     route that `routes` lacks.
@@ -118,7 +112,9 @@ def choose_route(
 
 def _check_spacing(spacing_mm: Triple, limits_mm: tuple[float, float]) -> None:
     low, high = limits_mm
-    if not all(low * (1 - TOLERANCE) <= s <= high * (1 + TOLERANCE) for s in spacing_mm):
+    if not all(
+        low * (1 - SPACING_TOLERANCE) <= s <= high * (1 + SPACING_TOLERANCE) for s in spacing_mm
+    ):
         spacing = " x ".join(f"{s:.4g}" for s in spacing_mm)
         raise ScanError(
             f"the voxel spacing is {spacing} mm; this package takes {low:g} to {high:g} mm "

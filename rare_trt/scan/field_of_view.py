@@ -10,11 +10,9 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from rare_trt.constants import CENTRE_DECIMALS, EXTENT_TOLERANCE_MM
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Array, Canonical, Grid, Shape, Slices, Triple, Volume
-
-# An extent this much over a limit is the limit: spacings are stored as float32.
-TOLERANCE_MM = 1e-2
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,8 @@ def _varies(voxels: Array) -> bool:
 def within(extent_mm: Triple, low_mm: Triple, high_mm: Triple) -> bool:
     """Whether an extent lies between two others along every axis."""
     extents = zip(low_mm, extent_mm, high_mm, strict=True)
-    return all(low - TOLERANCE_MM <= size <= high + TOLERANCE_MM for low, size, high in extents)
+    slack = EXTENT_TOLERANCE_MM
+    return all(low - slack <= size <= high + slack for low, size, high in extents)
 
 
 def check_field_of_view(grid: Grid, accepted: FieldOfView, *, box_of: Grid | None = None) -> None:
@@ -116,8 +115,7 @@ def box_at(grid: Grid, point_mm: Triple, size_mm: Triple) -> Slices:
     shape = np.array(grid.shape)
     if not np.isfinite(point_mm).all():
         raise ScanError(f"the point is {point_mm}; expected three finite numbers: pass --at=X,Y,Z")
-    # Rounded well below a voxel, so that the box does not depend on the last bit of an affine.
-    centre = grid.index(np.array(point_mm)).round(6)
+    centre = grid.index(np.array(point_mm)).round(CENTRE_DECIMALS)
     if (centre < -0.5).any() or (centre > shape - 0.5).any():
         corners = grid.world_mm(np.array(list(product(*([-0.5, n - 0.5] for n in grid.shape)))))
         low, high = corners.min(axis=0).round(1), corners.max(axis=0).round(1)

@@ -19,24 +19,19 @@ from nibabel.orientations import (
 )
 from numpy.typing import NDArray
 
+from rare_trt.constants import (
+    CLEAR_ALIGNMENT,
+    MAX_OFFSET_MM,
+    MAX_SHEAR_DEG,
+    MAX_VOXEL_MM,
+    MIN_VOXEL_MM,
+)
 from rare_trt.errors import ScanError
 
 Shape: TypeAlias = tuple[int, int, int]
 Triple: TypeAlias = tuple[float, float, float]
 Array: TypeAlias = NDArray[Any]
 Slices: TypeAlias = tuple[slice, slice, slice]
-
-# Voxel axes this far from a right angle are a sheared (gantry-tilted) scan, which a separable
-# resampling along those axes would segment with distorted anatomy.
-MAX_SHEAR_DEG = 2.0
-
-# Voxel sizes and distances from the world's origin that a scan can have. Beyond them numbers
-# overflow, vanish when squared, or swallow a voxel's size.
-VOXEL_SIZES_MM = (1e-4, 1e4)
-FARTHEST_MM = 1e6
-
-# Squared cosine to a world axis above which no other assignment of axes can be nearer.
-PLAIN = 0.6
 
 # nibabel's notation for axes that run right, anterior, superior.
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
@@ -160,7 +155,7 @@ def _orientation(grid: Grid) -> Array:
     """
     axes = (grid.affine[:3, :3] / grid.spacing_mm).T.tolist()
     nearest = [max(range(3), key=[abs(c) for c in axis].__getitem__) for axis in axes]
-    if all(axis[world] ** 2 > PLAIN for axis, world in zip(axes, nearest, strict=True)):
+    if all(axis[world] ** 2 > CLEAR_ALIGNMENT for axis, world in zip(axes, nearest, strict=True)):
         return np.array(
             [[w, 1 if axis[w] > 0 else -1] for axis, w in zip(axes, nearest, strict=True)]
         )
@@ -174,17 +169,16 @@ def affine_fault(affine: NDArray[np.float64]) -> str | None:
     # Plain floats: this runs for every grid, and three columns are too few for array calls.
     i, j, k = affine[:3, :3].T.tolist()
     size_i, size_j, size_k = math.hypot(*i), math.hypot(*j), math.hypot(*k)
-    smallest, largest = VOXEL_SIZES_MM
-    if min(size_i, size_j, size_k) < smallest or max(size_i, size_j, size_k) > largest:
+    if min(size_i, size_j, size_k) < MIN_VOXEL_MM or max(size_i, size_j, size_k) > MAX_VOXEL_MM:
         return (
             f"the affine gives voxels of {size_i:.4g} x {size_j:.4g} x {size_k:.4g} mm; "
-            f"expected three sizes of {smallest:g} to {largest:g} mm: correct the header"
+            f"expected three sizes of {MIN_VOXEL_MM:g} to {MAX_VOXEL_MM:g} mm: correct the header"
         )
     away = max(abs(offset) for offset in affine[:3, 3].tolist())
-    if away > FARTHEST_MM:
+    if away > MAX_OFFSET_MM:
         return (
             f"the affine places the scan {away:.4g} mm from the world's origin; expected at most "
-            f"{FARTHEST_MM:g} mm: correct the header"
+            f"{MAX_OFFSET_MM:g} mm: correct the header"
         )
     cosine = max(
         abs(i[0] * j[0] + i[1] * j[1] + i[2] * j[2]) / (size_i * size_j),

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rare_trt.constants import MIN_DEVIATION
 from rare_trt.errors import ScanError
-
-# Of the range between the percentiles: a constant foreground is not amplified to noise.
-MIN_DEVIATION = 1e-3
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
 
 
 def too_large(path: str) -> ScanError:
+    """The error for the scan `path` that memory cannot hold."""
     return ScanError(
         f"{path}: does not fit into this machine's memory; expected a smaller scan: cut it, or use "
         "a machine with more"

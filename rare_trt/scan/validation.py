@@ -2,7 +2,7 @@
 
 A file's bytes pass here once, on their way to voxels on a grid: the header is judged by itself,
 then the stream is read to exactly the size that the header declares, then the voxels are looked
-at. Everything else that reads a scan may rely on it. docs/SAFETY.md lists what is refused and why.
+at. Everything else that reads a scan may rely on it. docs/safety.md lists what is refused and why.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from rare_trt.constants import ARENA_ALIGNMENT
 from rare_trt.sessions.device import Device, HostBuffer
 from rare_trt.sessions.session import INPUT_NAMES
 
-ALIGNMENT = 256
 FLOAT_BYTES = 4
 
 
@@ -118,4 +118,4 @@ class Arena:
 
 
 def _align(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return -(-size // ARENA_ALIGNMENT) * ARENA_ALIGNMENT

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import warnings
 from math import prod
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rare_trt.constants import UNWRITTEN
 from rare_trt.errors import BackendError
 from rare_trt.sessions.arena import Layout, layout
 from rare_trt.sessions.device import Handle
@@ -22,9 +23,6 @@ from rare_trt.sessions.session import INPUT_NAMES, LABELS, Inputs
 from rare_trt.stopwatch import Stopwatch
 
 Sizes: TypeAlias = tuple[tuple[int, ...], ...]
-
-# Value of the labels' memory before a run. It is no label: a package has fewer of them.
-UNWRITTEN: Final = 255
 
 
 class Bucket:

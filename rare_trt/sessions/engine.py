@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import ExitStack
-from typing import Final
 
+from rare_trt.constants import MAX_BUCKETS
 from rare_trt.errors import BackendError
 from rare_trt.sessions.arena import Layout
 from rare_trt.sessions.bucket import Bucket, Sizes
 from rare_trt.sessions.device import DeviceMemoryError
 from rare_trt.sessions.engine_host import EngineHost, EngineOwner
 from rare_trt.sessions.nvidia import Contexts
-
-# Each bucket keeps an execution context and a CUDA graph; a clinic's scans share a handful.
-MAX_BUCKETS: Final = 8
 
 
 class Engine:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.backends import Arithmetic
+from rare_trt.constants import ENGINE_GOLDEN_RUNS
 from rare_trt.errors import BackendError, ShapeError
 from rare_trt.package.manifest import EngineEntry
 from rare_trt.package.reading import Package
@@ -24,8 +25,7 @@ from rare_trt.storage.cache import Cache
 class EngineSession:
     """One route's engine; see `Session`. Safe to use from several threads."""
 
-    # Queued directly, captured and launched, launched again.
-    golden_runs = 3
+    golden_runs = ENGINE_GOLDEN_RUNS
     bytes_per_voxel: float | None = None
 
     def __init__(
@@ -77,7 +77,7 @@ class EngineSession:
         return labels
 
     def _discard_engine(self) -> None:
-        """Unloads the engine after a failed run, suppressing errors so that its own propagates."""
+        """Unloads the engine after a failed run; suppresses errors so that the first propagates."""
         self._host.synchronize()
         with suppress(DeviceError):
             self.unload()

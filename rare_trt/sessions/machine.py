@@ -30,7 +30,7 @@ SUPPORTED: Final[Mapping[EngineBackend, tuple[tuple[int, ...], tuple[int, ...]]]
 
 # How to install each library, the last part of an error message.
 INSTALL: Final[Mapping[EngineBackend, str]] = {
-    "tensorrt": "install TensorRT 10.3 to 11.x as docs/TENSORRT.md describes for this machine",
+    "tensorrt": "install TensorRT 10.3 to 11.x as docs/how-to/engines.md describes",
     "tensorrt-rtx": "pip install 'rare-trt[rtx]'",
 }
 
@@ -63,9 +63,11 @@ def this_machine() -> Machine:
     else:
         gpu = device.gpu
         device.close()
-    versions = {backend: library_version(backend) for backend in ENGINE_BACKENDS}
-    found = {backend: version for backend, version in versions.items() if version is not None}
-    return Machine(this_platform(), gpu, no_gpu, found, lean_runtimes())
+    libraries = {}
+    for backend in ENGINE_BACKENDS:
+        with suppress(BackendError):
+            libraries[backend] = version_of(import_library(backend))
+    return Machine(this_platform(), gpu, no_gpu, libraries, lean_runtimes())
 
 
 def this_platform() -> str:
@@ -111,13 +113,6 @@ def version_numbers(version: str) -> tuple[int, ...]:
     """Returns the leading numbers of `version`."""
     (leading,) = re.findall(r"^[\d.]*", version)
     return tuple(int(part) for part in leading.split(".") if part)
-
-
-def library_version(backend: EngineBackend) -> str | None:
-    """Returns the version of `backend`'s library, None where it is absent."""
-    with suppress(BackendError):
-        return version_of(import_library(backend))
-    return None
 
 
 def lean_runtimes() -> dict[str, Path]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from rare_trt.backends import EngineBackend
+from rare_trt.constants import KEPT_ERRORS
 from rare_trt.errors import BackendError
 
 LOGGER: Final = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def construct(kind: Any, backend: EngineBackend, version: str, log: Any) -> Any:
         reason = "; ".join((*log.errors, *log.warnings)) or str(error)
         raise BackendError(
             f"{backend} {version} cannot use this GPU ({reason}): install the driver that "
-            "docs/TENSORRT.md names for its CUDA release, or use --backend openvino"
+            "docs/how-to/engines.md names for its CUDA release, or use --backend openvino"
         ) from error
 
 
@@ -55,8 +56,8 @@ def _create_logger(module: Any) -> Any:
     class MessageLogger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=4)
-            self.warnings: deque[str] = deque(maxlen=4)
+            self.errors: deque[str] = deque(maxlen=KEPT_ERRORS)
+            self.warnings: deque[str] = deque(maxlen=KEPT_ERRORS)
             self.interrupts: deque[BaseException] = deque()
 
         def log(self, severity: Any, message: str) -> None:

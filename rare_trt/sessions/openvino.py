@@ -100,7 +100,7 @@ class OpenVinoRun:
         self._request = model.create_infer_request()
 
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
-        """Returns labels [oi, oj, ok], which the next run overwrites."""
+        """Returns labels [oi, oj, ok]; BackendError where OpenVINO fails."""
         with (clock or Stopwatch())("graph"):
             labels: NDArray[np.uint8] = _infer(self._request, inputs)[0][0]
         return labels
@@ -125,7 +125,7 @@ class OpenVinoProbe:
     def run(self, inputs: Inputs, clock: Stopwatch | None = None) -> NDArray[np.uint8]:
         """Returns labels [oi, oj, ok]."""
         with (clock or Stopwatch())("graph"):
-            labels: NDArray[np.uint8] = _infer(self._request, inputs)[0][0].copy()
+            labels: NDArray[np.uint8] = _infer(self._request, inputs)[0][0]
         return labels
 
     def logits(self, inputs: Inputs) -> NDArray[np.float32]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rare_trt.plan.resampling import BUCKET, ResamplingPlan, Tile, tiles
+from rare_trt.constants import BUCKET
+from rare_trt.plan.resampling import ResamplingPlan, Tile, tiles
 from rare_trt.scan.geometry import Shape
 from rare_trt.sessions.session import Inputs, Runner
 from rare_trt.stopwatch import Stopwatch

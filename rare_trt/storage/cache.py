@@ -13,12 +13,9 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from rare_trt.constants import DIGEST_BYTES, MAX_CACHE_BYTES
 from rare_trt.errors import OutputError
 from rare_trt.storage.files import write_files
-
-# About forty compiled routes; the least recently used files are removed first.
-MAX_BYTES = 1 << 30
-DIGEST_BYTES = 32
 
 # Only files with such names belong to the cache: the folder may hold others.
 OWN_FILES = "[0-9a-f]" * 64 + ".bin"
@@ -62,7 +59,7 @@ class Cache:
         files = sorted(self.folder.glob(OWN_FILES), key=lambda path: path.stat().st_mtime)
         held = sum(path.stat().st_size for path in files)
         for path in files[:-1]:
-            if held <= MAX_BYTES:
+            if held <= MAX_CACHE_BYTES:
                 return
             held -= path.stat().st_size
             path.unlink()

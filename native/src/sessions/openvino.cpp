@@ -1,4 +1,4 @@
-#include "openvino.h"
+#include "sessions/openvino.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -8,23 +8,23 @@
 #include <sstream>
 #include <utility>
 
-#include "../errors.h"
-#include "../files.h"
-#include "../text.h"
+#include "errors.h"
+#include "storage/files.h"
+#include "text.h"
 
 namespace rare_trt {
 namespace {
 
 constexpr const char* kDevice = "CPU";
 
-// OpenVINO's one Core of this process. Never destroyed: OpenVINO's own threads and libraries may be
-// gone by the time that statics are, and a program that ends has no use for its memory.
+// The Core of this process. Never destroyed: OpenVINO's own threads and libraries may be gone
+// before static objects are.
 ov::Core& core() {
-  static ov::Core* made = new ov::Core();
-  return *made;
+  static ov::Core* only = new ov::Core();
+  return *only;
 }
 
-// The precision is stated: OpenVINO's own default is bf16 where the CPU has it.
+// The precision is explicit: OpenVINO's default is bf16 where the CPU supports it.
 ov::AnyMap configuration(bool bf16) {
   return {ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
           ov::hint::inference_precision(bf16 ? ov::element::bf16 : ov::element::f32)};
@@ -39,7 +39,17 @@ std::string last_line(const std::exception& error) {
   return last;
 }
 
-// As the Python runtime names it, with which compiled models are shared.
+// Calls `work`; failures of OpenVINO become BackendError.
+template <class Work>
+auto using_openvino(const Work& work) {
+  try {
+    return work();
+  } catch (const ov::Exception& error) {
+    throw BackendError(text("OpenVINO cannot be used (", last_line(error), "): install it again"));
+  }
+}
+
+// The same key as in the Python runtime, which shares compiled models through the cache.
 Cache::Key model_key(const Package& package, const GraphEntry& entry, bool bf16) {
   auto features = core().get_property(kDevice, ov::device::capabilities);
   std::sort(features.begin(), features.end());
@@ -52,10 +62,10 @@ Cache::Key model_key(const Package& package, const GraphEntry& entry, bool bf16)
   return key;
 }
 
-ov::CompiledModel compiled(const std::string& graph, const std::string& weights,
-                           const GraphEntry& entry, bool bf16) {
-  // Parsers open external weights by path: they get a private copy of what was verified, so that
-  // nothing can be swapped between check and load.
+ov::CompiledModel compile(const std::string& graph, const std::string& weights,
+                          const GraphEntry& entry, bool bf16) {
+  // The parser opens external weights by path: it gets a private copy of the verified bytes, so
+  // that nothing can be replaced between check and load.
   try {
     const TemporaryFolder folder;
     const auto path = folder.path() / "graph.onnx";
@@ -66,16 +76,15 @@ ov::CompiledModel compiled(const std::string& graph, const std::string& weights,
     throw BackendError(text("OpenVINO cannot compile ", entry.file, " (", last_line(error),
                             "): install the OpenVINO version that pyproject.toml names"));
   } catch (const std::filesystem::filesystem_error& error) {
-    throw BackendError(text("no private copy of ", entry.file, " can be written (",
-                            error.code().message(),
-                            "): name a folder with free space in TMPDIR"));
+    throw BackendError(text("a private copy of ", entry.file, " cannot be written (",
+                            error.code().message(), "): name a folder with free space in TMPDIR"));
   }
 }
 
-ov::CompiledModel loaded(const Package& package, const GraphEntry& entry, const Cache& cache,
-                         bool bf16, Cache::Key key) {
-  // Read, and so held to their hashes, on every start: a tampered package never answers, even where
-  // its compiled model is cached.
+ov::CompiledModel load(const Package& package, const GraphEntry& entry, const Cache& cache,
+                       bool bf16, Cache::Key key) {
+  // Read, and so verified, on every start: a tampered package is refused even where its compiled
+  // model is cached.
   const std::string graph = package.read(entry.file);
   const std::string weights = package.read(entry.weights);
   key.insert(key.begin(), "openvino");
@@ -84,10 +93,10 @@ ov::CompiledModel loaded(const Package& package, const GraphEntry& entry, const 
     try {
       return core().import_model(stream, kDevice, configuration(bf16));
     } catch (const ov::Exception&) {
-      // Of another build of OpenVINO: it is compiled again.
+      // From another build of OpenVINO: compile again.
     }
   }
-  ov::CompiledModel model = compiled(graph, weights, entry, bf16);
+  ov::CompiledModel model = compile(graph, weights, entry, bf16);
   std::ostringstream exported;
   model.export_model(exported);
   cache.store(key, exported.str());
@@ -101,7 +110,7 @@ class OpenVinoSession final : public Session {
     const Cache::Key key = model_key(package, entry, bf16);
     identity_ = "openvino";
     for (const auto& part : key) identity_ += " " + part;
-    request_ = loaded(package, entry, cache, bf16, key).create_infer_request();
+    request_ = load(package, entry, cache, bf16, key).create_infer_request();
   }
 
   std::vector<std::uint8_t> run(const Inputs& inputs) override {
@@ -109,15 +118,15 @@ class OpenVinoSession final : public Session {
     try {
       for (std::size_t at = 0; at < inputs.size(); ++at) {
         const ov::Shape shape(inputs[at].shape.begin(), inputs[at].shape.end());
-        // OpenVINO reads inputs only; its tensors know no const.
+        // OpenVINO only reads inputs, but its tensors do not support const.
         auto* values = const_cast<float*>(inputs[at].values.data());
         request_.set_tensor(kInputNames[at], ov::Tensor(ov::element::f32, shape, values));
       }
       request_.infer();
       const ov::Tensor labels = request_.get_tensor(kLabelsName);
-      return checked(labels, inputs);
+      return copy_labels(labels, inputs);
     } catch (const ov::Exception& error) {
-      throw BackendError(text("OpenVINO failed on an image of ", joined(inputs[0].shape, " x "),
+      throw BackendError(text("OpenVINO failed on an image of ", join(inputs[0].shape, " x "),
                               " voxels (", last_line(error),
                               "): free memory, or report this with the scan's size"));
     }
@@ -126,14 +135,13 @@ class OpenVinoSession final : public Session {
   const std::string& identity() const override { return identity_; }
 
  private:
-  static std::vector<std::uint8_t> checked(const ov::Tensor& labels, const Inputs& inputs) {
-    const auto [i, j, k] = answer_shape(inputs);
+  static std::vector<std::uint8_t> copy_labels(const ov::Tensor& labels, const Inputs& inputs) {
+    const auto [i, j, k] = labels_shape(inputs);
     const ov::Shape expected = {1, static_cast<std::size_t>(i), static_cast<std::size_t>(j),
                                 static_cast<std::size_t>(k)};
     if (labels.get_element_type() != ov::element::u8 || labels.get_shape() != expected) {
       throw BackendError(
-          "the graph's labels are of another type or shape than asked for: build the package "
-          "again");
+          "the graph's labels are of an unexpected type or shape: build the package again");
     }
     const auto* values = labels.data<const std::uint8_t>();
     return {values, values + labels.get_size()};
@@ -146,21 +154,14 @@ class OpenVinoSession final : public Session {
 
 }  // namespace
 
-std::unique_ptr<Session> openvino_session(const Package& package, const GraphEntry& entry,
-                                          const Cache& cache, bool bf16) {
-  try {
-    return std::make_unique<OpenVinoSession>(package, entry, cache, bf16);
-  } catch (const ov::Exception& error) {
-    throw BackendError(text("OpenVINO cannot be used (", last_line(error), "): install it again"));
-  }
+std::unique_ptr<Session> open_openvino_session(const Package& package, const GraphEntry& entry,
+                                               const Cache& cache, bool bf16) {
+  return using_openvino(
+      [&] { return std::make_unique<OpenVinoSession>(package, entry, cache, bf16); });
 }
 
 std::vector<std::string> openvino_capabilities() {
-  try {
-    return core().get_property(kDevice, ov::device::capabilities);
-  } catch (const ov::Exception& error) {
-    throw BackendError(text("OpenVINO cannot be used (", last_line(error), "): install it again"));
-  }
+  return using_openvino([] { return core().get_property(kDevice, ov::device::capabilities); });
 }
 
 }  // namespace rare_trt

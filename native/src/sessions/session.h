@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,19 +20,23 @@ struct Tensor {
   std::vector<float> values;
 };
 
+// Receives one sentence where a backend is replaced or slower than it could be.
+using Warn = std::function<void(const std::string&)>;
+
 using Inputs = std::array<Tensor, kInputNames.size()>;
 
-// Labels [oi, oj, ok] of `inputs`: as many as out_i, out_j and out_k have rows.
-inline std::array<std::int64_t, 3> answer_shape(const Inputs& inputs) {
+// Shape [oi, oj, ok] of the labels of `inputs`: the rows of out_i, out_j and out_k.
+inline std::array<std::int64_t, 3> labels_shape(const Inputs& inputs) {
   return {inputs[4].shape[0], inputs[5].shape[0], inputs[6].shape[0]};
 }
 
-// One route, ready to run, safe from threads.
+// One route, ready to run. Safe to use from several threads.
 class Session {
  public:
-  // `proof_runs`: after how many runs of one shape nothing about the way it runs changes any more.
-  Session(std::string backend, std::string arithmetic, int proof_runs)
-      : backend(std::move(backend)), arithmetic(std::move(arithmetic)), proof_runs(proof_runs) {}
+  // `golden_runs`: how often each golden vector is run. After so many runs of one shape the session
+  // no longer changes how it runs.
+  Session(std::string backend, std::string arithmetic, std::int64_t golden_runs)
+      : backend(std::move(backend)), arithmetic(std::move(arithmetic)), golden_runs(golden_runs) {}
   virtual ~Session() = default;
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -40,12 +45,12 @@ class Session {
   // BackendError where the run failed.
   virtual std::vector<std::uint8_t> run(const Inputs& inputs) = 0;
 
-  // Names all that its answers depend on.
+  // Names everything that its labels depend on.
   virtual const std::string& identity() const = 0;
 
   const std::string backend;
   const std::string arithmetic;
-  const int proof_runs;
+  const std::int64_t golden_runs;
 };
 
 }  // namespace rare_trt

@@ -1,4 +1,4 @@
-/* Opens a package with everything loaded and proven:  consumer PACKAGE */
+/* Opens a package, loads and checks all of its routes:  consumer PACKAGE */
 #include <rare_trt.h>
 #include <stdio.h>
 

@@ -1,0 +1,34 @@
+// The package: one folder with manifest.json and the files it lists with their SHA-256.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "package/manifest.h"
+
+namespace rare_trt {
+
+// An opened package. Of its files only the manifest has been read.
+struct Package {
+  std::filesystem::path folder;
+  Manifest manifest;
+  std::string manifest_sha256;
+
+  // The file `name`, read once and verified against its hash; throws PackageError where it differs.
+  // Parsers get the verified bytes, never the path.
+  std::string read(const std::string& name) const;
+
+  // The graph of `route` at `precision`.
+  const GraphEntry& graph(int route, const std::string& precision) const;
+
+  // The graph of `route` that runs on every CPU: fp16; float32 in older packages without fp16, and
+  // where calibration found that fp16 exceeds the Dice budget.
+  const GraphEntry& portable_graph(int route) const;
+
+  const Route& route(int index) const;
+};
+
+// The package in `folder`; throws PackageError.
+Package open_package(const std::filesystem::path& folder);
+
+}  // namespace rare_trt

@@ -1,0 +1,38 @@
+// The part of a scan that is segmented: the scan without padding, or a box of the trained size
+// around a point.
+#pragma once
+
+#include <optional>
+
+#include "scan/voxels.h"
+
+namespace rare_trt {
+
+// Accepted fields of view per canonical axis in mm; `typical` is the size of a box around a point.
+struct FieldOfView {
+  Triple min, typical, max;
+};
+
+// The segmented part of a scan in canonical order: `voxels` on `grid`, which is `box` of the
+// canonical scan.
+struct Region {
+  Canonical canonical;
+  Box box;
+  Grid grid;
+  Voxels voxels;
+};
+
+// A scan without its padding, or the box of the typical size around the world point `at_mm`. Throws
+// ScanError where `accepted` does not allow its field of view.
+Region select_region(const Voxels& scan, const Grid& grid, const FieldOfView& accepted,
+                     const std::optional<Triple>& at_mm);
+
+// The box inside the outer slices of one value. Software pads scans with constants, which would
+// enter the network's averages. A constant scan is left as it is.
+Box without_padding(const Voxels& voxels);
+
+// The box of `size_mm` around the world point `point_mm`, cut off at the faces of `grid`. Throws
+// ScanError where the point lies outside the scan.
+Box box_at(const Grid& grid, const Triple& point_mm, const Triple& size_mm);
+
+}  // namespace rare_trt
