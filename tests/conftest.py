@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from rare_trt.package.manifest import BuilderOptions, GraphEntry
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
 from rare_trt.sessions.machine import this_machine
+
+# The networks of the tests are small: threads would wait for each other longer than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from fake_tensorrt import FakeTensorRT

@@ -18,6 +18,7 @@ from conftest import FakeGpu
 from fake_tensorrt import FOREIGN_TIMINGS
 
 from rare_trt import Segmenter
+from rare_trt.backends import EngineBackend
 from rare_trt.building.manifest_from_checkpoint import field_of_view_from_facts
 from rare_trt.cli import main
 from rare_trt.constants import BUCKET
@@ -140,22 +141,36 @@ def test_a_second_build_builds_nothing(
     assert {path: path.stat().st_mtime_ns for path in rtx_engines.folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_other_options_and_precisions_stand_beside_the_first(
     rtx_engines: Package, tmp_path: Path
 ) -> None:
     folder = tmp_path / "more.rare"
     shutil.copytree(rtx_engines.folder, folder)
-    here = this_machine()
+    check_builds_beside(open_package(folder), "tensorrt-rtx")
+
+
+def test_other_options_and_precisions_stand_beside_the_first_on_a_fake(
+    gpu: FakeGpu, half: Package, tmp_path: Path
+) -> None:
+    here, out = this_machine(), tmp_path / "more.rare"
+    first, _ = build_engines(half, "tensorrt", "fp16", BuilderOptions(), here, out=out)
+    check_builds_beside(first, "tensorrt")
+
+
+def check_builds_beside(package: Package, backend: EngineBackend) -> None:
+    """Builds more engines into `package`, which has one per route in fp16."""
+    here, routes = this_machine(), len(package.manifest.routes)
     options = BuilderOptions(static_shapes=True, workspace_mib=64, optimization_level=1)
-    more, built = build_engines(open_package(folder), "tensorrt-rtx", "fp16", options, here)
+    more, built = build_engines(package, backend, "fp16", options, here)
     assert all(item.seconds for item in built)
-    assert len(more.manifest.engines) == 8
-    more, _ = build_engines(more, "tensorrt-rtx", "fp32", BuilderOptions(), here)
-    assert len(more.manifest.engines) == 12
+    assert len(more.manifest.engines) == 2 * routes
+    more, _ = build_engines(more, backend, "fp32", BuilderOptions(), here)
+    assert len(more.manifest.engines) == 3 * routes
     for entry in more.manifest.engines:
         more.read(entry.file)
     # What is built again is there, and the package stays as it is, its signature too.
-    again, _ = build_engines(more, "tensorrt-rtx", "fp16", options, here)
+    again, _ = build_engines(more, backend, "fp16", options, here)
     assert again.manifest == more.manifest
 
 

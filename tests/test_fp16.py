@@ -80,7 +80,7 @@ def test_tensorrts_parser_sees_fp16_data_and_weights_at_every_convolution(
 
 @pytest.mark.parametrize("count", [2, pytest.param(MAX_CASES, marks=pytest.mark.slow)])
 def test_every_precision_agrees_with_float32_on_real_scans(
-    shared_data: Path, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+    shared_data: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fp16: mean Dice of the labels at least .999, against manual labels at most .001 lower. What
     calibration offers this CPU: against manual labels within its budget, at 1 mm at least .975."""
@@ -89,7 +89,7 @@ def test_every_precision_agrees_with_float32_on_real_scans(
     assert budgets == {0: 0.003, 1: 0.003, 2: 0.006, 3: 0.006}
     monkeypatch.setattr("rare_trt.commands.verify.MAX_CASES", count)
     cases = open_scans(package, shared_data / "hippocampus")
-    choice = SessionCandidates(package, "openvino", Cache(tmp_path))
+    choice = SessionCandidates(package, "openvino", Cache())
     for route in ROUTES:
         samples = cases(route)
         assert len(samples) == count

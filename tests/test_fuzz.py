@@ -37,7 +37,6 @@ def test_the_corpus_is_small_and_finds_no_defect(target: tuple[One, list[bytes]]
         one(data)
 
 
-@pytest.mark.slow
 def test_mutations_of_the_corpus_find_no_defect(target: tuple[One, list[bytes]]) -> None:
     """Bits flipped, bytes set to what breaks things, runs taken out or copied elsewhere."""
     one, corpus = target

@@ -228,13 +228,19 @@ def test_tensorrts_parser_sees_int8_data_and_weights_where_they_are_meant_to_be(
     assert quantised_convolutions(trt, network) == names
 
 
-def test_tensorrt_takes_the_shipped_int8_graphs(tmp_path: Path) -> None:
-    """Each is sound, has the convolutions in INT8 that the manifest names, and builds."""
+def int8_routes(package: Package) -> dict[int, tuple[str, ...]]:
+    """Which convolutions of which routes are meant to be INT8."""
+    entries = package.manifest.calibration
+    return {entry.route: entry.int8_convolutions for entry in entries if entry.reason is None}
+
+
+def test_tensorrts_parser_takes_the_shipped_int8_graphs() -> None:
+    """Each is sound and has the convolutions in INT8 that the manifest names."""
     trt = pytest.importorskip("tensorrt_rtx")
     package = open_package("hippocampus")
     machine = Machine(this_platform(), None, "no GPU", {"tensorrt-rtx": trt.__version__})
     builder = EngineBuilder("tensorrt-rtx", BuilderOptions(), machine)
-    meant = {e.route: e.int8_convolutions for e in package.manifest.calibration if e.reason is None}
+    meant = int8_routes(package)
     assert 0 in meant
     for route, names in meant.items():
         graph = package.graph(route, "int8")
@@ -245,6 +251,14 @@ def test_tensorrt_takes_the_shipped_int8_graphs(tmp_path: Path) -> None:
         assert find_quantisation_faults(model, names) == []
         network = builder.parse(TypedGraph(route, data, Path(graph.weights).name, weights))
         assert quantised_convolutions(trt, network) == list(names)
+
+
+@pytest.mark.slow
+def test_tensorrt_builds_the_shipped_int8_graphs(tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    package = open_package("hippocampus")
+    machine = Machine(this_platform(), None, "no GPU", {"tensorrt-rtx": trt.__version__})
+    meant = int8_routes(package)
     engines, built = build_engines(
         package, "tensorrt-rtx", "int8", BuilderOptions(), machine, out=tmp_path / "int8.rare"
     )

@@ -104,7 +104,6 @@ def shares(
     return found
 
 
-@pytest.mark.slow
 def test_kept_back_scans_pass_and_their_negatives_and_noise_do_not(
     package: Package, cases: list[Case], recipe: Recipe
 ) -> None:

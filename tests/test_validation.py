@@ -243,7 +243,6 @@ def zeros_behind(start: bytes, zeros: int) -> bytes:
     return b"".join([head, first, again * (zeros // len(piece)), squeeze.flush(), bytes(8)])
 
 
-@pytest.mark.slow
 def test_bombs_are_refused_small(tmp_path: Path) -> None:
     """Ten gigabytes of zeros in ten megabytes: behind a sound header, one that admits to them, and
     none."""
