@@ -71,7 +71,10 @@ class Recipe:
     when it has learnt something.
 
     Half of the scans that training shows are mirrored left to right, labels and all: names that
-    tell one side from the other cannot be learnt.
+    tell one side from the other cannot be learnt, but for `mirror_pairs` of labels, which a
+    mirrored scan exchanges. `class_weights` (none: all equal) weigh the labels in the cross-entropy
+    at the start of a cycle and fade to 1 at its end: small structures are not found without. Only
+    the head stage uses these two.
     """
 
     name: str
@@ -93,6 +96,8 @@ class Recipe:
     distillation: float = 0.0
     validation_share: float = 0.1
     seed: int = 0
+    mirror_pairs: tuple[tuple[int, int], ...] = ()
+    class_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         counts = [("cycles", epochs) for epochs in self.cycles or (0,)]
@@ -111,6 +116,15 @@ class Recipe:
             ("foreground_share", self.intensity.foreground_share, 1.0, "0 to less than 1"),
         ):
             _hold(name, value, _is_number(value) and 0.0 <= value < end, expected)
+        classes, weights = self.network.classes, self.class_weights
+        holds = all(_is_number(w) and 0.0 < w < inf for w in weights)
+        expected = "one weight above 0 per class, or none"
+        _hold("class_weights", weights, holds and len(weights) in (0, classes), expected)
+        members = [label for pair in self.mirror_pairs for label in pair]
+        holds = all(type(label) is int and 0 < label < classes for label in members)
+        holds = holds and all(len(pair) == 2 for pair in self.mirror_pairs)
+        holds = holds and len(set(members)) == len(members)
+        _hold("mirror_pairs", self.mirror_pairs, holds, "pairs of different labels above 0")
         share, percentiles = self.validation_share, self.intensity.clip_percentiles
         holds = _is_number(share) and 0.0 < share < 1.0
         _hold("validation_share", share, holds, "more than 0 and less than 1")
@@ -164,6 +178,10 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
                 if not isinstance(values[key], list | tuple):
                     raise TypeError(f"{key} is {values[key]!r}, no list")
                 values[key] = tuple(values[key])
+        if "class_weights" in values:
+            values["class_weights"] = tuple(float(w) for w in values["class_weights"])
+        if "mirror_pairs" in values:
+            values["mirror_pairs"] = tuple(tuple(pair) for pair in values["mirror_pairs"])
         if "acquisition" in values:
             rule = dict(values["acquisition"])
             if "spacing_mm" in rule:

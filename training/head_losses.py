@@ -1,0 +1,33 @@
+"""The loss of the head stage: cross-entropy with weights per class, and soft Dice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rare_trt.training.losses import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT
+
+
+def fade_weights(weights: Sequence[float], classes: int, progress: float) -> list[float]:
+    """Class weights after `progress` (0 to 1) of a cycle: `weights` at first, 1 each at the end,
+    geometrically between; 1 each where there are none."""
+    return [weight ** (1.0 - progress) for weight in weights] or [1.0] * classes
+
+
+def weighted_loss(logits: Tensor, truth: Tensor, weights: Sequence[float]) -> Tensor:
+    """Logits against the share that each class has of each voxel, both [n, classes, i, j, k].
+
+    The cross-entropy weighs each voxel by its classes' `weights`; Dice leaves out label 0.
+    """
+    logits = logits.float()
+    log_shares = torch.log_softmax(logits, dim=1)
+    weight = truth.new_tensor(list(weights)).view(1, -1, 1, 1, 1) * truth
+    cross_entropy = -(weight * log_shares).sum() / weight.sum()
+    shares = log_shares.exp()
+    axes = (0, 2, 3, 4)
+    overlap = (shares * truth).sum(axes)[1:]
+    size = (shares + truth).sum(axes)[1:]
+    dice = ((2.0 * overlap + 1.0) / (size + 1.0)).mean()
+    return CROSS_ENTROPY_WEIGHT * cross_entropy + DICE_WEIGHT * (1.0 - dice)
