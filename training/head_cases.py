@@ -18,10 +18,8 @@ from rare_trt.scan.validation import grid_difference
 from rare_trt.storage.naming import is_scan_name, stem
 from rare_trt.training.head_labels import (
     AIR,
-    BACKGROUND,
     BY_INTENSITY,
     INDEX,
-    TISSUES,
     Protocol,
     head_labels,
     load_protocol,
@@ -219,12 +217,14 @@ def _mean_of_blocks(voxels: NDArray[np.float32], factor: int) -> NDArray[np.floa
 
 
 def _keep(head: HeadCase, path: Path) -> None:
-    arrays = {"labels": head.labels, "tissues": head.tissues, "affine": head.grid.affine}
-    if head.image is not None:
-        arrays["image"] = head.image.astype(np.float16)
+    labels, tissues, affine = head.labels, head.tissues, head.grid.affine
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        if head.image is None:
+            np.savez_compressed(file, labels=labels, tissues=tissues, affine=affine)
+        else:
+            image = head.image.astype(np.float16)
+            np.savez_compressed(file, image=image, labels=labels, tissues=tissues, affine=affine)
 
 
 def _load_kept(name: str, path: Path) -> HeadCase:

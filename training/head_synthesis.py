@@ -18,7 +18,7 @@ from nibabel.quaternions import angle_axis2mat
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from rare_trt.evaluation.simulation import acquired, scanned_grid, with_rician_noise
+from rare_trt.evaluation.simulation import Profile, acquired, scanned_grid, with_rician_noise
 from rare_trt.scan.geometry import Grid, Shape, Triple
 from rare_trt.training.head_cases import HeadCase
 from rare_trt.training.head_labels import (
@@ -110,10 +110,7 @@ def draw_scan(
     synthesised from its tissues. `pairs` are the labels that a mirrored head exchanges."""
     image, labels, tissues = warp(case, draw_pose(case, rng), pairs)
     painted = image is None or synthetic
-    if image is None or synthetic:
-        image = paint(tissues, rng)
-    else:
-        image = recolour(image, tissues, rng)
+    image = paint(tissues, rng) if image is None or synthetic else recolour(image, tissues, rng)
     image = mask(image, labels, tissues, rng)
     image = shade(image, rng)
     return acquire(image, labels, case.grid.spacing_mm, spacing_mm, rng, smooth=painted)
@@ -328,7 +325,7 @@ def acquire(
     free = [n * s - e for n, s, e in zip(shape, spacing_mm, full.extent_mm, strict=True)]
     si, sj, sk = (-float(rng.random()) * f for f in free)
     grid = scanned_grid(full, spacing_mm, (si, sj, sk), (shape[0], shape[1], shape[2]))
-    profile = "gaussian" if smooth or rng.random() < 0.4 else "box"
+    profile: Profile = "gaussian" if smooth or rng.random() < 0.4 else "box"
     voxels = acquired(image[None], full, grid, profile)
     if rng.random() < 0.6:
         voxels = with_rician_noise(np.maximum(voxels, 0.0), float(rng.uniform(0.0, 0.1)), rng)

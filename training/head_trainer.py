@@ -110,9 +110,7 @@ class HeadRun:
             rate = self.recipe.learning_rate * _rate(progress, begin)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            weights = fade_weights(
-                self.recipe.class_weights, self.recipe.network.classes, progress
-            )
+            weights = fade_weights(self.recipe.class_weights, self.recipe.network.classes, progress)
             for index in batch:
                 self._accumulate(self.heads[index], rng, weights, len(batch), losses)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
@@ -144,7 +142,7 @@ class HeadRun:
         image = torch.from_numpy(normalise(np.moveaxis(scan.voxels, 0, 3), self.recipe.intensity))
         for route in routes:
             loss = self._loss(scan, image, route, weights)
-            (loss / (len(routes) * batch)).backward()  # type: ignore[no-untyped-call]
+            (loss / (len(routes) * batch)).backward()
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise RareTrtError(
@@ -153,9 +151,7 @@ class HeadRun:
                 )
             losses[route].append(value)
 
-    def _loss(
-        self, scan: HeadScan, image: Tensor, route: int, weights: Sequence[float]
-    ) -> Tensor:
+    def _loss(self, scan: HeadScan, image: Tensor, route: int, weights: Sequence[float]) -> Tensor:
         factor = TRUTH_FACTORS[min(route, len(TRUTH_FACTORS) - 1)]
         i, j, k = (n // factor for n in scan.labels.shape)
         labels = scan.labels[: i * factor, : j * factor, : k * factor]
