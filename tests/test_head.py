@@ -18,6 +18,7 @@ from rare_trt.training.checkpoint import load_checkpoint
 from rare_trt.training.head_cases import (
     HeadCase,
     HeadSource,
+    halve,
     load_heads,
     majority_of_blocks,
     split_heads,
@@ -139,6 +140,20 @@ def test_images_come_with_their_maps(tmp_path: Path, head: HeadCase) -> None:
     assert (heads[0].labels == head.labels).all()
     with pytest.raises(ScanError, match="whole part"):
         load_heads([HeadSource(tmp_path, "dlmuse")], 3.0)
+
+
+def test_a_halved_head_lies_in_the_same_place(head: HeadCase) -> None:
+    half = halve(head)
+    assert half.labels.shape == tuple(n // 2 for n in SHAPE)
+    assert half.image is not None
+    assert head.image is not None
+    np.testing.assert_allclose(half.image.mean(), head.image.mean(), rtol=1e-4)
+    np.testing.assert_allclose(half.grid.extent_mm, head.grid.extent_mm)
+    for label in (1, 2, 3):
+        centers = [
+            one.grid.world_mm(np.argwhere(one.labels == label).mean(axis=0)) for one in (head, half)
+        ]
+        np.testing.assert_allclose(*centers, atol=2.0)
 
 
 def test_majority_of_blocks() -> None:

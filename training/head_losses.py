@@ -11,7 +11,7 @@ from rare_trt.training.losses import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT
 
 
 def fade_weights(weights: Sequence[float], classes: int, progress: float) -> list[float]:
-    """Class weights after `progress` (0 to 1) of a cycle: `weights` at first, 1 each at the end,
+    """Class weights after `progress` (0 to 1) of a fade: `weights` at first, 1 each at the end,
     geometrically between; 1 each where there are none."""
     return [weight ** (1.0 - progress) for weight in weights] or [1.0] * classes
 

@@ -5,8 +5,9 @@ brain MRI scans of any contrast and resolution without retraining", Medical Imag
 (2023): a Gaussian mixture with random parameters per tissue, smooth deformation, bias field, gamma,
 and a random acquisition. Real images keep their texture and get random contrast curves instead.
 
-Everything is in voxels of the case's grid (base spacing) and drawn from one numpy generator.
-Image, labels and tissues move together.
+Everything is drawn from one numpy generator, on the case's own voxels: a case at half the
+resolution (`head_cases.halve`) gives scans for coarse routes at an eighth of the time. Image,
+labels and tissues move together.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ from rare_trt.training.head_labels import (
 # Degrees: the usual tilt of a head (deviation), and the largest turn of some.
 USUAL_TILT, LARGEST_TURN = 8.0, 45.0
 
-# Voxels per axis that a field of view has at least and at most.
-FEWEST, MOST = 24, 128
+# Of a field of view, per axis, in mm.
+SMALLEST_MM, LARGEST_MM = 48.0, 256.0
 
-# Voxels that stay between a hippocampus's centre and a cut that should spare it (48 mm long, at
-# most, and 2 mm voxels).
-SPARED = 13.0
+# What stays, at most, between the hippocampi and a cut that spares them.
+SPARED_MM = 26.0
+
+# Standard deviation of the smooth deformation, at most, in mm and relative to its nodes' distance.
+LARGEST_SHIFT_MM, LARGEST_SHIFT_SHARE = 5.0, 0.16
 
 # Tissues that have similar intensities in most contrasts.
 GREY = (
@@ -132,8 +135,8 @@ def draw_pose(case: HeadCase, rng: Generator) -> Pose:
     centre = (head.min(axis=0) + head.max(axis=0)) / 2
     first, shape = _field_of_view(case, matrix, centre, rng)
     count = int(rng.integers(4, 9))
-    largest = min(shape) / (count - 1)
-    deviation = rng.uniform(0.0, min(2.5, 0.16 * largest)) if rng.random() < 0.8 else 0.0
+    largest = min(LARGEST_SHIFT_MM / voxel_mm(case), LARGEST_SHIFT_SHARE * min(shape) / (count - 1))
+    deviation = rng.uniform(0.0, largest) if rng.random() < 0.8 else 0.0
     nodes = rng.normal(0.0, 1.0, (3, count, count, count)) * deviation
     return Pose(matrix, first, centre, shape, nodes.astype(np.float32))
 
@@ -146,15 +149,15 @@ def _field_of_view(
     It begins as the case's own; its faces move out into air or into the head, most of the time
     no farther than the hippocampi's ends, now and then through half of the head.
     """
-    inverse = np.linalg.inv(matrix)
+    inverse, unit = np.linalg.inv(matrix), voxel_mm(case)
     half = (np.array(case.labels.shape) - 1) / 2
-    low, high = -half - rng.uniform(-2, 4, 3), half + rng.uniform(-2, 4, 3)
+    low, high = -half - rng.uniform(-4, 8, 3) / unit, half + rng.uniform(-4, 8, 3) / unit
     small = np.argwhere(case.labels > INTRACRANIAL)
     kind = rng.random()
     if kind < 0.55 and len(small):
         places = (small - centre) @ inverse.T
-        inner_low = np.minimum(places.min(axis=0), 0) - rng.uniform(1.0, SPARED, 3)
-        inner_high = np.maximum(places.max(axis=0), 0) + rng.uniform(1.0, SPARED, 3)
+        inner_low = np.minimum(places.min(axis=0), 0) - rng.uniform(2.0, SPARED_MM, 3) / unit
+        inner_high = np.maximum(places.max(axis=0), 0) + rng.uniform(2.0, SPARED_MM, 3) / unit
         # The cuts that scanners make most: neck and vertex; then the others.
         chance = np.array([0.25, 0.25, 0.45])
         cut_low, cut_high = rng.random(3) < chance, rng.random(3) < chance
@@ -166,9 +169,8 @@ def _field_of_view(
         place = rng.uniform(0.25, 0.75) * (high[axis] - low[axis]) + low[axis]
         (high if side else low)[axis] = place
     elif kind < 0.8:
-        out_low, out_high = rng.uniform(0.0, 15.0, 3), rng.uniform(0.0, 15.0, 3)
-        low, high = low - out_low, high + out_high
-    shape = np.clip(np.round(high - low + 1), FEWEST, MOST).astype(int)
+        low, high = low - rng.uniform(0, 30, 3) / unit, high + rng.uniform(0, 30, 3) / unit
+    shape = np.clip(np.round(high - low + 1), SMALLEST_MM / unit, LARGEST_MM / unit).astype(int)
     i, j, k = shape.tolist()
     return (low + high - shape + 1) / 2, (i, j, k)
 
@@ -253,19 +255,20 @@ def mask(
     if chance < 0.14:
         kept = np.isin(tissues, [INDEX[name] for name in BRAIN]) & (labels != BACKGROUND)
         return np.where(kept, image, np.float32(0.0))
-    inside = np.argwhere(labels != BACKGROUND)[::97]
+    inside = np.argwhere(labels != BACKGROUND)[::13]
     if chance < 0.26 and len(inside):
         # A plane beyond the intracranial space: most of the time in front and below.
         direction = rng.normal(size=3)
         if rng.random() < 0.7:
             tilt = np.radians(rng.uniform(0.0, 70.0))
             direction = np.array([rng.normal(0.0, 0.1), np.cos(tilt), -np.sin(tilt)])
-        limit = float((inside @ direction).max()) + rng.uniform(1.0, 8.0)
+        extent = inside @ direction
+        limit = float(extent.max() + rng.uniform(0.01, 0.1) * np.ptp(extent))
         i, j, k = (np.arange(n) * d for n, d in zip(image.shape, direction, strict=True))
         beyond = i[:, None, None] + j[:, None] + k > limit
         return np.where(beyond, np.float32(0.0), image)
     if chance < 0.34:
-        size = rng.integers(6, 30, 3)
+        size = (rng.uniform(0.05, 0.3, 3) * np.array(image.shape)).astype(int)
         first = (rng.random(3) * np.array(image.shape)).astype(int)
         hole = np.zeros(image.shape, bool)
         hole[tuple(slice(f, f + s) for f, s in zip(first, size, strict=True))] = True
@@ -332,6 +335,11 @@ def acquire(
     if rng.random() < 0.3:
         voxels = np.maximum(voxels, 0.0) ** np.float32(np.exp(rng.normal(0.0, 0.3)))
     return HeadScan(voxels.astype(np.float32), grid, labels, full)
+
+
+def voxel_mm(case: HeadCase) -> float:
+    """The mean spacing of the case in mm."""
+    return float(np.mean(case.grid.spacing_mm))
 
 
 def _linear(size: int, nodes: int) -> NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 Every epoch shows each head with an image once and each label map alone twice, as a new random scan
 (`head_synthesis`): half of the images, and all of the label maps, with a synthesised contrast.
-Coarse routes, which are cheap, see every scan; route 0 sees a share of the fine ones.
+Most scans are drawn at half the resolution, for the coarse routes, which takes an eighth of the
+time; the others at base spacing, and of those route 0 sees a share.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from rare_trt.errors import RareTrtError
@@ -30,7 +32,7 @@ from rare_trt.scan.geometry import Triple
 from rare_trt.scan.intensity import normalise
 from rare_trt.storage.files import make_folder, write_files
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
-from rare_trt.training.head_cases import HeadCase, HeadSource, load_heads, split_heads
+from rare_trt.training.head_cases import HeadCase, HeadSource, halve, load_heads, split_heads
 from rare_trt.training.head_losses import fade_weights, weighted_loss
 from rare_trt.training.head_synthesis import HeadScan, draw_scan, draw_spacing
 from rare_trt.training.losses import label_shares
@@ -39,13 +41,16 @@ from rare_trt.training.passes import RouteInputs
 from rare_trt.training.recipe import Recipe, load_recipe, recipe_from_json
 from rare_trt.training.trainer import CLIP_NORM, WARM_UP_SHARE, computed_type
 
-# How many voxels of the truth, per axis, make one that a route is compared on: what its own
-# voxels cannot show need not be computed.
+# The share of scans that are drawn at half the resolution.
+HALVED_SHARE = 0.8
+
+# At base spacing: how many voxels of the truth, per axis, make one that a route is compared on,
+# since what its own voxels cannot show need not be computed.
 TRUTH_FACTORS = (1, 1, 2)
 
-# Route 0 takes five times as long as the others together: it sees this share of the scans, and
-# none with a coarser voxel than this many times base spacing.
-ROUTE_0_SHARE, ROUTE_0_COARSEST = 0.1, 2.5
+# Route 0 takes five times as long as the others together: it sees this share of the scans at base
+# spacing, and none with a coarser voxel than this many times base spacing.
+ROUTE_0_SHARE, ROUTE_0_COARSEST = 0.25, 2.5
 
 SYNTHETIC_SHARE = 0.5
 
@@ -54,6 +59,8 @@ MAP_REPEATS = 2
 
 # Heads held out of the training heads for validation and for test.
 HELD_OUT = (15, 15)
+
+_Weights: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 class HeadRun:
@@ -67,6 +74,7 @@ class HeadRun:
         self, recipe: Recipe, heads: Sequence[HeadCase], validation: Sequence[str], out: Path
     ) -> None:
         self.recipe, self.heads, self.validation, self.out = recipe, heads, validation, out
+        self.halved = [halve(head) for head in heads]
         self.shown = [
             index
             for index, head in enumerate(heads)
@@ -78,9 +86,7 @@ class HeadRun:
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        self.average = AveragedModel(
-            self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging)
-        )
+        self.average = AveragedModel(self.network, multi_avg_fn=_averaging(recipe.averaging))
         self.steps = math.ceil(len(self.shown) / recipe.batch)
         self.log: list[dict[str, float]] = []
         self._resume()
@@ -106,13 +112,17 @@ class HeadRun:
         losses: list[list[float]] = [[] for _ in range(self.recipe.network.routes)]
         batches = np.array_split(order, self.steps)
         for step, batch in enumerate(tqdm(batches, f"epoch {epoch + 1}", mininterval=20.0)):
-            progress, begin = self._progress(epoch * self.steps + step)
-            rate = self.recipe.learning_rate * _rate(progress, begin)
+            cycle, progress = self._progress(epoch * self.steps + step)
+            rate = self.recipe.learning_rate * _rate(progress)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            weights = fade_weights(self.recipe.class_weights, self.recipe.network.classes, progress)
+            weights = fade_weights(
+                self.recipe.class_weights,
+                self.recipe.network.classes,
+                progress if cycle else 0.0,
+            )
             for index in batch:
-                self._accumulate(self.heads[index], rng, weights, len(batch), losses)
+                self._accumulate(int(index), rng, weights, len(batch), losses)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
@@ -124,24 +134,28 @@ class HeadRun:
 
     def _accumulate(
         self,
-        head: HeadCase,
+        index: int,
         rng: np.random.Generator,
         weights: Sequence[float],
         batch: int,
         losses: list[list[float]],
     ) -> None:
-        """Adds the gradient of one random scan of `head`, route by route."""
-        base = self.recipe.base_spacing_mm
+        """Adds the gradient of one random scan of head `index`, route by route."""
+        halved = bool(rng.random() < HALVED_SHARE)
+        head = (self.halved if halved else self.heads)[index]
+        base = self.recipe.base_spacing_mm * (2.0 if halved else 1.0)
         spacing = draw_spacing(rng, base, self.recipe.acquisition.spacing_mm[1])
         synthetic = bool(rng.random() < SYNTHETIC_SHARE)
         scan = draw_scan(
             head, rng, synthetic=synthetic, spacing_mm=spacing, pairs=self.recipe.mirror_pairs
         )
-        fine = max(spacing) <= ROUTE_0_COARSEST * base and rng.random() < ROUTE_0_SHARE
+        fine = not halved and max(spacing) <= ROUTE_0_COARSEST * base
+        fine = fine and bool(rng.random() < ROUTE_0_SHARE)
         routes = range(0 if fine else 1, self.recipe.network.routes)
         image = torch.from_numpy(normalise(np.moveaxis(scan.voxels, 0, 3), self.recipe.intensity))
         for route in routes:
-            loss = self._loss(scan, image, route, weights)
+            factor = 1 if halved else TRUTH_FACTORS[min(route, len(TRUTH_FACTORS) - 1)]
+            loss = self._loss(scan, image, route, factor, weights)
             (loss / (len(routes) * batch)).backward()
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -151,8 +165,14 @@ class HeadRun:
                 )
             losses[route].append(value)
 
-    def _loss(self, scan: HeadScan, image: Tensor, route: int, weights: Sequence[float]) -> Tensor:
-        factor = TRUTH_FACTORS[min(route, len(TRUTH_FACTORS) - 1)]
+    def _loss(
+        self,
+        scan: HeadScan,
+        image: Tensor,
+        route: int,
+        factor: int,
+        weights: Sequence[float],
+    ) -> Tensor:
         i, j, k = (n // factor for n in scan.labels.shape)
         labels = scan.labels[: i * factor, : j * factor, : k * factor]
         truth = label_shares(torch.from_numpy(labels).long()[None], self.recipe.network.classes)
@@ -169,14 +189,13 @@ class HeadRun:
             logits = self.network(working, route)
         return weighted_loss(inputs.answered(logits.float()), truth, weights)
 
-    def _progress(self, step: int) -> tuple[float, float]:
-        """How far its cycle is at `step` (0 to 1), and how much of the warm-up is done (0 to 1)."""
-        cycles = iter(self.recipe.cycles)
-        total = next(cycles) * self.steps
-        while step >= total:
+    def _progress(self, step: int) -> tuple[int, float]:
+        """The cycle that `step` belongs to, from 0 up, and how much of it is done (0 to 1)."""
+        cycle = 0
+        while step >= (total := self.recipe.cycles[cycle] * self.steps):
             step -= total
-            total = next(cycles) * self.steps
-        return step / total, min(1.0, (step + 1) / max(1.0, WARM_UP_SHARE * total))
+            cycle += 1
+        return cycle, (step + 0.5) / total
 
     def _checkpoint(self) -> Checkpoint:
         extents = np.array([head.grid.extent_mm for head in self.heads])
@@ -293,12 +312,24 @@ def main() -> None:
     train_head(options.heads, options.maps, options.out, recipe, options.cache)
 
 
-def _rate(progress: float, begun: float) -> float:
+def _rate(progress: float) -> float:
     """The learning rate relative to the recipe's: a linear warm-up, then a half cosine to zero."""
-    if begun < 1.0:
-        return begun
+    if progress < WARM_UP_SHARE:
+        return progress / WARM_UP_SHARE
     after = (progress - WARM_UP_SHARE) / (1.0 - WARM_UP_SHARE)
-    return 0.5 * (1.0 + math.cos(math.pi * max(0.0, after)))
+    return 0.5 * (1.0 + math.cos(math.pi * after))
+
+
+def _averaging(decay: float) -> Callable[[_Weights, _Weights, Tensor | int], None]:
+    """An EMA that forgets the first steps' weights faster than its `decay` would."""
+
+    @torch.no_grad()
+    def average(kept: _Weights, current: _Weights, count: Tensor | int) -> None:
+        share = min(decay, (1.0 + float(count)) / (10.0 + float(count)))
+        for old, new in zip(kept, current, strict=True):
+            old.lerp_(new, 1.0 - share)
+
+    return average
 
 
 def _csv(log: Sequence[dict[str, float]]) -> bytes:

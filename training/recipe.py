@@ -72,9 +72,9 @@ class Recipe:
 
     Half of the scans that training shows are mirrored left to right, labels and all: names that
     tell one side from the other cannot be learnt, but for `mirror_pairs` of labels, which a
-    mirrored scan exchanges. `class_weights` (none: all equal) weigh the labels in the cross-entropy
-    at the start of a cycle and fade to 1 at its end: small structures are not found without. Only
-    the head stage uses these two.
+    mirrored scan exchanges. `class_weights` (none: equal) weigh the labels in the cross-entropy,
+    without which small structures are not found; from the second cycle on they fade to 1 in each.
+    Only the head stage uses these two.
     """
 
     name: str
