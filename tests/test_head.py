@@ -272,6 +272,10 @@ def test_a_training_of_two_heads_resumes_bitwise(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert (tmp_path / "whole/log.csv").read_text() == (tmp_path / "parts/log.csv").read_text()
     assert load_checkpoint(tmp_path / "parts").facts.validation == ("held out",)
+    # A cycle may follow, but none that has begun may change.
+    assert HeadRun(replace(recipe, cycles=(2, 3)), heads, [], tmp_path / "parts").done == 2
+    with pytest.raises(RareTrtError, match="another recipe"):
+        HeadRun(replace(recipe, cycles=(3,)), heads, [], tmp_path / "parts")
     with pytest.raises(RareTrtError, match="other heads"):
         HeadRun(recipe, heads[:1], [], tmp_path / "parts")
 

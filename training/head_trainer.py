@@ -66,8 +66,8 @@ _Weights: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 class HeadRun:
     """One training run of the head stage: network, optimiser and log, resumable by epoch.
 
-    Run on the same heads with the same recipe (or one with more cycles after its own), it goes on
-    after the last finished epoch, with the very numbers of a run that was not interrupted.
+    Run on the same heads with the same recipe, it goes on after the last finished epoch, with the
+    very numbers of a run that was not interrupted. Cycles that have not begun may change.
     """
 
     def __init__(
@@ -255,7 +255,8 @@ class HeadRun:
                 f"{path}: cannot be read ({error}); expected the state of a run: remove it to "
                 "begin anew"
             ) from error
-        same = replace(self.recipe, cycles=self.recipe.cycles[: len(before.cycles)]) == before
+        log = json.loads(notes["log"])
+        same = _from_epoch(self.recipe, len(log)) == _from_epoch(before, len(log))
         if not same or json.loads(notes["heads"]) != [head.name for head in self.heads]:
             raise RareTrtError(
                 f"{path}: holds a run of another recipe or on other heads; expected the same to "
@@ -272,7 +273,7 @@ class HeadRun:
                 state.setdefault(int(index), {})[key] = tensor
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        self.log = json.loads(notes["log"])
+        self.log = log
 
 
 def train_head(
@@ -310,6 +311,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     recipe = load_recipe(options.recipe)
     train_head(options.heads, options.maps, options.out, recipe, options.cache)
+
+
+def _from_epoch(recipe: Recipe, done: int) -> Recipe:
+    """The recipe with those of its cycles alone that have begun after `done` epochs."""
+    begun = [cycle for n, cycle in enumerate(recipe.cycles) if sum(recipe.cycles[:n]) < done]
+    return replace(recipe, cycles=tuple(begun) or recipe.cycles[:1])
 
 
 def _rate(progress: float) -> float:
