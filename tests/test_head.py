@@ -246,9 +246,11 @@ def test_the_loss_weighs_classes_and_knows_the_truth() -> None:
     assert best < 1e-3
     plain = float(weighted_loss(4.0 * missed, truth, (1.0,) * 4))
     assert float(weighted_loss(4.0 * missed, truth, weights)) > plain
-    assert fade_weights(weights, 4, 0.0) == list(weights)
-    assert fade_weights(weights, 4, 1.0) == [1.0] * 4
-    assert fade_weights((), 4, 0.3) == [1.0] * 4
+    for cycle, progress in ((0, 0.0), (0, 1.0), (1, 0.0)):
+        assert fade_weights(weights, 4, cycle, progress) == list(weights)
+    assert fade_weights(weights, 4, 1, 1.0) == [1.0] * 4
+    assert fade_weights(weights, 4, 2, 0.0) == [1.0, 1.0, 10.0, 10.0]
+    assert fade_weights((), 4, 0, 0.3) == [1.0] * 4
 
 
 def test_recipes_with_wrong_pairs_or_weights_are_refused(recipe: Recipe) -> None:

@@ -10,10 +10,14 @@ from torch import Tensor
 from rare_trt.training.losses import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT
 
 
-def fade_weights(weights: Sequence[float], classes: int, progress: float) -> list[float]:
-    """Class weights after `progress` (0 to 1) of a fade: `weights` at first, 1 each at the end,
-    geometrically between; 1 each where there are none."""
-    return [weight ** (1.0 - progress) for weight in weights] or [1.0] * classes
+def fade_weights(
+    weights: Sequence[float], classes: int, cycle: int, progress: float
+) -> list[float]:
+    """Class weights after `progress` (0 to 1) of a cycle (0, 1, ...): in the first `weights`, in
+    the second they fade to 1 geometrically, and in each later one from the square root of where
+    they began in the one before; 1 each where there are none."""
+    exponent = 1.0 if cycle == 0 else (1.0 - progress) * 0.5 ** (cycle - 1)
+    return [weight**exponent for weight in weights] or [1.0] * classes
 
 
 def weighted_loss(logits: Tensor, truth: Tensor, weights: Sequence[float]) -> Tensor:

@@ -146,29 +146,30 @@ def _field_of_view(
 ) -> tuple[NDArray[np.float64], Shape]:
     """First voxel (relative to the head's centre) and shape of a random field of view.
 
-    It begins as the case's own; its faces move out into air or into the head, most of the time
-    no farther than the hippocampi's ends, now and then through half of the head.
+    It begins as the case's own; its faces move out into air or into the head: some of them or all
+    (a box about the hippocampi), no farther than the hippocampi's ends, or one through half of the
+    head.
     """
     inverse, unit = np.linalg.inv(matrix), voxel_mm(case)
     half = (np.array(case.labels.shape) - 1) / 2
     low, high = -half - rng.uniform(-4, 8, 3) / unit, half + rng.uniform(-4, 8, 3) / unit
     small = np.argwhere(case.labels > INTRACRANIAL)
     kind = rng.random()
-    if kind < 0.55 and len(small):
+    if kind < 0.6 and len(small):
         places = (small - centre) @ inverse.T
         inner_low = np.minimum(places.min(axis=0), 0) - rng.uniform(2.0, SPARED_MM, 3) / unit
         inner_high = np.maximum(places.max(axis=0), 0) + rng.uniform(2.0, SPARED_MM, 3) / unit
         # The cuts that scanners make most: neck and vertex; then the others.
-        chance = np.array([0.25, 0.25, 0.45])
+        chance = np.array([0.25, 0.25, 0.45]) if kind < 0.43 else np.ones(3)
         cut_low, cut_high = rng.random(3) < chance, rng.random(3) < chance
         depth_low, depth_high = rng.random(3), rng.random(3)
         low = np.where(cut_low, low + depth_low * np.maximum(inner_low - low, 0.0), low)
         high = np.where(cut_high, high - depth_high * np.maximum(high - inner_high, 0.0), high)
-    elif kind < 0.68:
+    elif kind < 0.72:
         axis, side = int(rng.integers(3)), bool(rng.integers(2))
         place = rng.uniform(0.25, 0.75) * (high[axis] - low[axis]) + low[axis]
         (high if side else low)[axis] = place
-    elif kind < 0.8:
+    elif kind < 0.82:
         low, high = low - rng.uniform(0, 30, 3) / unit, high + rng.uniform(0, 30, 3) / unit
     shape = np.clip(np.round(high - low + 1), SMALLEST_MM / unit, LARGEST_MM / unit).astype(int)
     i, j, k = shape.tolist()

@@ -119,7 +119,8 @@ class HeadRun:
             weights = fade_weights(
                 self.recipe.class_weights,
                 self.recipe.network.classes,
-                progress if cycle else 0.0,
+                cycle,
+                progress,
             )
             for index in batch:
                 self._accumulate(int(index), rng, weights, len(batch), losses)
@@ -129,7 +130,8 @@ class HeadRun:
             self.average.update_parameters(self.network)
         row = {"epoch": float(epoch + 1)}
         for route, of_route in enumerate(losses):
-            row[f"loss_route{route}"] = round(float(np.mean(of_route)), 5) if of_route else math.nan
+            if of_route:
+                row[f"loss_route{route}"] = round(float(np.mean(of_route)), 5)
         return row
 
     def _accumulate(
@@ -341,7 +343,8 @@ def _averaging(decay: float) -> Callable[[_Weights, _Weights, Tensor | int], Non
 
 def _csv(log: Sequence[dict[str, float]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(log[0]), lineterminator="\n")
+    names = sorted({name for row in log for name in row})
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "epoch": int(row["epoch"])} for row in log)
     return text.getvalue().encode()
