@@ -36,6 +36,16 @@ def _are_names(values: Sequence[Any], fewest: int) -> bool:
     return are_texts and len(set(values)) == len(values) >= fewest
 
 
+def _are_pairs(values: Sequence[Any]) -> bool:
+    members = [label for pair in values for label in pair]
+    are_labels = all(type(label) is int and label > 0 for label in members)
+    return are_labels and len(set(members)) == len(members) == 2 * len(values)
+
+
+def _are_weights(values: Sequence[Any]) -> bool:
+    return all(_is_number(weight) and 0.0 < weight < inf for weight in values)
+
+
 # The values that an entry may have: in words, and as a function.
 _Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
 
@@ -66,6 +76,8 @@ _RULES: Final[Mapping[str, _Rule]] = {
     "data_source": _TEXT,
     "data_licence": _TEXT,
     "labels": ("2 or more different names", lambda names: _are_names(names, 2)),
+    "mirror_pairs": ("pairs of different labels above 0", _are_pairs),
+    "class_weights": ("weights above 0", _are_weights),
     "channels": ("1 or more different names", lambda names: _are_names(names, 1)),
 }
 
@@ -119,7 +131,10 @@ class Recipe:
     Neural Network", 2015.)
 
     Half of the training scans are mirrored left to right, labels included, so labels that differ in
-    their side only cannot be learnt. Raises RareTrtError with all entries that do not fit.
+    their side only cannot be learnt, unless they are `mirror_pairs`, which a mirrored scan
+    exchanges. `class_weights` (none: equal) weigh the labels in the cross-entropy, without which
+    small structures are not found; from the second cycle on they fade to 1 in each. Only the head
+    stage uses these two. Raises RareTrtError with all entries that do not fit.
     """
 
     task: str
@@ -140,6 +155,8 @@ class Recipe:
     distillation: float = 0.0
     validation_share: float = 0.1
     seed: int = 0
+    mirror_pairs: tuple[tuple[int, int], ...] = ()
+    class_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         entries = {**vars(self), **vars(self.intensity)}
@@ -150,6 +167,16 @@ class Recipe:
             faults.append(
                 f"spacing_mm is {spacings!r} (expected a coarsest of base_spacing_mm, {base:g}, or "
                 "more)"
+            )
+        if len(self.class_weights) not in (0, self.network.classes):
+            faults.append(
+                f"class_weights is {self.class_weights!r} (expected one per class, "
+                f"{self.network.classes}, or none)"
+            )
+        if any(max(pair) >= self.network.classes for pair in self.mirror_pairs):
+            faults.append(
+                f"mirror_pairs is {self.mirror_pairs!r} (expected labels below "
+                f"{self.network.classes})"
             )
         named = (len(self.channels), len(self.labels))
         expected = (self.network.channels, self.network.classes)
@@ -187,6 +214,31 @@ class Recipe:
         return asdict(self)
 
 
+def _intensity_from_json(values: Mapping[str, Any]) -> IntensityRule:
+    entries = dict(values)
+    if "clip_percentiles" in entries:
+        entries["clip_percentiles"] = tuple(entries["clip_percentiles"])
+    return IntensityRule(**entries)
+
+
+def _acquisition_from_json(values: Mapping[str, Any]) -> AcquisitionRule:
+    entries = dict(values)
+    if "spacing_mm" in entries:
+        low, high = entries["spacing_mm"]
+        entries["spacing_mm"] = (float(low), float(high))
+    return AcquisitionRule(**entries)
+
+
+# The entries that are not in JSON as a recipe holds them.
+_CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "class_weights": lambda weights: tuple(float(weight) for weight in weights),
+    "mirror_pairs": lambda pairs: tuple(tuple(pair) for pair in pairs),
+    "acquisition": _acquisition_from_json,
+    "intensity": _intensity_from_json,
+    "network": lambda values: NetworkConfig(**values),
+}
+
+
 def recipe_from_json(values: dict[str, Any]) -> Recipe:
     """Returns the recipe of parsed JSON; raises RareTrtError that names missing, unknown or wrong
     entries."""
@@ -199,19 +251,9 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
                 if not isinstance(values[key], list | tuple):
                     raise TypeError(f"{key} is {values[key]!r}, no list")
                 values[key] = tuple(values[key])
-        if "acquisition" in values:
-            rule = dict(values["acquisition"])
-            if "spacing_mm" in rule:
-                low, high = rule["spacing_mm"]
-                rule["spacing_mm"] = (float(low), float(high))
-            values["acquisition"] = AcquisitionRule(**rule)
-        if "intensity" in values:
-            intensity = dict(values["intensity"])
-            if "clip_percentiles" in intensity:
-                intensity["clip_percentiles"] = tuple(intensity["clip_percentiles"])
-            values["intensity"] = IntensityRule(**intensity)
-        if "network" in values:
-            values["network"] = NetworkConfig(**values["network"])
+        for key, convert in _CONVERTERS.items():
+            if key in values:
+                values[key] = convert(values[key])
         return Recipe(**values)
     except (KeyError, TypeError, ValueError) as error:
         raise RareTrtError(

@@ -1,0 +1,59 @@
+"""Measures a checkpoint of the head stage on held-out heads and prints a table in Markdown.
+
+    python scripts/measure_head.py models/head --heads ../shared/data/heads_2mm=dlmuse \
+        --part validation
+
+`--part` selects what the trainer held out of that folder; without it all heads are measured (those
+of a folder that was never trained on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from rare_trt.training.checkpoint import load_checkpoint
+from rare_trt.training.head_cases import HeadSource, load_heads, split_heads
+from rare_trt.training.head_trainer import HELD_OUT
+from rare_trt.training.head_validation import acquisitions, table, validate_heads
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--heads", type=HeadSource.from_text, required=True, metavar="DIR=PROTOCOL")
+    parser.add_argument("--part", choices=("training", "validation", "test"))
+    parser.add_argument("--count", type=int, help="the first so many heads alone")
+    parser.add_argument("--routes", type=int, nargs="+", default=[2, 1])
+    parser.add_argument("--scans", nargs="+", default=list(acquisitions()))
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--json", type=Path, help="every head's scores")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    checkpoint = load_checkpoint(options.checkpoint)
+    names = [name for name, _, _ in options.heads.files()]
+    if options.part:
+        parts = split_heads(names, HELD_OUT, checkpoint.recipe.seed)
+        names = parts[("training", "validation", "test").index(options.part)]
+    names = names[: options.count]
+    base = checkpoint.recipe.base_spacing_mm
+    heads = load_heads([options.heads], base, names, options.cache)
+    scores = validate_heads(checkpoint, heads, options.scans, options.routes)
+    print(f"epoch {checkpoint.facts.epochs}, {len(heads)} heads of {options.heads.folder.name}\n")
+    print(table(scores))
+    if options.json:
+        rows = [
+            {"scan": scan, "route": route, "head": head.name, **asdict(score)}
+            for (scan, route), of_heads in scores.items()
+            for head, score in zip(heads, of_heads, strict=True)
+        ]
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""Trains the head stage: `python -m rare_trt.training.head_trainer --help`.
+
+Every epoch shows each head with an image once and each label map alone twice, as a new random scan
+(`head_synthesis`): half of the images, and all of the label maps, with a synthesised contrast.
+Most scans are drawn at half the resolution, for the coarse routes, which takes an eighth of the
+time; the others at base spacing, and of those route 0 sees a share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from rare_trt.errors import RareTrtError
+from rare_trt.plan.resampling import plan_resampling
+from rare_trt.scan.geometry import Triple
+from rare_trt.scan.intensity import normalise
+from rare_trt.storage.files import make_folder, write_files
+from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
+from rare_trt.training.head_cases import HeadCase, HeadSource, halve, load_heads, split_heads
+from rare_trt.training.head_losses import fade_weights, weighted_loss
+from rare_trt.training.head_synthesis import HeadScan, draw_scan, draw_spacing
+from rare_trt.training.inputs import RouteInputs
+from rare_trt.training.losses import one_hot
+from rare_trt.training.network import RareUNet
+from rare_trt.training.recipe import Recipe, load_recipe, recipe_from_json
+from rare_trt.training.schedule import WARM_UP_SHARE
+from rare_trt.training.trainer import CLIP_NORM, compute_dtype
+
+# The share of scans that are drawn at half the resolution.
+HALVED_SHARE = 0.8
+
+# At base spacing: how many voxels of the truth, per axis, make one that a route is compared on,
+# since what its own voxels cannot show need not be computed.
+TRUTH_FACTORS = (1, 1, 2)
+
+# Route 0 takes five times as long as the others together: it sees this share of the scans at base
+# spacing, and none with a coarser voxel than this many times base spacing.
+ROUTE_0_SHARE, ROUTE_0_COARSEST = 0.25, 2.5
+
+SYNTHETIC_SHARE = 0.5
+
+# How often an epoch shows a label map without an image.
+MAP_REPEATS = 2
+
+# Heads held out of the training heads for validation and for test.
+HELD_OUT = (15, 15)
+
+_Weights: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+
+
+class HeadRun:
+    """One training run of the head stage: network, optimiser and log, resumable by epoch.
+
+    Run on the same heads with the same recipe, it goes on after the last finished epoch, with the
+    very numbers of a run that was not interrupted. Cycles that have not begun may change.
+    """
+
+    def __init__(
+        self, recipe: Recipe, heads: Sequence[HeadCase], validation: Sequence[str], out: Path
+    ) -> None:
+        self.recipe, self.heads, self.validation, self.out = recipe, heads, validation, out
+        self.halved = [halve(head) for head in heads]
+        self.shown = [
+            index
+            for index, head in enumerate(heads)
+            for _ in range(1 if head.image is not None else MAP_REPEATS)
+        ]
+        self.dtype = compute_dtype(torch.device("cpu"))
+        torch.manual_seed(recipe.seed)
+        self.network = RareUNet(recipe.network)
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.average = AveragedModel(self.network, multi_avg_fn=_averaging(recipe.averaging))
+        self.steps = math.ceil(len(self.shown) / recipe.batch)
+        self.log: list[dict[str, float]] = []
+        self._resume()
+
+    @property
+    def done(self) -> int:
+        """How many epochs are finished."""
+        return len(self.log)
+
+    def finish(self) -> Checkpoint:
+        """Trains the epochs still to come and returns the checkpoint of the last one."""
+        make_folder(self.out)
+        while self.done < self.recipe.epochs:
+            self.log.append(self._epoch(self.done))
+            self._save()
+            print(json.dumps(self.log[-1]), flush=True)  # noqa: T201
+        return self._checkpoint()
+
+    def _epoch(self, epoch: int) -> dict[str, float]:
+        rng = np.random.default_rng([self.recipe.seed, epoch])
+        torch.manual_seed(self.recipe.seed * 100_003 + epoch)
+        order = rng.permutation(self.shown)
+        losses: list[list[float]] = [[] for _ in range(self.recipe.network.routes)]
+        batches = np.array_split(order, self.steps)
+        for step, batch in enumerate(tqdm(batches, f"epoch {epoch + 1}", mininterval=20.0)):
+            cycle, progress = self._progress(epoch * self.steps + step)
+            rate = self.recipe.learning_rate * _rate(progress)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            weights = fade_weights(
+                self.recipe.class_weights,
+                self.recipe.network.classes,
+                cycle,
+                progress,
+            )
+            for index in batch:
+                self._accumulate(int(index), rng, weights, len(batch), losses)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+            self.average.update_parameters(self.network)
+        row = {"epoch": float(epoch + 1)}
+        for route, of_route in enumerate(losses):
+            if of_route:
+                row[f"loss_route{route}"] = round(float(np.mean(of_route)), 5)
+        return row
+
+    def _accumulate(
+        self,
+        index: int,
+        rng: np.random.Generator,
+        weights: Sequence[float],
+        batch: int,
+        losses: list[list[float]],
+    ) -> None:
+        """Adds the gradient of one random scan of head `index`, route by route."""
+        halved = bool(rng.random() < HALVED_SHARE)
+        head = (self.halved if halved else self.heads)[index]
+        base = self.recipe.base_spacing_mm * (2.0 if halved else 1.0)
+        spacing = draw_spacing(rng, base, self.recipe.acquisition.spacing_mm[1])
+        synthetic = bool(rng.random() < SYNTHETIC_SHARE)
+        scan = draw_scan(
+            head, rng, synthetic=synthetic, spacing_mm=spacing, pairs=self.recipe.mirror_pairs
+        )
+        fine = not halved and max(spacing) <= ROUTE_0_COARSEST * base
+        fine = fine and bool(rng.random() < ROUTE_0_SHARE)
+        routes = range(0 if fine else 1, self.recipe.network.routes)
+        image = torch.from_numpy(normalise(np.moveaxis(scan.voxels, 0, 3), self.recipe.intensity))
+        for route in routes:
+            factor = 1 if halved else TRUTH_FACTORS[min(route, len(TRUTH_FACTORS) - 1)]
+            loss = self._loss(scan, image, route, factor, weights)
+            (loss / (len(routes) * batch)).backward()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise RareTrtError(
+                    f"the loss became {value} on head {head.name}; expected a finite number: "
+                    "lower the learning rate in the recipe"
+                )
+            losses[route].append(value)
+
+    def _loss(
+        self,
+        scan: HeadScan,
+        image: Tensor,
+        route: int,
+        factor: int,
+        weights: Sequence[float],
+    ) -> Tensor:
+        i, j, k = (n // factor for n in scan.labels.shape)
+        labels = scan.labels[: i * factor, : j * factor, : k * factor]
+        truth = one_hot(torch.from_numpy(labels).long()[None], self.recipe.network.classes)
+        grid = scan.truth_grid.box((0, 0, 0), (i * factor, j * factor, k * factor))
+        if factor > 1:
+            truth = torch.nn.functional.avg_pool3d(truth, factor)
+            si, sj, sk = (s * factor for s in grid.spacing_mm)
+            grid = grid.regrid((si, sj, sk), (i, j, k))
+        plan = plan_resampling(scan.grid, self.recipe.route(route), grid)
+        matrices = (torch.from_numpy(m) for m in (*plan.in_matrices, *plan.out_matrices))
+        inputs = RouteInputs(image[None], *matrices)
+        working = inputs.resample_image()
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.network(working, route)
+        return weighted_loss(inputs.resample_logits(logits.float()), truth, weights)
+
+    def _progress(self, step: int) -> tuple[int, float]:
+        """The cycle that `step` belongs to, from 0 up, and how much of it is done (0 to 1)."""
+        cycle = 0
+        while step >= (total := self.recipe.cycles[cycle] * self.steps):
+            step -= total
+            cycle += 1
+        return cycle, (step + 0.5) / total
+
+    def _checkpoint(self) -> Checkpoint:
+        extents = np.array([head.grid.extent_mm for head in self.heads])
+        voxels = [math.prod(head.grid.spacing_mm) for head in self.heads]
+        volumes = np.array(
+            [
+                [float((head.labels == label).sum() * voxel) for label in range(1, 4)]
+                for head, voxel in zip(self.heads, voxels, strict=True)
+            ]
+        )
+        facts = TrainingFacts(
+            cases=len(self.heads) + len(self.validation),
+            validation=tuple(self.validation),
+            smallest_fov_mm=_triple(extents.min(axis=0)),
+            typical_fov_mm=_triple(np.median(extents, axis=0)),
+            largest_fov_mm=_triple(extents.max(axis=0)),
+            volume_range_mm3=tuple(
+                zip(volumes.min(axis=0).tolist(), volumes.max(axis=0).tolist(), strict=True)
+            ),
+            epochs=self.done,
+        )
+        network = self.average.module
+        assert isinstance(network, RareUNet)
+        return Checkpoint(network.eval(), self.recipe, facts)
+
+    def _save(self) -> None:
+        tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{key}": t for key, t in state.items()}
+        notes = {
+            "recipe": json.dumps(self.recipe.as_json()),
+            "heads": json.dumps([head.name for head in self.heads]),
+            "log": json.dumps(self.log),
+        }
+        state = save({name: t.contiguous() for name, t in tensors.items()}, notes)
+        files = {
+            self.out / "state.safetensors": state,
+            **self._checkpoint().files(self.out),
+            self.out / "log.csv": _csv(self.log),
+        }
+        self.network.train()
+        self.average.train()
+        write_files(files, overwrite=True)
+
+    def _resume(self) -> None:
+        path = self.out / "state.safetensors"
+        if not path.is_file():
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            before = recipe_from_json(json.loads(notes["recipe"]))
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise RareTrtError(
+                f"{path}: cannot be read ({error}); expected the state of a run: remove it to "
+                "begin anew"
+            ) from error
+        log = json.loads(notes["log"])
+        same = _from_epoch(self.recipe, len(log)) == _from_epoch(before, len(log))
+        if not same or json.loads(notes["heads"]) != [head.name for head in self.heads]:
+            raise RareTrtError(
+                f"{path}: holds a run of another recipe or on other heads; expected the same to "
+                "resume: name an empty folder"
+            )
+        for prefix, module in (("network.", self.network), ("average.", self.average)):
+            module.load_state_dict(
+                {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            )
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                _, index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        self.log = log
+
+
+def train_head(
+    sources: Sequence[HeadSource],
+    maps: Sequence[HeadSource],
+    out: Path,
+    recipe: Recipe,
+    cache: Path | None = None,
+) -> Checkpoint:
+    """Trains `recipe` on the heads in `sources` but for those held out of the first one, and on the
+    label maps in `maps`; the checkpoint lands in `out`. Run again, it goes on."""
+    first = [name for name, _, _ in sources[0].files()]
+    _, validation, test = split_heads(first, HELD_OUT, recipe.seed)
+    held_out = {*validation, *test}
+    names = [
+        name
+        for source in (*sources, *maps)
+        for name, _, _ in source.files()
+        if name not in held_out
+    ]
+    heads = load_heads((*sources, *maps), recipe.base_spacing_mm, names, cache)
+    return HeadRun(recipe, heads, sorted(held_out), out).finish()
+
+
+def main() -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(description="Trains the head stage.")
+    parser.add_argument("--heads", type=HeadSource.from_text, action="append", required=True)
+    parser.add_argument("--maps", type=HeadSource.from_text, action="append", default=[])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipe", default="head")
+    parser.add_argument("--cache", type=Path, help="where heads are kept at base spacing")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    recipe = load_recipe(options.recipe)
+    train_head(options.heads, options.maps, options.out, recipe, options.cache)
+
+
+def _from_epoch(recipe: Recipe, done: int) -> Recipe:
+    """The recipe with those of its cycles alone that have begun after `done` epochs."""
+    begun = [cycle for n, cycle in enumerate(recipe.cycles) if sum(recipe.cycles[:n]) < done]
+    return replace(recipe, cycles=tuple(begun) or recipe.cycles[:1])
+
+
+def _rate(progress: float) -> float:
+    """The learning rate relative to the recipe's: a linear warm-up, then a half cosine to zero."""
+    if progress < WARM_UP_SHARE:
+        return progress / WARM_UP_SHARE
+    after = (progress - WARM_UP_SHARE) / (1.0 - WARM_UP_SHARE)
+    return 0.5 * (1.0 + math.cos(math.pi * after))
+
+
+def _averaging(decay: float) -> Callable[[_Weights, _Weights, Tensor | int], None]:
+    """An EMA that forgets the first steps' weights faster than its `decay` would."""
+
+    @torch.no_grad()
+    def average(kept: _Weights, current: _Weights, count: Tensor | int) -> None:
+        share = min(decay, (1.0 + float(count)) / (10.0 + float(count)))
+        for old, new in zip(kept, current, strict=True):
+            old.lerp_(new, 1.0 - share)
+
+    return average
+
+
+def _csv(log: Sequence[dict[str, float]]) -> bytes:
+    text = io.StringIO()
+    names = sorted({name for row in log for name in row})
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "epoch": int(row["epoch"])} for row in log)
+    return text.getvalue().encode()
+
+
+def _triple(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Triple:
+    i, j, k = values.round(3).tolist()
+    return i, j, k
+
+
+if __name__ == "__main__":
+    main()
