@@ -104,7 +104,7 @@ def shares(
     return found
 
 
-def test_kept_back_scans_pass_and_their_negatives_and_noise_do_not(
+def test_held_out_scans_pass_and_their_negatives_and_noise_do_not(
     package: Package, cases: list[Case], recipe: Recipe
 ) -> None:
     rng = np.random.default_rng(0)

@@ -335,7 +335,11 @@ def test_every_truncation_is_refused(examples: Path) -> None:
         refused(plain[:cut])
 
 
-@pytest.mark.parametrize("behind", [b"\0", b"more", gzip.compress(b"\0"), gzip.compress(nifti())])
+@pytest.mark.parametrize(
+    "behind",
+    [b"\0", b"more", gzip.compress(b"\0"), gzip.compress(nifti())],
+    ids=["zero", "text", "member", "scan"],
+)
 def test_nothing_may_lie_behind_a_scan(behind: bytes) -> None:
     assert "gzip" in refused(gzip.compress(nifti()) + behind)
     assert "its header declares" in refused(nifti() + behind)
