@@ -51,7 +51,7 @@ TRUTH_FACTORS = (1, 1, 2)
 
 # Route 0 takes five times as long as the others together: it sees this share of the scans at base
 # spacing, and none with a coarser voxel than this many times base spacing.
-ROUTE_0_SHARE, ROUTE_0_COARSEST = 0.25, 2.5
+ROUTE_0_SHARE, ROUTE_0_COARSEST = 0.6, 2.5
 
 SYNTHETIC_SHARE = 0.5
 
