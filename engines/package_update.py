@@ -38,7 +38,8 @@ def open_target(package: Package, out: Path | None, *, overwrite: bool) -> Packa
     # from the copy's graphs.
     if with_engines(copy.manifest, (), {}) != with_engines(package.manifest, (), {}):
         raise OutputError(
-            f"{out}: exists and is no copy of the package: name another output or pass --overwrite"
+            f"{out}: exists and is not a copy of the package: name another output or pass "
+            "--overwrite"
         )
     return copy
 

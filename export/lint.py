@@ -117,7 +117,7 @@ def _check_quantisation(graph: _Graph) -> Iterator[str]:
             if TensorProto.INT8 in kinds:
                 yield f"{node.name}: {node.op_type} takes or gives INT8"
         elif any(name not in constants for name in node.input[1:]):
-            yield f"{node.name}: scale or zero point is no constant"
+            yield f"{node.name}: scale or zero point is not constant"
         elif len(node.input) > 2 and numpy_helper.to_array(constants[node.input[2]]).any():
             yield f"{node.name}: zero point is not 0"
 

@@ -143,7 +143,7 @@ def test_scans_of_one_name_are_refused(package: Package, tiny_scan: Path, tmp_pa
 def test_an_unknown_precision_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["bench", "--precision", "fp8"])
-    assert "'fp8' is no precision; expected some of fp32" in capsys.readouterr().err
+    assert "'fp8' is not a precision; expected some of fp32" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -218,7 +218,7 @@ def test_a_copy_with_other_weights_is_no_copy(package: Package, tmp_path: Path) 
     contents[weights] = contents[weights][:-1] + bytes([contents[weights][-1] ^ 1])
     out = tmp_path / "copy.rare"
     write_package(out, package.manifest, contents, overwrite=False)
-    with pytest.raises(OutputError, match="is no copy of the package"):
+    with pytest.raises(OutputError, match="is not a copy of the package"):
         build_engines(package, "tensorrt-rtx", "fp16", BuilderOptions(), this_machine(), out=out)
 
 

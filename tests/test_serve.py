@@ -704,7 +704,7 @@ def test_a_server_that_cannot_start_reports_why(place: Path) -> None:
     precious.write_text("precious")
     for arguments, words in (
         (("nowhere", "--socket", place / "t"), "no such package"),
-        (("--socket", precious), "is no socket"),
+        (("--socket", precious), "is not a socket"),
         (("--socket", place / "absent" / "s"), "no socket can be made"),
         (("--socket", place / ("x" * 200)), "no socket can be made"),
         (("--port", "99999"), "port 99999"),

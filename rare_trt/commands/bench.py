@@ -123,6 +123,6 @@ def _precisions(text: str) -> tuple[Arithmetic, ...]:
     unknown = [name for name in text.split(",") if name not in known]
     if unknown:
         raise argparse.ArgumentTypeError(
-            f"{unknown[0]!r} is no precision; expected some of {', '.join(known)} with commas"
+            f"{unknown[0]!r} is not a precision; expected some of {', '.join(known)} with commas"
         )
     return tuple(dict.fromkeys(known[name] for name in text.split(",")))

@@ -194,5 +194,6 @@ def mebibytes(text: str) -> int:
     except ValueError:
         value = 0
     if not 1 <= value <= 1 << 20:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {1 << 20} (MiB)")
+        message = f"{text!r} is not a whole number from 1 to {1 << 20} (MiB)"
+        raise argparse.ArgumentTypeError(message)
     return value

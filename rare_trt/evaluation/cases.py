@@ -78,8 +78,8 @@ def load_cases(files: Sequence[CaseFiles], channels: int, classes: int) -> list[
 def load_case(files: CaseFiles, channels: int, classes: int) -> Case:
     """Loads one case of `channels` channels with labels from 0 to `classes` - 1.
 
-    Raises ScanError where a file is no valid scan, the labels lie on another grid than the scan, or
-    have other values.
+    Raises ScanError where a file is not a valid scan, the labels lie on another grid than the scan,
+    or have other values.
     """
     scan = read_scan(files.image, channels).volume
     labels = read_scan(files.labels).volume

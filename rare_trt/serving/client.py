@@ -127,7 +127,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
         if url.scheme == "http" and url.hostname in LOOPBACK and url.port:
             return url.hostname, url.port
     except ValueError:
-        # A port that is no number.
+        # A port that is not a number.
         pass
     raise BackendError(
         f"{address}: expected http://127.0.0.1:PORT or the path of a socket: scans are sent to a "

@@ -79,7 +79,7 @@ def _remove_stale(path: Path) -> None:
     except OSError:
         return
     if not is_socket:
-        raise BackendError(f"{path}: exists already and is no socket: name another path")
+        raise BackendError(f"{path}: exists already and is not a socket: name another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         code = probe.connect_ex(str(path))
     if code != ECONNREFUSED:

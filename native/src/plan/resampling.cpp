@@ -89,7 +89,7 @@ std::array<Sampling, 3> sampling(const Grid& source, const Grid& target) {
 //
 // Linear interpolation between voxel centres; where the target is coarser, the triangle is widened
 // to the target's spacing, which averages away detail that the target cannot represent. Rows sum to
-// one, also within the outer half voxel, so a constant stays constant up to the border. Target
+// one, also within the outer half voxel, so a constant stays constant up to the edge. Target
 // voxels centred outside the source's extent are zero.
 Matrices axis_matrices(const Grid& source, const Grid& target, const Shape& rows,
                        const Shape& columns) {
