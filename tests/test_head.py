@@ -275,11 +275,18 @@ def test_a_training_of_two_heads_resumes_bitwise(
     assert (tmp_path / "whole/log.csv").read_text() == (tmp_path / "parts/log.csv").read_text()
     assert load_checkpoint(tmp_path / "parts").facts.validation == ("held out",)
     # A cycle may follow, but none that has begun may change.
-    assert HeadRun(replace(recipe, cycles=(2, 3)), heads, [], tmp_path / "parts").done == 2
+    assert HeadRun(replace(recipe, cycles=(2, 3)), heads, [], tmp_path / "whole").done == 2
     with pytest.raises(RareTrtError, match="another recipe"):
         HeadRun(replace(recipe, cycles=(3,)), heads, [], tmp_path / "parts")
     with pytest.raises(RareTrtError, match="other heads"):
         HeadRun(recipe, heads[:1], [], tmp_path / "parts")
+    # Without the state of the optimiser the weights of a finished cycle go on with the next one.
+    (tmp_path / "parts/state.safetensors").unlink()
+    longer = HeadRun(replace(recipe, cycles=(2, 3)), heads, [], tmp_path / "parts")
+    assert longer.done == 2
+    assert all(torch.equal(whole[n], t) for n, t in longer.network.state_dict().items())
+    with pytest.raises(RareTrtError, match="at the end of a cycle"):
+        HeadRun(replace(recipe, cycles=(3,)), heads, [], tmp_path / "parts")
 
 
 def test_validation_scans_keep_labels_in_place(head: HeadCase) -> None:

@@ -9,8 +9,6 @@ time; the others at base spacing, and of those route 0 sees a share.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -31,11 +29,12 @@ from rare_trt.plan.resampling import plan_resampling
 from rare_trt.scan.geometry import Triple
 from rare_trt.scan.intensity import normalise
 from rare_trt.storage.files import make_folder, write_files
-from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
+from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
 from rare_trt.training.head_cases import HeadCase, HeadSource, halve, load_heads, split_heads
 from rare_trt.training.head_losses import fade_weights, weighted_loss
 from rare_trt.training.head_synthesis import HeadScan, draw_scan, draw_spacing
 from rare_trt.training.inputs import RouteInputs
+from rare_trt.training.log import LogRow, csv_from_log, log_from_csv
 from rare_trt.training.losses import one_hot
 from rare_trt.training.network import RareUNet
 from rare_trt.training.recipe import Recipe, load_recipe, recipe_from_json
@@ -89,7 +88,7 @@ class HeadRun:
         )
         self.average = AveragedModel(self.network, multi_avg_fn=_averaging(recipe.averaging))
         self.steps = math.ceil(len(self.shown) / recipe.batch)
-        self.log: list[dict[str, float]] = []
+        self.log: list[LogRow] = []
         self._resume()
 
     @property
@@ -106,7 +105,7 @@ class HeadRun:
             print(json.dumps(self.log[-1]), flush=True)  # noqa: T201
         return self._checkpoint()
 
-    def _epoch(self, epoch: int) -> dict[str, float]:
+    def _epoch(self, epoch: int) -> LogRow:
         rng = np.random.default_rng([self.recipe.seed, epoch])
         torch.manual_seed(self.recipe.seed * 100_003 + epoch)
         order = rng.permutation(self.shown)
@@ -129,7 +128,7 @@ class HeadRun:
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
             self.average.update_parameters(self.network)
-        row = {"epoch": float(epoch + 1)}
+        row: LogRow = {"epoch": epoch + 1}
         for route, of_route in enumerate(losses):
             if of_route:
                 row[f"loss_route{route}"] = round(float(np.mean(of_route)), 5)
@@ -238,7 +237,7 @@ class HeadRun:
         files = {
             self.out / "state.safetensors": state,
             **self._checkpoint().files(self.out),
-            self.out / "log.csv": _csv(self.log),
+            self.out / "log.csv": csv_from_log(self.log),
         }
         self.network.train()
         self.average.train()
@@ -246,8 +245,30 @@ class HeadRun:
 
     def _resume(self) -> None:
         path = self.out / "state.safetensors"
-        if not path.is_file():
-            return
+        if path.is_file():
+            self._resume_from_state(path)
+        elif (self.out / "config.json").is_file():
+            self._resume_from_checkpoint()
+
+    def _resume_from_checkpoint(self) -> None:
+        """Continues from the weights of finished cycles whose state was not kept: the warm-up of
+        the next cycle is what the optimiser needs to start anew."""
+        kept = load_checkpoint(self.out)
+        done = kept.facts.epochs
+        ends = [sum(kept.recipe.cycles[: n + 1]) for n in range(len(kept.recipe.cycles))]
+        same = _from_epoch(self.recipe, done) == _from_epoch(kept.recipe, done)
+        if done not in ends or not same:
+            raise RareTrtError(
+                f"{self.out}: has weights after {done} epochs of cycles {kept.recipe.cycles}, but "
+                "no state.safetensors; expected the same recipe at the end of a cycle, to continue: "
+                "name an empty folder to begin anew"
+            )
+        for module in (self.network, self.average.module):
+            module.load_state_dict(kept.network.state_dict())
+        self.average.n_averaged.fill_(1)
+        self.log = log_from_csv(self.out / "log.csv")
+
+    def _resume_from_state(self, path: Path) -> None:
         try:
             with safe_open(path, framework="pt") as file:
                 notes = file.metadata() or {}
@@ -340,15 +361,6 @@ def _averaging(decay: float) -> Callable[[_Weights, _Weights, Tensor | int], Non
             old.lerp_(new, 1.0 - share)
 
     return average
-
-
-def _csv(log: Sequence[dict[str, float]]) -> bytes:
-    text = io.StringIO()
-    names = sorted({name for row in log for name in row})
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "epoch": int(row["epoch"])} for row in log)
-    return text.getvalue().encode()
 
 
 def _triple(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Triple:
