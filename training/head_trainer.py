@@ -260,8 +260,8 @@ class HeadRun:
         if done not in ends or not same:
             raise RareTrtError(
                 f"{self.out}: has weights after {done} epochs of cycles {kept.recipe.cycles}, but "
-                "no state.safetensors; expected the same recipe at the end of a cycle, to continue: "
-                "name an empty folder to begin anew"
+                "no state.safetensors; expected the same recipe at the end of a cycle, to "
+                "continue: name an empty folder to begin anew"
             )
         for module in (self.network, self.average.module):
             module.load_state_dict(kept.network.state_dict())
