@@ -20,6 +20,7 @@ from rare_trt import Segmenter
 from rare_trt.cli import main
 from rare_trt.errors import BackendError, OutputError, PackageError
 from rare_trt.evaluation.verification import Finding
+from rare_trt.package import manifest_json
 from rare_trt.package.manifest_json import json_from_manifest, json_with_seal, manifest_from_json
 from rare_trt.package.reading import open_package
 from rare_trt.package.writing import refuse_folder, write_package
@@ -508,3 +509,18 @@ def test_what_breaks_a_bound_is_named(change: dict[str, Any], words: str) -> Non
     assert good.broken == []
     (found,) = replace(good, **change).broken
     assert words in found
+
+
+def test_one_thread_at_a_time_builds_a_manifest(
+    tiny_package_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads that use a type of msgspec for the first time together crash the process."""
+    convert, held = manifest_json.msgspec.convert, []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        held.append(manifest_json.CONVERSION.locked())
+        return convert(*arguments, **options)
+
+    monkeypatch.setattr(manifest_json.msgspec, "convert", watched)
+    open_package(tiny_package_folder)
+    assert held == [True]

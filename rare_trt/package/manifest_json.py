@@ -14,6 +14,7 @@ from functools import cache
 from importlib import resources
 from itertools import chain
 from math import isfinite
+from threading import Lock
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -25,6 +26,10 @@ from rare_trt.package.manifest import MANIFEST, SIGNATURE, EngineEntry, GraphEnt
 from rare_trt.storage.files import sha256
 
 FORMAT: Final = "rare-trt package"
+
+# msgspec prepares a type on its first use, and lets other threads see it half done: two that open
+# packages at once crashed the process (msgspec 0.22.0).
+CONVERSION: Final = Lock()
 
 # The first fault that a rule finds, in a few words, or None.
 Rule: TypeAlias = Callable[[Manifest], str | None]
@@ -69,7 +74,8 @@ def manifest_from_json(data: bytes, *, fits_schema: bool = False) -> Manifest:
     if not fits_schema:
         _check_schema(values)
     # Not strict: 8.0 is an integer to the schema, and must become one here.
-    manifest = msgspec.convert(values, Manifest, strict=False)
+    with CONVERSION:
+        manifest = msgspec.convert(values, Manifest, strict=False)
     fault = first_fault(manifest)
     if fault is not None:
         raise PackageError(f"manifest.json contradicts itself ({fault}); build the package again")
