@@ -102,7 +102,7 @@ class HeadRun:
         while self.done < self.recipe.epochs:
             self.log.append(self._epoch(self.done))
             self._save()
-            print(json.dumps(self.log[-1]), flush=True)  # noqa: T201
+            tqdm.write(json.dumps(self.log[-1]))
         return self._checkpoint()
 
     def _epoch(self, epoch: int) -> LogRow:
