@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from rare_trt import Segmenter
 from rare_trt.building.package_from_checkpoint import MAX_CHECK_CASES, check_against_network
@@ -162,6 +162,32 @@ def test_the_lint_wants_opset_19() -> None:
     assert lint(model) == []
     model.opset_import[0].version = 20
     assert lint(model) == ["opset is not 19"]
+
+
+def test_the_lint_refuses_other_domains_and_local_functions() -> None:
+    cast = helper.make_node("Cast", ["x"], ["y"], to=UINT8)
+    model = model_of(cast, source=FLOAT, target=UINT8)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert lint(model) == ["operators of domain com.microsoft"]
+    model = model_of(cast, source=FLOAT, target=UINT8)
+    opset = [helper.make_opsetid("", 19)]
+    copy = helper.make_node("Identity", ["a"], ["b"])
+    model.functions.append(helper.make_function("", "Copy", ["a"], ["b"], [copy], opset))
+    assert "local functions" in lint(model)
+
+
+def test_the_lint_refuses_int8_outside_quantisers_and_scales_that_vary() -> None:
+    quantise = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], "quantise")
+    back = helper.make_node("DequantizeLinear", ["r", "scale", "zero"], ["y"], "back")
+    between = helper.make_node("Identity", ["q"], ["r"], "between")
+    model = model_of(quantise, between, back, source=FLOAT, target=FLOAT)
+    constants = {"scale": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
+    for name, value in constants.items():
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    assert "between: Identity takes or gives INT8" in lint(model)
+    del model.graph.initializer[0]
+    model.graph.input.append(helper.make_tensor_value_info("scale", FLOAT, []))
+    assert "quantise: scale or zero point is not constant" in lint(model)
 
 
 def test_one_graph_labels_grids_other_than_the_images(package: Package, examples: Path) -> None:
