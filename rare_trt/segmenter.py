@@ -8,7 +8,7 @@ from contextlib import suppress
 from math import ceil, prod
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,6 @@ from rare_trt.sessions.pool import SessionPool
 from rare_trt.sessions.run import PreparedScan, run_tiles
 from rare_trt.sessions.session import Session
 from rare_trt.stopwatch import Stopwatch
-
-Answer = TypeVar("Answer")
 
 # One file with every channel, or one file per channel.
 Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

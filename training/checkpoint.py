@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from rare_trt.errors import RareTrtError
-from rare_trt.evaluation.cases import Case
-from rare_trt.scan.geometry import Triple
+from rare_trt.scan.geometry import Grid, Triple
 from rare_trt.storage.files import write_files
 from rare_trt.training.network import RareUNet
 from rare_trt.training.recipe import Recipe, recipe_from_json
 
 FORMAT = "rare-trt checkpoint 1"
+
+
+class LabelledCase(Protocol):
+    """What the facts of training are taken from: labels uint8 [i, j, k] on a grid, by name."""
+
+    @property
+    def name(self) -> str:
+        """The case's name."""
+        ...
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the labels, axes in canonical order."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """The labels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class TrainingFacts:
 
     @classmethod
     def from_cases(
-        cls, cases: Sequence[Case], held_out: Sequence[Case], classes: int
+        cls, cases: Sequence[LabelledCase], held_out: Sequence[LabelledCase], classes: int
     ) -> TrainingFacts:
         """Returns the facts of `cases`, of which `held_out` are for validation, before training."""
         extents = np.array([case.grid.extent_mm for case in cases])
@@ -62,7 +80,7 @@ class TrainingFacts:
         )
 
 
-def _volumes_mm3(case: Case, classes: int) -> list[float]:
+def _volumes_mm3(case: LabelledCase, classes: int) -> list[float]:
     voxel = prod(case.grid.spacing_mm)
     return [float((case.labels == label).sum() * voxel) for label in range(1, classes)]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rare_trt.training.losses import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT
+from rare_trt.training.losses import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT, soft_dice_loss
 
 
 def fade_weights(
@@ -29,9 +29,5 @@ def weighted_loss(logits: Tensor, truth: Tensor, weights: Sequence[float]) -> Te
     log_shares = torch.log_softmax(logits, dim=1)
     weight = truth.new_tensor(list(weights)).view(1, -1, 1, 1, 1) * truth
     cross_entropy = -(weight * log_shares).sum() / weight.sum()
-    shares = log_shares.exp()
-    axes = (0, 2, 3, 4)
-    overlap = (shares * truth).sum(axes)[1:]
-    size = (shares + truth).sum(axes)[1:]
-    dice = ((2.0 * overlap + 1.0) / (size + 1.0)).mean()
-    return CROSS_ENTROPY_WEIGHT * cross_entropy + DICE_WEIGHT * (1.0 - dice)
+    dice_loss = soft_dice_loss(log_shares.exp(), truth)
+    return CROSS_ENTROPY_WEIGHT * cross_entropy + DICE_WEIGHT * dice_loss

@@ -13,20 +13,18 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from rare_trt.errors import RareTrtError
 from rare_trt.plan.resampling import plan_resampling
-from rare_trt.scan.geometry import Triple
 from rare_trt.scan.intensity import normalise
 from rare_trt.storage.files import make_folder, write_files
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
@@ -34,11 +32,18 @@ from rare_trt.training.head_cases import HeadCase, HeadSource, halve, load_heads
 from rare_trt.training.head_losses import fade_weights, weighted_loss
 from rare_trt.training.head_synthesis import HeadScan, draw_scan, draw_spacing
 from rare_trt.training.inputs import RouteInputs
-from rare_trt.training.log import LogRow, csv_from_log, log_from_csv
+from rare_trt.training.log import LogRow, csv_from_log
 from rare_trt.training.losses import one_hot
 from rare_trt.training.network import RareUNet
-from rare_trt.training.recipe import Recipe, load_recipe, recipe_from_json
+from rare_trt.training.recipe import Recipe, load_recipe
 from rare_trt.training.schedule import WARM_UP_SHARE
+from rare_trt.training.state import (
+    LOG,
+    STATE,
+    RunState,
+    read_state_file,
+    state_from_checkpoint,
+)
 from rare_trt.training.trainer import CLIP_NORM, compute_dtype
 
 # The share of scans that are drawn at half the resolution.
@@ -200,23 +205,10 @@ class HeadRun:
         return cycle, (step + 0.5) / total
 
     def _checkpoint(self) -> Checkpoint:
-        extents = np.array([head.grid.extent_mm for head in self.heads])
-        voxels = [math.prod(head.grid.spacing_mm) for head in self.heads]
-        volumes = np.array(
-            [
-                [float((head.labels == label).sum() * voxel) for label in range(1, 4)]
-                for head, voxel in zip(self.heads, voxels, strict=True)
-            ]
-        )
-        facts = TrainingFacts(
+        facts = replace(
+            TrainingFacts.from_cases(self.heads, (), self.recipe.network.classes),
             cases=len(self.heads) + len(self.validation),
             validation=tuple(self.validation),
-            smallest_fov_mm=_triple(extents.min(axis=0)),
-            typical_fov_mm=_triple(np.median(extents, axis=0)),
-            largest_fov_mm=_triple(extents.max(axis=0)),
-            volume_range_mm3=tuple(
-                zip(volumes.min(axis=0).tolist(), volumes.max(axis=0).tolist(), strict=True)
-            ),
             epochs=self.done,
         )
         network = self.average.module
@@ -224,80 +216,59 @@ class HeadRun:
         return Checkpoint(network.eval(), self.recipe, facts)
 
     def _save(self) -> None:
-        tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
-        tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{key}": t for key, t in state.items()}
-        notes = {
-            "recipe": json.dumps(self.recipe.as_json()),
-            "heads": json.dumps([head.name for head in self.heads]),
-            "log": json.dumps(self.log),
-        }
-        state = save({name: t.contiguous() for name, t in tensors.items()}, notes)
+        state = RunState(
+            epochs=self.done,
+            log=self.log,
+            dice=(),
+            network=self.network.state_dict(),
+            ema=self.average.state_dict(),
+            optimiser=self.optimiser.state_dict()["state"],
+            scaler={},
+        )
         files = {
-            self.out / "state.safetensors": state,
+            self.out / STATE: state.to_bytes(self.recipe, self._case_names()),
             **self._checkpoint().files(self.out),
-            self.out / "log.csv": csv_from_log(self.log),
+            self.out / LOG: csv_from_log(self.log),
         }
         self.network.train()
         self.average.train()
         write_files(files, overwrite=True)
 
+    def _case_names(self) -> list[list[str]]:
+        return [[head.name for head in self.heads], list(self.validation)]
+
     def _resume(self) -> None:
-        path = self.out / "state.safetensors"
+        """Continues the run in `out`, where there is one."""
+        path = self.out / STATE
         if path.is_file():
-            self._resume_from_state(path)
+            saved = read_state_file(path)
+            done = saved.state.epochs
+            same = _from_epoch(self.recipe, done) == _from_epoch(saved.recipe, done)
+            if not same or json.loads(saved.case_names)[0] != self._case_names()[0]:
+                raise RareTrtError(
+                    f"{path}: holds a run of another recipe or on other heads; expected the same "
+                    "to resume: name an empty folder"
+                )
+            self._restore(saved.state)
         elif (self.out / "config.json").is_file():
             self._resume_from_checkpoint()
 
     def _resume_from_checkpoint(self) -> None:
-        """Continues from the weights of finished cycles whose state was not kept: the warm-up of
-        the next cycle is what the optimiser needs to start anew."""
+        """Continues from the weights of finished cycles whose state was not kept."""
         kept = load_checkpoint(self.out)
         done = kept.facts.epochs
-        ends = [sum(kept.recipe.cycles[: n + 1]) for n in range(len(kept.recipe.cycles))]
         same = _from_epoch(self.recipe, done) == _from_epoch(kept.recipe, done)
-        if done not in ends or not same:
+        if done not in accumulate(kept.recipe.cycles) or not same:
             raise RareTrtError(
                 f"{self.out}: has weights after {done} epochs of cycles {kept.recipe.cycles}, but "
-                "no state.safetensors; expected the same recipe at the end of a cycle, to "
-                "continue: name an empty folder to begin anew"
+                f"no {STATE}; expected the same recipe at the end of a cycle, to continue: name "
+                "an empty folder to begin anew"
             )
-        for module in (self.network, self.average.module):
-            module.load_state_dict(kept.network.state_dict())
-        self.average.n_averaged.fill_(1)
-        self.log = log_from_csv(self.out / "log.csv")
+        self._restore(state_from_checkpoint(kept, self.out))
 
-    def _resume_from_state(self, path: Path) -> None:
-        try:
-            with safe_open(path, framework="pt") as file:
-                notes = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            before = recipe_from_json(json.loads(notes["recipe"]))
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise RareTrtError(
-                f"{path}: cannot be read ({error}); expected the state of a run: remove it to "
-                "begin anew"
-            ) from error
-        log = json.loads(notes["log"])
-        same = _from_epoch(self.recipe, len(log)) == _from_epoch(before, len(log))
-        if not same or json.loads(notes["heads"]) != [head.name for head in self.heads]:
-            raise RareTrtError(
-                f"{path}: holds a run of another recipe or on other heads; expected the same to "
-                "resume: name an empty folder"
-            )
-        for prefix, module in (("network.", self.network), ("average.", self.average)):
-            module.load_state_dict(
-                {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            )
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimiser."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = tensor
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        self.log = log
+    def _restore(self, state: RunState) -> None:
+        state.load_into(self.network, self.average, self.optimiser)
+        self.log = list(state.log)
 
 
 def train_head(
@@ -361,11 +332,6 @@ def _averaging(decay: float) -> Callable[[_Weights, _Weights, Tensor | int], Non
             old.lerp_(new, 1.0 - share)
 
     return average
-
-
-def _triple(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Triple:
-    i, j, k = values.round(3).tolist()
-    return i, j, k
 
 
 if __name__ == "__main__":

@@ -17,20 +17,21 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     return functional.one_hot(labels, classes).movedim(-1, 1).float()
 
 
-def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Returns the loss of logits against the target probabilities, both [n, classes, i, j, k].
-
-    Soft Dice is averaged over the labels without the background (label 0).
-    """
-    logits = logits.float()
-    probabilities = torch.softmax(logits, dim=1)
+def soft_dice_loss(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Returns 1 - soft Dice of probabilities and target probabilities, both
+    [n, classes, i, j, k], averaged over the labels without the background (label 0)."""
     axes = (0, 2, 3, 4)
     overlap = (probabilities * target).sum(axes)[1:]
     size = (probabilities + target).sum(axes)[1:]
-    dice = ((2.0 * overlap + 1.0) / (size + 1.0)).mean()
-    return CROSS_ENTROPY_WEIGHT * functional.cross_entropy(logits, target) + DICE_WEIGHT * (
-        1.0 - dice
-    )
+    return 1.0 - ((2.0 * overlap + 1.0) / (size + 1.0)).mean()
+
+
+def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Returns the loss of logits against the target probabilities, both [n, classes, i, j, k]."""
+    logits = logits.float()
+    cross_entropy = functional.cross_entropy(logits, target)
+    dice_loss = soft_dice_loss(torch.softmax(logits, dim=1), target)
+    return CROSS_ENTROPY_WEIGHT * cross_entropy + DICE_WEIGHT * dice_loss
 
 
 def consistency_loss(gateways: Sequence[Tensor], encoder: Sequence[Tensor]) -> Tensor:

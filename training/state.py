@@ -11,10 +11,11 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from rare_trt.errors import RareTrtError
-from rare_trt.training.checkpoint import TrainingFacts, load_checkpoint
+from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
 from rare_trt.training.log import LogRow, log_from_csv
 from rare_trt.training.recipe import Recipe, recipe_from_json
 
@@ -56,6 +57,22 @@ class RunState:
         }
         return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, notes)
 
+    def load_into(self, network: nn.Module, ema: nn.Module, optimiser: Optimizer) -> None:
+        """Puts weights and optimiser state into the objects of a run that resumes."""
+        network.load_state_dict(self.network)
+        ema.load_state_dict(self.ema)
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": self.optimiser, "param_groups": groups})
+
+
+@dataclass(frozen=True, eq=False)
+class SavedRun:
+    """The contents of a state.safetensors: a run's state, its recipe and `case_names` as JSON."""
+
+    state: RunState
+    recipe: Recipe
+    case_names: str
+
 
 def find_state(
     folder: Path, recipe: Recipe, facts: TrainingFacts, case_names: Sequence[Sequence[str]]
@@ -66,14 +83,21 @@ def find_state(
     Raises RareTrtError where a file is damaged, the run is not finished and its state is missing,
     or the run was of other cases or of another recipe, but for cycles that `recipe` adds.
     """
-    if (folder / STATE).is_file():
-        return _from_state_file(folder / STATE, recipe, case_names)
+    path = folder / STATE
+    if path.is_file():
+        saved = read_state_file(path)
+        if not _continues(recipe, saved.recipe):
+            raise _other_recipe(path)
+        if saved.case_names != json.dumps(case_names):
+            raise _other_cases(path)
+        return saved.state
     if (folder / "config.json").is_file():
         return _from_checkpoint(folder, recipe, facts)
     return None
 
 
-def _from_state_file(path: Path, recipe: Recipe, case_names: Sequence[Sequence[str]]) -> RunState:
+def read_state_file(path: Path) -> SavedRun:
+    """Reads a state.safetensors; raises RareTrtError where it is damaged or of another version."""
     try:
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
@@ -93,16 +117,12 @@ def _from_state_file(path: Path, recipe: Recipe, case_names: Sequence[Sequence[s
         saved = recipe_from_json(json.loads(notes["recipe"]))
     except RareTrtError as error:
         raise _other_recipe(path) from error
-    if not _continues(recipe, saved):
-        raise _other_recipe(path)
-    if notes["cases"] != json.dumps(case_names):
-        raise _other_cases(path)
     optimiser: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _with_prefix(tensors, "optimiser.").items():
         index, key = name.split(".")
         optimiser.setdefault(int(index), {})[key] = tensor
     log = json.loads(notes["log"])
-    return RunState(
+    state = RunState(
         epochs=int(log[-1]["epoch"]),
         log=log,
         dice=tuple(tuple(row) for row in json.loads(notes["dice"])),
@@ -111,13 +131,11 @@ def _from_state_file(path: Path, recipe: Recipe, case_names: Sequence[Sequence[s
         optimiser=optimiser,
         scaler=json.loads(notes["scaler"]),
     )
+    return SavedRun(state, saved, notes["cases"])
 
 
 def _from_checkpoint(folder: Path, recipe: Recipe, facts: TrainingFacts) -> RunState:
-    """The state of a finished run that only its checkpoint is left of: the EMA of the weights.
-
-    The optimiser begins anew, which the warm-up of the next cycle allows for.
-    """
+    """The state of a finished run that only its checkpoint is left of."""
     path, saved = folder / "config.json", load_checkpoint(folder)
     if saved.facts.epochs < saved.recipe.epochs:
         raise RareTrtError(
@@ -129,6 +147,15 @@ def _from_checkpoint(folder: Path, recipe: Recipe, facts: TrainingFacts) -> RunS
         raise _other_recipe(path)
     if (saved.facts.cases, saved.facts.validation) != (facts.cases, facts.validation):
         raise _other_cases(path)
+    return state_from_checkpoint(saved, folder)
+
+
+def state_from_checkpoint(saved: Checkpoint, folder: Path) -> RunState:
+    """The state of a run that only its checkpoint `saved` and log in `folder` are left of: the EMA
+    of the weights.
+
+    The optimiser begins anew, which the warm-up of the next cycle allows for.
+    """
     weights = saved.network.state_dict()
     ema = {f"module.{name}": tensor for name, tensor in weights.items()}
     return RunState(

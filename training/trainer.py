@@ -270,10 +270,7 @@ class _Run:
         state = find_state(self.out, self.recipe, self.facts, self._case_names())
         if state is None:
             return
-        self.network.load_state_dict(state.network)
-        self.ema.load_state_dict(state.ema)
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state.optimiser, "param_groups": groups})
+        state.load_into(self.network, self.ema, self.optimiser)
         if state.scaler:
             # Empty where the run so far needed no scaling.
             self.scaler.load_state_dict(dict(state.scaler))
