@@ -24,7 +24,7 @@ from rare_trt.storage.naming import (
     LABELS,
     PICTURE,
     REPORT,
-    SUFFIXES,
+    SCAN_SUFFIXES,
     is_compressed,
     names_path,
     output_paths,
@@ -63,8 +63,8 @@ def labels_beside(scan: Path) -> Path:
 
 
 def scan_stem(scan: Path) -> str:
-    """The scan's name without .nii or .nii.gz, or all of it where it has neither."""
-    return stem(scan) if scan.name.lower().endswith(SUFFIXES) else scan.name
+    """The scan's name without .nii.gz, .nii, .mgz or .mgh, or all of it where it has none."""
+    return stem(scan) if scan.name.lower().endswith(SCAN_SUFFIXES) else scan.name
 
 
 def check_outputs(jobs: Sequence[Job]) -> None:

@@ -25,7 +25,7 @@ from rare_trt.jobs import (
 from rare_trt.options import OPTIONS, add_options
 from rare_trt.serving.client import Client
 from rare_trt.storage.files import refuse_existing
-from rare_trt.storage.naming import is_scan_name, names_path
+from rare_trt.storage.naming import SUFFIXES, is_scan_name, names_path
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -44,7 +44,7 @@ def add_parser(commands: Parsers) -> None:
     parser = commands.add_parser(
         "infer",
         help="segment scans",
-        description="Segments NIfTI scans. One scan writes SCAN_labels.nii.gz beside it, or to -o; "
+        description="Segments NIfTI and FreeSurfer scans. One scan writes SCAN_labels.nii.gz beside it, or to -o; "
         "several scans or a folder write into the folder -o under their own names.",
     )
     parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN", help="a scan or a folder")
@@ -251,5 +251,7 @@ def _is_earlier_output(path: Path) -> bool:
     Where x.nii and x.nii.gz share one x_dseg.tsv, the compressed one is the output, because scans
     of a folder are written compressed.
     """
+    if not path.name.lower().endswith(SUFFIXES):
+        return False
     compressed = path.with_name(f"{path.name}.gz")
     return names_path(path).exists() and not compressed.exists()

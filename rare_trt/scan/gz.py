@@ -38,6 +38,12 @@ def compress(data: bytes) -> bytes:
     return compressed
 
 
+def first_bytes(data: bytes, size: int) -> bytes:
+    """The first `size` bytes of a file's content, inflated where `data` is a gzip stream; raises
+    ScanError where that is damaged."""
+    return GzipStream(data).start(size) if data[:2] == MAGIC else data[:size]
+
+
 def decompressor() -> Decompress:
     """Inflates one member: the interface of zlib.decompressobj, `max_length` included."""
     return isal_zlib.decompressobj(WINDOW_BITS)
@@ -63,15 +69,16 @@ class GzipStream:
         self._start = self._read(size)
         return self._start
 
-    def whole(self, size: int) -> memoryview:
-        """The content, which must have exactly `size` bytes: memory is allocated only now.
+    def whole(self, size: int, more: int = 0) -> memoryview:
+        """The first `size` bytes of the content: memory is allocated only now. Up to `more` bytes
+        may follow them, which are checked and left out.
 
         Raises ScanError where it is shorter or longer, or where other bytes lie behind it.
         """
         if size > LARGEST_RATIO * len(self._data):
             raise ScanError(
                 f"the header declares {size} bytes, which {len(self._data)} compressed ones "
-                "cannot contain; expected a whole .nii.gz: copy it again"
+                "cannot contain; expected a whole scan: copy it again"
             )
         whole = bytearray(size)
         # A content shorter than its start may be read to its end already.
@@ -80,7 +87,7 @@ class GzipStream:
         while found < size and (piece := self._read(min(CHUNK, size - found))):
             whole[found : found + len(piece)] = piece
             found += len(piece)
-        if found != size or self._read(1):
+        if found != size or len(self._read(more + 1)) > more:
             raise ScanError(
                 f"the gzip stream has {'fewer' if found < size else 'more'} bytes than the "
                 f"{size} that the header declares; expected a whole scan and nothing else: copy "
@@ -119,5 +126,5 @@ class GzipStream:
 
 def _damaged(what: str) -> ScanError:
     return ScanError(
-        f"the gzip stream is damaged ({what}); expected a whole .nii.gz: copy it again"
+        f"the gzip stream is damaged ({what}); expected a whole scan: copy it again"
     )

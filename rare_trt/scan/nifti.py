@@ -1,4 +1,4 @@
-"""NIfTI scans in, validated, and label files out."""
+"""Scans in, validated, and NIfTI label files out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Array, Grid, Volume
-from rare_trt.scan.gz import compress
+from rare_trt.scan.gz import compress, first_bytes
 from rare_trt.scan.validation import affine_mm, validate_nifti
 from rare_trt.storage.files import sha256
 from rare_trt.storage.naming import read_scan_file
 
 # NIfTI's code for coordinates aligned to some other scan, for scans without a code.
 ALIGNED: Final = 2
+
+# FreeSurfer's files begin with their version, big-endian. NIfTI begins with 348 or 540.
+MGH_START: Final = b"\0\0\0\1"
 
 # The fields of a header that place the voxels.
 PLACE: Final = (
@@ -29,7 +32,7 @@ PLACE: Final = (
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A scan as it was read: volume (grid in mm) and the header of its place in the world.
+    """A scan as it was read: volume (grid in mm) and a NIfTI header of its place in the world.
 
     `sha256` is that of its file; a scan in several files has `channel_sha256` instead, one per
     channel. A scan made in memory has neither, and for it the header can be left out:
@@ -46,7 +49,7 @@ class Scan:
 
 
 def read_scan(path: Path, channels: int = 1) -> Scan:
-    """The scan at `path` (.nii or .nii.gz) with `channels` channels, on a grid in millimetres.
+    """The scan at `path` (NIfTI, or FreeSurfer's .mgz or .mgh) with `channels` channels, on a grid in millimetres.
 
     Spacing comes from the affine (sform before qform), not from pixdim. Raises ScanError with one
     sentence for whatever cannot be segmented: no such file, or bytes that are not valid.
@@ -57,7 +60,11 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
 def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
     """As `read_scan`, from a file's bytes; `path` is what errors call it."""
     try:
-        found, volume = validate_nifti(data, channels)
+        validate = validate_nifti
+        if first_bytes(data, len(MGH_START)) == MGH_START:
+            # A module of its own, which few scans need.
+            from rare_trt.scan.mgh import validate_mgh as validate
+        found, volume = validate(data, channels)
     except ScanError as error:
         raise ScanError(f"{path}: {error}") from error
     except MemoryError as error:

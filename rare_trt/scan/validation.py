@@ -131,14 +131,18 @@ def parse_header(start: bytes, channels: int) -> ParsedHeader:
         raise _not_nifti(f"its voxels have the offset {offset:g}, not {first} or more")
     scaling = _scaling(header)
     total = int(offset) + prod(shape) * dtype.itemsize
-    largest = max(total, prod(shape) * 8 if scaling else 0)
-    if largest > MAX_BYTES:
-        raise ScanError(
-            f"the header declares {_x(shape)} voxels, {largest} bytes; expected at most "
-            f"{MAX_BYTES}: cut or average the scan first"
-        )
+    check_size(shape, max(total, prod(shape) * 8 if scaling else 0))
     grid, remarks = _placed(header, shape)
     return ParsedHeader(header, grid, shape, dtype, int(offset), total, scaling, remarks)
+
+
+def check_size(shape: tuple[int, ...], size: int) -> None:
+    """Raises ScanError where a header declares voxels of `shape` in more than MAX_BYTES bytes."""
+    if size > MAX_BYTES:
+        raise ScanError(
+            f"the header declares {_x(shape)} voxels, {size} bytes; expected at most "
+            f"{MAX_BYTES}: cut or average the scan first"
+        )
 
 
 def check_voxels(voxels: NDArray[Any], channels: int) -> None:
@@ -183,6 +187,8 @@ def grid_difference(one: Grid, other: Grid) -> str | None:
 
 def _header(start: bytes) -> nib.Nifti1Header:
     """The header in either version and byte order, unchecked."""
+    if not start:
+        raise ScanError("the file is empty; expected a scan: copy or export it again")
     sizes = {order: int.from_bytes(start[:4], order) for order in ("little", "big")}
     kinds: dict[int, type[nib.Nifti1Header]] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
     for order, size in sizes.items():
@@ -191,7 +197,7 @@ def _header(start: bytes) -> nib.Nifti1Header:
             return kinds[size](start[:size], "<" if order == "little" else ">", check=False)
     if start[128:132] == b"DICM":
         raise _not_nifti("it is a DICOM file")
-    raise _not_nifti(f"it begins with {start[:4]!r}" if len(start) > 4 else "it is empty")
+    raise _not_nifti(f"it begins with {start[:4]!r}")
 
 
 def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:

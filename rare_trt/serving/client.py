@@ -63,7 +63,7 @@ class Client:
     def segment(
         self, scan: bytes, options: SegmentOptions, *, picture: bool = False
     ) -> dict[str, bytes]:
-        """Has the server segment a scan's file (.nii or .nii.gz) with keywords of
+        """Has the server segment a scan's file (NIfTI or FreeSurfer's) with keywords of
         Segmenter.segment.
 
         Returns labels.nii.gz, labels_dseg.tsv, report.json and on request picture.png. Raises

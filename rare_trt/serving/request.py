@@ -52,7 +52,7 @@ def request_from_head(
     if found.get(b"content-encoding", b"identity").lower() != b"identity":
         raise RequestError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "the body has a content encoding; expected the file as it is, .nii or .nii.gz",
+            "the body has a content encoding; expected the scan's file as it is",
         )
     length = found.get(b"content-length", b"0")
     if not length.isdigit():

@@ -10,6 +10,9 @@ from rare_trt.errors import OutputError, ScanError
 
 SUFFIXES: Final = (".nii.gz", ".nii")
 
+# FreeSurfer's files are read too, and never written.
+SCAN_SUFFIXES: Final = (*SUFFIXES, ".mgz", ".mgh")
+
 # The largest scan, as a file and as its header declares: 2 billion voxels of 16 bits, far beyond
 # any scanner's, and what fits in 16 GiB of memory together with its copies.
 MAX_BYTES: Final = 4 << 30
@@ -22,9 +25,9 @@ PICTURE: Final = "picture.png"
 
 
 def is_scan_name(path: Path) -> bool:
-    """Whether the name is that of a NIfTI file; hidden files, which some systems create, do not
-    count."""
-    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
+    """Whether the name is that of a scan (NIfTI or FreeSurfer's); hidden files, which some systems
+    create, do not count."""
+    return path.name.lower().endswith(SCAN_SUFFIXES) and not path.name.startswith(".")
 
 
 def is_compressed(path: Path) -> bool:
@@ -33,16 +36,19 @@ def is_compressed(path: Path) -> bool:
 
 
 def stem(path: Path) -> str:
-    """The file's name without .nii or .nii.gz."""
+    """The scan's name without .nii.gz, .nii, .mgz or .mgh."""
     name = path.name
-    for suffix in SUFFIXES:
+    for suffix in SCAN_SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     raise OutputError(f"{path}: expected a name that ends in .nii or .nii.gz: rename it")
 
 
 def names_path(labels: Path) -> Path:
-    """The path of the label names beside the file `labels`."""
+    """The path of the label names beside the file `labels`; raises OutputError unless that has the
+    name of a NIfTI file."""
+    if not labels.name.lower().endswith(SUFFIXES):
+        raise OutputError(f"{labels}: expected a name that ends in .nii or .nii.gz: rename it")
     return labels.with_name(f"{stem(labels)}_dseg.tsv")
 
 
