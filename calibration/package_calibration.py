@@ -102,8 +102,9 @@ def _load_cases(manifest: Manifest, data: Path) -> tuple[list[Case], list[Case]]
     names = set(manifest.model.training.validation_cases)
     training = [one for one in files if one.name not in names][: RANGE_SCANS + SEARCH_SCANS]
     held_out = [one for one in files if one.name in names][:CHECK_SCANS]
-    counts = len(manifest.model.channels), len(manifest.model.labels)
-    return load_cases(training or held_out, *counts), load_cases(held_out or training, *counts)
+    model = manifest.model
+    rules = len(model.channels), len(model.labels), model.intensity
+    return load_cases(training or held_out, *rules), load_cases(held_out or training, *rules)
 
 
 def _update_manifest(

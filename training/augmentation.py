@@ -5,6 +5,7 @@ Works on stored voxels, before normalisation, because those are what scanners va
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from rare_trt.evaluation.cases import Case
 from rare_trt.evaluation.simulation import Beyond, add_air, reslice, reslice_labels, rotated_grid
 from rare_trt.scan.geometry import Grid
+from rare_trt.training.head_labels import exchange_labels
 
 # Degrees: standard deviation of the tilt of a head, and the largest angle of an oblique protocol.
 USUAL_TILT, LARGEST_TILT = 8.0, 45.0
@@ -24,21 +26,27 @@ USUAL_TILT, LARGEST_TILT = 8.0, 45.0
 CUT_LIMIT, AIR_LIMIT = 6, 17
 
 
-def augment(case: Case, rng: Generator, classes: int) -> Case:
+def augment(
+    case: Case, rng: Generator, classes: int, mirror_pairs: Sequence[tuple[int, int]] = ()
+) -> Case:
     """Returns a random variant of `case`; image and labels keep their common grid.
 
-    `classes` counts the labels, background included.
+    `classes` counts the labels, background included. Where the scan is mirrored left to right, the
+    two labels of each of `mirror_pairs` are exchanged.
     """
-    return _vary_contrast(_vary_field_of_view(_vary_pose(case, rng, classes), rng), rng)
+    posed = _vary_pose(case, rng, classes, mirror_pairs)
+    return _vary_contrast(_vary_field_of_view(posed, rng), rng)
 
 
-def _vary_pose(case: Case, rng: Generator, classes: int) -> Case:
+def _vary_pose(
+    case: Case, rng: Generator, classes: int, mirror_pairs: Sequence[tuple[int, int]]
+) -> Case:
     """Mirrors left to right, rotates and scales about the centre, each at random."""
     if rng.random() < 0.5:
         case = replace(
             case,
             voxels=np.ascontiguousarray(case.voxels[:, ::-1]),
-            labels=np.ascontiguousarray(case.labels[::-1]),
+            labels=exchange_labels(np.ascontiguousarray(case.labels[::-1]), tuple(mirror_pairs)),
         )
     chance = rng.random()
     if chance < 0.25:

@@ -74,7 +74,7 @@ def convert(folder: Path, out: Path, data: Path, recipe: Recipe) -> Checkpoint:
     # One cycle as long as theirs: a checkpoint of fewer epochs than its recipe has is unfinished.
     recipe = replace(recipe, network=config, cycles=(epochs,))
     network = _network(folder / WEIGHTS, state, config)
-    cases = load_cases(find_cases(data), config.channels, config.classes)
+    cases = load_cases(find_cases(data), config.channels, config.classes, recipe.intensity)
     _, held_out = recipe.split(cases)
     dice = validate(network, held_out, recipe).mean(axis=0)
     facts = replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -22,6 +23,11 @@ from rare_trt.training.network import NetworkConfig
 NATIVE_BANDS = ((0.95, 1.05), (0.95, 1.05), (0.96, 1.05), (0.99, 1.01))
 
 
+# The limits of a package's manifest: labels, background included, and characters of a name.
+MAX_LABELS: Final = 255
+MAX_TEXT: Final = 250
+
+
 def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
@@ -31,8 +37,12 @@ def _are_percentiles(values: Sequence[Any]) -> bool:
     return are_two and 0.0 <= values[0] < values[1] <= 100.0
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT and not set(value) & set("\n\r\t")
+
+
 def _are_names(values: Sequence[Any], fewest: int) -> bool:
-    are_texts = all(isinstance(value, str) for value in values)
+    are_texts = all(map(_is_text, values))
     return are_texts and len(set(values)) == len(values) >= fewest
 
 
@@ -52,7 +62,7 @@ _Rule: TypeAlias = tuple[str, Callable[[Any], bool]]
 _COUNT: Final[_Rule] = ("1, 2, 3, ...", lambda n: type(n) is int and n >= 1)
 _POSITIVE: Final[_Rule] = ("more than 0", lambda x: _is_number(x) and 0.0 < x < inf)
 _FRACTION: Final[_Rule] = ("0 to less than 1", lambda x: _is_number(x) and 0.0 <= x < 1.0)
-_TEXT: Final[_Rule] = ("a text", lambda text: isinstance(text, str))
+_TEXT: Final[_Rule] = (f"one line of at most {MAX_TEXT} characters", _is_text)
 
 # The rules of a recipe, of its intensity rule and of its acquisition rule; `cycles` names each of
 # the cycles.
@@ -134,7 +144,7 @@ class Recipe:
     their side only cannot be learnt, unless they are `mirror_pairs`, which a mirrored scan
     exchanges. `class_weights` (none: equal) weigh the labels in the cross-entropy, without which
     small structures are not found; from the second cycle on they fade to 1 in each. Only the head
-    stage uses these two. Raises RareTrtError with all entries that do not fit.
+    stage uses them. Raises RareTrtError with all entries that do not fit.
     """
 
     task: str
@@ -185,6 +195,11 @@ class Recipe:
                 f"it names {named[0]} channels and {named[1]} labels (expected {expected[0]} and "
                 f"{expected[1]}, as in its network)"
             )
+        if len(self.labels) > MAX_LABELS:
+            faults.append(
+                f"it names {len(self.labels)} labels (expected at most {MAX_LABELS}, background "
+                "included, as many as a package takes)"
+            )
         _raise(faults)
 
     @property
@@ -227,6 +242,32 @@ def _acquisition_from_json(values: Mapping[str, Any]) -> AcquisitionRule:
         low, high = entries["spacing_mm"]
         entries["spacing_mm"] = (float(low), float(high))
     return AcquisitionRule(**entries)
+
+
+def check_sides(recipe: Recipe) -> None:
+    """Raises RareTrtError where the names of labels tell left from right and `mirror_pairs` does
+    not have them: half of the scans are mirrored, so such labels cannot be learnt."""
+    mapped = {label for pair in recipe.mirror_pairs for label in pair}
+    sided = {
+        label: words
+        for label, name in enumerate(recipe.labels)
+        if {"left", "right"} & set(words := re.findall(r"[^\W_]+", name.casefold()))
+    }
+    faults = [recipe.labels[label] for label in sided if label not in mapped]
+    if not faults:
+        return
+    names = {tuple(words): label for label, words in sided.items()}
+    other = {"left": "right", "right": "left"}
+    pairs = [
+        [label, names[opposite]]
+        for words, label in names.items()
+        if label < names.get(opposite := tuple(other.get(word, word) for word in words), -1)
+    ]
+    raise RareTrtError(
+        f"the recipe's labels {', '.join(map(repr, faults))} name a side, and training mirrors "
+        f"scans left to right; expected them in mirror_pairs, as in {pairs or [[1, 2]]}: pair each "
+        "with the label of the other side"
+    )
 
 
 # The entries that are not in JSON as a recipe holds them.

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from rare_trt.errors import OutputError, RareTrtError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
+from rare_trt.evaluation.layouts import check_names
 from rare_trt.storage.files import make_folder, unwritable, write_files
 from rare_trt.training.augmentation import augment
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
@@ -24,7 +25,7 @@ from rare_trt.training.inputs import route_inputs
 from rare_trt.training.log import LogRow, csv_from_log, curves_png
 from rare_trt.training.losses import consistency_loss, one_hot, segmentation_loss
 from rare_trt.training.network import RareUNet
-from rare_trt.training.recipe import Recipe
+from rare_trt.training.recipe import Recipe, check_sides
 from rare_trt.training.samples import TrainingSample, draw_samples
 from rare_trt.training.schedule import learning_rate
 from rare_trt.training.state import LOG, STATE, RunState, find_state
@@ -43,11 +44,16 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
     same arguments, it resumes after the last finished epoch; with cycles added to its recipe a
     finished run continues, if need be from its checkpoint and log alone.
 
-    Raises ScanError where the data do not fit, OutputError where `out` cannot be written, and
+    All scans are read and checked before the first epoch. Raises ScanError with all their faults,
+    OutputError where `out` cannot be written, and
     RareTrtError where there is one subject only, where `out` has the run of another recipe or of
     other cases, and where the loss or its gradient is not finite.
     """
-    cases = load_cases(find_cases(data), recipe.network.channels, recipe.network.classes)
+    check_sides(recipe)
+    files = find_cases(data)
+    check_names(data, recipe.labels, recipe.channels)
+    network = recipe.network
+    cases = load_cases(files, network.channels, network.classes, recipe.intensity)
     training, held_out = recipe.split(cases)
     if not training:
         raise RareTrtError(
@@ -149,7 +155,7 @@ class _Run:
 
     def _accumulate(self, case: Case, rng: np.random.Generator, batch: int) -> float:
         """Adds one case's gradient. Cases run one by one: each keeps its own least padding."""
-        variant = augment(case, rng, self.recipe.network.classes)
+        variant = augment(case, rng, self.recipe.network.classes, self.recipe.mirror_pairs)
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
             samples = draw_samples(variant, rng, self.recipe)

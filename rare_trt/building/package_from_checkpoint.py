@@ -88,8 +88,9 @@ def load_check_cases(data: Path, checkpoint: Checkpoint) -> list[Case]:
     """The cases of `data` that were held out from training; all where there are none."""
     files = find_cases(data)
     held_out = [case for case in files if case.name in checkpoint.facts.validation]
-    network = checkpoint.recipe.network
-    return load_cases((held_out or files)[:MAX_CHECK_CASES], network.channels, network.classes)
+    recipe, network = checkpoint.recipe, checkpoint.recipe.network
+    some = (held_out or files)[:MAX_CHECK_CASES]
+    return load_cases(some, network.channels, network.classes, recipe.intensity)
 
 
 def graphs_from_checkpoint(checkpoint: Checkpoint) -> dict[Precision, GraphFiles]:
@@ -138,5 +139,5 @@ def _measure_distribution(manifest: Manifest, data: Path, recipe: Recipe) -> Tra
     training = [case for case in files if case.name not in held_out] or files
     # Every n-th case, so that there are at most MAX_CASES.
     some = training[:: -(-len(training) // MAX_CASES)]
-    cases = load_cases(some, recipe.network.channels, recipe.network.classes)
+    cases = load_cases(some, recipe.network.channels, recipe.network.classes, recipe.intensity)
     return measure_training_distribution(cases, manifest.model, manifest.routes, recipe)

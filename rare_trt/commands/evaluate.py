@@ -56,10 +56,11 @@ def run(options: argparse.Namespace) -> int:
         refuse_existing(paths)
     with Segmenter.load(options.package, require_signature=options.require_signature) as segmenter:
         manifest = segmenter.package.manifest
+        model = manifest.model
         files = find_cases(options.data)
-        held_out = [one for one in files if one.name in manifest.model.training.validation_cases]
+        held_out = [one for one in files if one.name in model.training.validation_cases]
         cases = load_cases(
-            held_out or files, len(manifest.model.channels), len(manifest.model.labels)
+            held_out or files, len(model.channels), len(model.labels), model.intensity
         )
         made = acquisitions(manifest.model.base_spacing_mm)
         work = tqdm(

@@ -44,8 +44,8 @@ def add_parser(commands: Parsers) -> None:
     parser = commands.add_parser(
         "infer",
         help="segment scans",
-        description="Segments NIfTI and FreeSurfer scans. One scan writes SCAN_labels.nii.gz beside it, or to -o; "
-        "several scans or a folder write into the folder -o under their own names.",
+        description="Segments NIfTI and FreeSurfer scans. One writes SCAN_labels.nii.gz beside it, "
+        "or to -o; several scans or a folder write into the folder -o under their own names.",
     )
     parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN", help="a scan or a folder")
     parser.add_argument(

@@ -83,7 +83,8 @@ def open_scans(package: Package, data: Path | None) -> Callable[[int], list[Prep
     manifest = package.manifest
     held_out = manifest.model.training.validation_cases
     files = sorted(find_cases(data), key=lambda one: one.name not in held_out)[:MAX_CASES]
-    cases = load_cases(files, len(manifest.model.channels), len(manifest.model.labels))
+    model = manifest.model
+    cases = load_cases(files, len(model.channels), len(model.labels), model.intensity)
     entries = {entry.index: entry for entry in manifest.routes}
     return lambda route: [prepare_case(manifest, entries[route], case) for case in cases]
 

@@ -1,34 +1,34 @@
-"""Labelled scans: finding, reading onto canonical axes, splitting by subject."""
+"""Labelled scans: finding, reading and checking them, splitting by subject."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from os.path import relpath
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rare_trt.errors import ScanError
-from rare_trt.scan.geometry import Canonical, Grid
+from rare_trt.evaluation.layouts import CaseFiles as CaseFiles
+from rare_trt.evaluation.layouts import list_cases
+from rare_trt.scan.channels import read_channels
+from rare_trt.scan.geometry import Array, Canonical, Grid, Volume
+from rare_trt.scan.intensity import IntensityRule, normalise
 from rare_trt.scan.nifti import read_scan
 from rare_trt.scan.validation import grid_difference
-from rare_trt.storage.naming import is_scan_name, stem
 
 VALUES_NAMED: Final = 5
 
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """The files of one labelled scan."""
-
-    name: str
-    image: Path
-    labels: Path
+# How far a label may be from a whole number: programs that resample or average write such values.
+ROUNDING: Final = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,58 +45,85 @@ class Case:
 
 
 def find_cases(folder: Path) -> list[CaseFiles]:
-    """Lists the labelled scans of `folder`: those of a dataset.json in the layout of the Medical
-    Segmentation Decathlon, or files of equal names in images/ and labels/.
+    """Lists the labelled scans of `folder`: files of equal names in images/ and labels/, or with a
+    dataset.json those of the Medical Segmentation Decathlon's or nnU-Net's layout.
 
-    Raises ScanError where there are none or files are missing.
+    Scans of equal names in several folders have the folder in their case's name. Raises ScanError
+    where there are none, files are missing, or two are of one case.
     """
-    listing = folder / "dataset.json"
-    if listing.is_file():
-        pairs = _listed_pairs(listing)
-    else:
-        images = sorted(path for path in folder.glob("images/*") if is_scan_name(path))
-        pairs = [(path, folder / "labels" / path.name) for path in images]
-    if not pairs:
+    cases = list_cases(folder)
+    if not cases:
         raise ScanError(
             f"{folder}: no labelled scans; expected images/ and labels/ with files of equal names, "
-            "or a dataset.json in the Decathlon's layout: check --data"
+            "or a dataset.json in the Decathlon's layout or nnU-Net's: check --data"
         )
-    missing = [path for pair in pairs for path in pair if not path.is_file()]
+    missing = [
+        str(path) for case in cases for path in (*case.images, case.labels) if not path.is_file()
+    ]
     if missing:
         raise ScanError(
-            f"{missing[0]}: no such file ({len(missing)} missing in all); expected a scan and a "
-            "label file for every case: complete the folder"
+            f"{', '.join(missing)}: no such file ({len(missing)} missing in all); expected a scan "
+            "and a label file for every case: complete the folder"
         )
-    return [CaseFiles(stem(image), image, labels) for image, labels in pairs]
+    counts = Counter(case.name for case in cases)
+    cases = [case if counts[case.name] == 1 else _with_folder(case, folder) for case in cases]
+    counts = Counter(case.name for case in cases)
+    twice = [str(case.image) for case in cases if counts[case.name] > 1]
+    if twice:
+        raise ScanError(
+            f"{', '.join(twice)}: are of one case, by their names; expected each case once: remove "
+            "or rename the others"
+        )
+    return cases
 
 
-def load_cases(files: Sequence[CaseFiles], channels: int, classes: int) -> list[Case]:
-    """Loads all of `files` into memory, with a progress bar; raises ScanError as `load_case`."""
-    return [load_case(one, channels, classes) for one in tqdm(files, "reading", unit="case")]
+def load_cases(
+    files: Sequence[CaseFiles], channels: int, classes: int, intensity: IntensityRule
+) -> list[Case]:
+    """Loads all of `files` into memory, several at a time, with a progress bar: cases of `channels`
+    channels with labels from 0 to `classes` - 1.
 
-
-def load_case(files: CaseFiles, channels: int, classes: int) -> Case:
-    """Loads one case of `channels` channels with labels from 0 to `classes` - 1.
-
-    Raises ScanError where a file is not a valid scan, the labels lie on another grid than the scan,
-    or have other values.
+    Raises ScanError with all faults, one a line, each with its file: files that are not valid
+    scans, channels in which `intensity` finds no contrast, other labels, and labels on another grid
+    than their scan.
     """
-    scan = read_scan(files.image, channels).volume
-    labels = read_scan(files.labels).volume
-    difference = grid_difference(scan.grid, labels.grid)
-    if difference is not None:
-        raise ScanError(
-            f"{files.labels}: lies on another grid than its scan ({difference}): resample the "
-            "labels"
-        )
-    unknown = [v for v in np.unique(labels.voxels).tolist() if v not in range(classes)]
-    if unknown:
-        named = ", ".join(f"{v:g}" for v in unknown[:VALUES_NAMED])
-        more = ", ..." if len(unknown) > VALUES_NAMED else ""
-        raise ScanError(
-            f"{files.labels}: holds {named}{more}; expected 0 to {classes - 1} alone: correct the "
-            "labels, or name them all in the recipe"
-        )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        work = pool.map(lambda one: _read_case(one, channels, classes, intensity), files)
+        found = list(tqdm(work, "reading", len(files), unit="case"))
+    cases = [case for case in found if isinstance(case, Case)]
+    faults = [fault for case in found if not isinstance(case, Case) for fault in case]
+    if len(faults) > 1:
+        raise ScanError(f"{len(faults)} faults in the data:\n  " + "\n  ".join(faults))
+    if faults:
+        raise ScanError(faults[0])
+    return cases
+
+
+def _read_case(
+    files: CaseFiles, channels: int, classes: int, intensity: IntensityRule
+) -> Case | list[str]:
+    """One case as `load_cases` has it, or all its faults."""
+    faults: list[str] = []
+    scan = labels = None
+    try:
+        scan = _read_image(files, channels)
+        _check_contrast(files, scan, intensity)
+    except ScanError as error:
+        faults.append(str(error))
+    try:
+        labels = read_scan(files.labels).volume
+        labels = Volume(_whole_labels(files.labels, labels.voxels, classes), labels.grid)
+    except ScanError as error:
+        faults.append(str(error))
+    if scan is not None and labels is not None:
+        difference = grid_difference(scan.grid, labels.grid)
+        if difference is not None:
+            faults.append(
+                f"{files.labels}: lies on another grid than its scan ({difference}): resample the "
+                "labels"
+            )
+    if faults or scan is None or labels is None:
+        return faults
     canonical = Canonical(scan.grid)
     voxels = scan.voxels if scan.voxels.ndim == 4 else scan.voxels[..., None]
     return Case(
@@ -105,6 +132,60 @@ def load_case(files: CaseFiles, channels: int, classes: int) -> Case:
         labels=canonical.from_scan(labels.voxels).astype(np.uint8),
         grid=canonical.grid,
     )
+
+
+def _read_image(files: CaseFiles, channels: int) -> Volume:
+    """The scan of a case; raises ScanError where it is not valid or has other channels."""
+    if not files.further:
+        return read_scan(files.image, channels).volume
+    if len(files.images) != channels:
+        raise ScanError(
+            f"{files.image}: is one of {len(files.images)} files, one per channel; expected "
+            f"{channels}: correct the recipe, or the folder"
+        )
+    return read_channels(files.images).volume
+
+
+def _check_contrast(files: CaseFiles, scan: Volume, intensity: IntensityRule) -> None:
+    """Raises ScanError where a channel has no contrast."""
+    channels = scan.voxels if scan.voxels.ndim == 4 else scan.voxels[..., None]
+    for channel in range(channels.shape[3]):
+        try:
+            normalise(channels[..., channel], intensity)
+        except ScanError as error:
+            path = files.images[channel if files.further else 0]
+            raise ScanError(f"{path}: {error}") from error
+
+
+def _whole_labels(path: Path, voxels: Array, classes: int) -> Array:
+    """The labels as whole numbers below `classes`; raises ScanError where there are others."""
+    values = np.unique(voxels)
+    whole = np.rint(values)
+    between = values[np.abs(values - whole) > ROUNDING].tolist()
+    if between:
+        raise ScanError(
+            f"{path}: holds {_list_values(between)}, which are not whole numbers; expected labels "
+            f"from 0 to {classes - 1}: resample label maps to the nearest voxel, and write them as "
+            "integers"
+        )
+    unknown = values[(whole < 0) | (whole >= classes)].tolist()
+    if unknown:
+        raise ScanError(
+            f"{path}: holds {_list_values(unknown)}; expected 0 to {classes - 1} alone: correct "
+            "the labels, or name them all in the recipe"
+        )
+    return np.rint(voxels) if voxels.dtype.kind == "f" else voxels
+
+
+def _list_values(values: Sequence[float]) -> str:
+    """The first of `values`, as many digits as each has."""
+    named = ", ".join(f"{value:.9g}" for value in values[:VALUES_NAMED])
+    return named + (", ..." if len(values) > VALUES_NAMED else "")
+
+
+def _with_folder(case: CaseFiles, folder: Path) -> CaseFiles:
+    """`case` under the name that leads from `folder` to its scan, without the suffix."""
+    return replace(case, name=Path(relpath(case.image.parent, folder), case.name).as_posix())
 
 
 def split_by_subject(
@@ -116,6 +197,7 @@ def split_by_subject(
     where there are several, not all. The subject of the n-th case (by the last number in its name)
     is (n - 1) // cases_per_subject, so that cases 1 to cases_per_subject are the first one's; a
     case without a number is a subject of its own, and so is every case where each subject has one.
+    Cases of different folders are of different subjects.
     """
     subjects = [_subject(name, cases_per_subject) for name in names]
     known = sorted(set(subjects))
@@ -128,19 +210,8 @@ def split_by_subject(
 
 
 def _subject(name: str, cases_per_subject: int) -> str:
-    numbers = re.findall(r"\d+", name)
+    folder, slash, scan = name.rpartition("/")
+    numbers = re.findall(r"\d+", scan)
     if cases_per_subject == 1 or not numbers:
         return name
-    return f"{(int(numbers[-1]) - 1) // cases_per_subject:08d}"
-
-
-def _listed_pairs(listing: Path) -> list[tuple[Path, Path]]:
-    folder = listing.parent
-    try:
-        entries: list[dict[str, Any]] = json.loads(listing.read_text())["training"]
-        return [(folder / entry["image"], folder / entry["label"]) for entry in entries]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ScanError(
-            f"{listing}: not in the Decathlon's layout ({error!r}); expected a list `training` of "
-            "{image, label}"
-        ) from error
+    return f"{folder}{slash}{(int(numbers[-1]) - 1) // cases_per_subject:08d}"

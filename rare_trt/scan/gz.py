@@ -125,6 +125,4 @@ class GzipStream:
 
 
 def _damaged(what: str) -> ScanError:
-    return ScanError(
-        f"the gzip stream is damaged ({what}); expected a whole scan: copy it again"
-    )
+    return ScanError(f"the gzip stream is damaged ({what}); expected a whole scan: copy it again")

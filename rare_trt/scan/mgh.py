@@ -95,8 +95,8 @@ def parse_mgh_header(start: bytes, channels: int) -> ParsedHeader:
 
 def _nifti_header(grid: Grid) -> nib.Nifti1Header:
     """A NIfTI header that places voxels on `grid`, of the version that has room for its axes."""
-    kind = nib.Nifti1Header if max(grid.shape) <= NIFTI_1_AXIS else nib.Nifti2Header
-    header = kind()
+    fits = max(grid.shape) <= NIFTI_1_AXIS
+    header: nib.Nifti1Header = nib.Nifti1Header() if fits else nib.Nifti2Header()
     header.set_xyzt_units("mm")
     header.set_sform(grid.affine, SCANNER)
     header.set_qform(grid.affine, SCANNER)

@@ -49,7 +49,8 @@ class Scan:
 
 
 def read_scan(path: Path, channels: int = 1) -> Scan:
-    """The scan at `path` (NIfTI, or FreeSurfer's .mgz or .mgh) with `channels` channels, on a grid in millimetres.
+    """The scan at `path` (NIfTI, or FreeSurfer's .mgz or .mgh) with `channels` channels, on a grid
+    in millimetres.
 
     Spacing comes from the affine (sform before qform), not from pixdim. Raises ScanError with one
     sentence for whatever cannot be segmented: no such file, or bytes that are not valid.
