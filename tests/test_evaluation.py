@@ -15,7 +15,7 @@ from PIL import Image
 
 from rare_trt import Grid, Segmenter, Volume, read_scan
 from rare_trt.cli import main
-from rare_trt.evaluation.cases import Case, CaseFiles, load_case
+from rare_trt.evaluation.cases import Case, CaseFiles, load_cases
 from rare_trt.evaluation.dice import dice
 from rare_trt.evaluation.measurements import (
     TILT_AXIS,
@@ -31,12 +31,13 @@ from rare_trt.evaluation.simulation import reslice_labels, rotated_grid
 from rare_trt.evaluation.summary import Summary, dice_png, interval, summaries, summaries_csv
 from rare_trt.evaluation.surfaces import mean_surface_distance_mm
 from rare_trt.package.reading import open_package
+from rare_trt.scan.intensity import IntensityRule
 
 
 @pytest.fixture(scope="module")
 def case(examples: Path) -> Case:
     files = CaseFiles("one", examples / "hippocampus_1mm.nii.gz", examples / "truth/1mm.nii.gz")
-    return load_case(files, 1, 3)
+    return load_cases([files], 1, 3, IntensityRule())[0]
 
 
 def measured(segmenter: Segmenter, cases: list[Case], made: list[Acquisition]) -> list[Measurement]:

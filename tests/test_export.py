@@ -55,7 +55,7 @@ def test_the_graphs_give_the_labels_of_torch_on_real_scans(
         for name in checkpoint.facts.validation[::4]
     ]
     assert len(files) <= MAX_CHECK_CASES
-    cases = load_cases(files, 1, 3)
+    cases = load_cases(files, 1, 3, checkpoint.recipe.intensity)
     results = check_against_network(package, checkpoint, cases, Cache(tmp_path))
     assert [result.route for result in results] == list(ROUTES)
     for result in results:

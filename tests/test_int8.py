@@ -51,6 +51,7 @@ from rare_trt.package.manifest import (
 from rare_trt.package.reading import Package, open_package
 from rare_trt.package.writing import write_package
 from rare_trt.plan.resampling import ResamplingPlan
+from rare_trt.scan.intensity import IntensityRule
 from rare_trt.sessions.candidates import SessionCandidates
 from rare_trt.sessions.machine import Machine, this_platform
 from rare_trt.sessions.openvino import OpenVinoFacts, OpenVinoRun
@@ -339,7 +340,7 @@ def test_a_score_counts_the_labels_that_move(model: ModelProto) -> None:
 def test_training_scans_far_from_zero_lose_what_float32_cannot_hold(examples: Path) -> None:
     """By their contrast: whatever the unit of their intensities, they lose the same."""
     paths = examples / "hippocampus_1mm.nii.gz", examples / "truth/1mm.nii.gz"
-    (case,) = load_cases([CaseFiles("one", *paths)], 1, 3)
+    (case,) = load_cases([CaseFiles("one", *paths)], 1, 3, IntensityRule())
     manifest = open_package("hippocampus").manifest
     lost = []
     for unit in (1e-6, 1.0, 1e6):

@@ -19,6 +19,7 @@ from rare_trt.package.manifest_json import json_from_manifest, json_with_seal, m
 from rare_trt.package.reading import Package, open_package, route_from_entry
 from rare_trt.scan.field_of_view import box_at, box_grid
 from rare_trt.scan.geometry import Canonical
+from rare_trt.scan.intensity import IntensityRule
 from rare_trt.scan.out_of_distribution import TrainingDistribution
 from rare_trt.training.recipe import Recipe, load_recipe
 from rare_trt.training.samples import simulate_sample
@@ -34,7 +35,7 @@ def recipe() -> Recipe:
 @pytest.fixture(scope="module")
 def cases(shared_data: Path) -> list[Case]:
     """Every sixth case: none of two crops of one exam."""
-    return load_cases(find_cases(shared_data / "hippocampus")[::6], 1, 3)
+    return load_cases(find_cases(shared_data / "hippocampus")[::6], 1, 3, IntensityRule())
 
 
 @pytest.fixture(scope="module")

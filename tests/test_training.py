@@ -24,12 +24,13 @@ from rare_trt.building.package_from_checkpoint import build_package, graphs_from
 from rare_trt.cli import main
 from rare_trt.commands.info import describe_model
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
-from rare_trt.evaluation.cases import CaseFiles, find_cases, load_case, split_by_subject
+from rare_trt.evaluation.cases import Case, CaseFiles, find_cases, load_cases, split_by_subject
 from rare_trt.export.agreement import Agreement
 from rare_trt.export.graph_files import GraphFiles
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import write_package
 from rare_trt.scan.geometry import Canonical
+from rare_trt.scan.intensity import IntensityRule
 from rare_trt.training import trainer
 from rare_trt.training.augmentation import augment
 from rare_trt.training.checkpoint import Checkpoint, load_checkpoint
@@ -77,6 +78,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, labelled: Path, recipe: Re
     folder = tmp_path_factory.mktemp("trained")
     train(labelled, folder, recipe)
     return folder
+
+
+def load_case(files: CaseFiles, channels: int, classes: int) -> Case:
+    (case,) = load_cases([files], channels, classes, IntensityRule())
+    return case
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 /* Segments a NIfTI scan:  segment PACKAGE SCAN.nii[.gz] LABELS.nii.gz [X Y Z]
  *
  * X Y Z: a point in world mm; only a box of the trained size around it is segmented. NIfTI is read
- * and written by nifticlib's nifti2_io. Research use only.
+ * and written by nifticlib's nifti2_io; FreeSurfer's files are not read. Research use only.
  */
 #include <nifti2_io.h>
 #include <rare_trt.h>
@@ -207,6 +207,13 @@ static int segment(const char* package, nifti_image* nim, nifti_image* labels,
   return done;
 }
 
+/* Whether the name is that of a FreeSurfer scan. */
+static int is_freesurfer(const char* path) {
+  const size_t length = strlen(path);
+  const char* suffix = length < 4 ? "" : path + length - 4;
+  return strcmp(suffix, ".mgz") == 0 || strcmp(suffix, ".mgh") == 0;
+}
+
 static int usage(void) {
   fprintf(stderr, "usage: segment PACKAGE SCAN.nii[.gz] LABELS.nii.gz [X Y Z]\n");
   return 2;
@@ -221,6 +228,12 @@ int main(int argc, char** argv) {
     char* end = NULL;
     at_mm[axis] = strtod(argv[4 + axis], &end);
     if (end == argv[4 + axis] || *end != '\0') return usage();
+  }
+  if (is_freesurfer(argv[2])) {
+    fail_at(argv[2],
+            "is a FreeSurfer scan; this program reads NIfTI: convert it (mri_convert), or "
+            "use rare-trt infer, which reads it");
+    return 1;
   }
   nim = nifti_image_read(argv[2], 1);
   if (nim == NULL) {

@@ -45,15 +45,21 @@ def check_refusals(program: str, folder: Path) -> None:
     assert "cannot be written" in refusal(program, folder, folder / "none" / "labels.nii.gz")
     assert "cannot be written" in refusal(program, folder, full, most_bytes=100)
     assert not full.exists(), "half a label file was left behind"
+    assert "this program reads NIfTI" in refusal(program, folder, full, scan="norm.mgz")
 
 
-def refusal(program: str, folder: Path, labels: Path, most_bytes: int = -1) -> str:
+def refusal(
+    program: str,
+    folder: Path,
+    labels: Path,
+    most_bytes: int = -1,
+    scan: str = "hippocampus_1mm.nii.gz",
+) -> str:
     """The error of the program, which must exit with 1; files may have `most_bytes` (-1: any)."""
-    scan = folder / "hippocampus_1mm.nii.gz"
     limits = (most_bytes, resource.RLIM_INFINITY)
     # Python ignores SIGXFSZ, and so does its child: writing fails as on a full disk.
     done = subprocess.run(
-        [program, str(PACKAGE), str(scan), str(labels)],
+        [program, str(PACKAGE), str(folder / scan), str(labels)],
         capture_output=True,
         text=True,
         restore_signals=False,

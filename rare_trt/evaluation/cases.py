@@ -161,15 +161,15 @@ def _whole_labels(path: Path, voxels: Array, classes: int) -> Array:
     """The labels as whole numbers below `classes`; raises ScanError where there are others."""
     values = np.unique(voxels)
     whole = np.rint(values)
-    between = values[np.abs(values - whole) > ROUNDING].tolist()
-    if between:
+    between = values[np.abs(values - whole) > ROUNDING]
+    if between.size:
         raise ScanError(
             f"{path}: holds {_list_values(between)}, which are not whole numbers; expected labels "
             f"from 0 to {classes - 1}: resample label maps to the nearest voxel, and write them as "
             "integers"
         )
-    unknown = values[(whole < 0) | (whole >= classes)].tolist()
-    if unknown:
+    unknown = values[(whole < 0) | (whole >= classes)]
+    if unknown.size:
         raise ScanError(
             f"{path}: holds {_list_values(unknown)}; expected 0 to {classes - 1} alone: correct "
             "the labels, or name them all in the recipe"
@@ -177,9 +177,9 @@ def _whole_labels(path: Path, voxels: Array, classes: int) -> Array:
     return np.rint(voxels) if voxels.dtype.kind == "f" else voxels
 
 
-def _list_values(values: Sequence[float]) -> str:
-    """The first of `values`, as many digits as each has."""
-    named = ", ".join(f"{value:.9g}" for value in values[:VALUES_NAMED])
+def _list_values(values: Array) -> str:
+    """The first of `values`, with as many digits as their type distinguishes."""
+    named = ", ".join(str(value).removesuffix(".0") for value in values[:VALUES_NAMED])
     return named + (", ..." if len(values) > VALUES_NAMED else "")
 
 
