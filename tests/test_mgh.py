@@ -89,6 +89,7 @@ def test_channels_are_the_frames() -> None:
         (changed(MDC, "3f", -0.8, 0.6, 0.6), "off right angles"),
         (changed(CENTRE, "f", 1e9), "from the world's origin"),
         (changed(VERSION, "i", 2), "not a NIfTI file that can be read"),
+        (changed(DELTA, "f", 3e38), "the affine has non-finite numbers"),
         (mgh()[:200], "it ends after 200 of the header's 284 bytes"),
         (mgh(np.full(SHAPE, np.nan, np.float32)), "120 of 120 voxels are NaN or infinite"),
     ],
@@ -183,7 +184,8 @@ def test_labels_lie_on_the_scans_own_grid(
     result.save(tmp_path / "labels.nii.gz")
     labels, scan = nib.load(tmp_path / "labels.nii.gz"), nib.load(tmp_path / "scan.mgz")
     assert labels.shape == scan.shape
-    np.testing.assert_allclose(labels.affine, scan.affine, atol=1e-4)
+    np.testing.assert_allclose(labels.affine, scan.affine, atol=1e-5)
+    assert np.array_equal(labels.affine, result.scan.volume.grid.affine)
     assert labels.header["sform_code"] == labels.header["qform_code"] == 1
     np.testing.assert_allclose(labels.get_qform(), scan.affine, atol=1e-3)
     known = segmenter.segment(tmp_path / "scan.nii.gz")
@@ -256,6 +258,7 @@ def test_a_freesurfer_head_is_segmented_on_its_own_grid(
     result.save(tmp_path / "labels.nii.gz")
     labels = nib.load(tmp_path / "labels.nii.gz")
     assert labels.shape == known.shape == (256, 256, 256)
-    np.testing.assert_allclose(labels.affine, known.affine, atol=1e-4)
+    np.testing.assert_allclose(labels.affine, known.affine, atol=1e-5)
+    assert np.array_equal(labels.affine, scan.volume.grid.affine)
     found = np.asarray(labels.dataobj) > 0
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.6

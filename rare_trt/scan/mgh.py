@@ -80,7 +80,9 @@ def parse_mgh_header(start: bytes, channels: int) -> ParsedHeader:
     dtype = header.get_data_dtype()
     total = DATA_OFFSET + prod(shape) * dtype.itemsize
     check_size(shape, total)
-    grid = Grid((i, j, k), header.get_affine())
+    # What overflows is refused with the grid, which has float32 numbers as the labels' header does.
+    with np.errstate(all="ignore"):
+        grid = Grid((i, j, k), header.get_affine().astype(np.float32))
     return ParsedHeader(
         header=_nifti_header(grid),
         grid=grid,
