@@ -104,7 +104,10 @@ def _load_cases(manifest: Manifest, data: Path) -> tuple[list[Case], list[Case]]
     held_out = [one for one in files if one.name in names][:CHECK_SCANS]
     model = manifest.model
     rules = len(model.channels), len(model.labels), model.intensity
-    return load_cases(training or held_out, *rules), load_cases(held_out or training, *rules)
+    # Together, so that the faults of all are reported at once.
+    cases = load_cases([*training, *held_out], *rules)
+    found = cases[: len(training)], cases[len(training) :]
+    return found[0] or found[1], found[1] or found[0]
 
 
 def _update_manifest(

@@ -45,9 +45,9 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
     finished run continues, if need be from its checkpoint and log alone.
 
     All scans are read and checked before the first epoch. Raises ScanError with all their faults,
-    OutputError where `out` cannot be written, and
-    RareTrtError where there is one subject only, where `out` has the run of another recipe or of
-    other cases, and where the loss or its gradient is not finite.
+    OutputError where `out` cannot be written, and RareTrtError where the labels name sides that
+    `recipe` does not pair, where there is one subject only, where `out` has the run of another
+    recipe or of other cases, and where the loss or its gradient is not finite.
     """
     check_sides(recipe)
     files = find_cases(data)
