@@ -708,3 +708,15 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path, trained: Path)
     (tmp_path / "x/model.safetensors").write_bytes(b"junk")
     with pytest.raises(RareTrtError, match="not a checkpoint"):
         load_checkpoint(tmp_path / "x")
+
+
+def test_a_build_reports_all_faults_of_the_data_first(
+    trained: Path, labelled: Path, tmp_path: Path
+) -> None:
+    """Those of cases included that only later steps read."""
+    shutil.copytree(labelled, tmp_path / "data")
+    for name in ("case_001", "case_004"):
+        (tmp_path / f"data/images/{name}.nii.gz").write_bytes(b"")
+    with pytest.raises(ScanError, match=r"(?s)2 faults.*case_001.*is empty.*case_004.*is empty"):
+        build_package(trained, tmp_path / "data", tmp_path / "x.rare", overwrite=False)
+    assert not (tmp_path / "x.rare").exists()

@@ -24,7 +24,7 @@ from rare_trt.calibration.golden import make_golden_vectors
 from rare_trt.calibration.package_calibration import DICE_BUDGET, compute_calibration
 from rare_trt.calibration.training_distribution import MAX_CASES, measure_training_distribution
 from rare_trt.errors import BackendError, RareTrtError
-from rare_trt.evaluation.cases import Case, find_cases, load_cases
+from rare_trt.evaluation.cases import Case, check_cases, find_cases, load_cases
 from rare_trt.export.agreement import Agreement, compare_with_network
 from rare_trt.export.graph_files import GraphFiles, files_from_models
 from rare_trt.export.onnx_from_route import onnx_from_route
@@ -85,12 +85,16 @@ def build_package(
 
 
 def load_check_cases(data: Path, checkpoint: Checkpoint) -> list[Case]:
-    """The cases of `data` that were held out from training; all where there are none."""
+    """The cases of `data` that were held out from training; all where there are none.
+
+    Raises ScanError with the faults of all cases of `data`, which later steps read.
+    """
     files = find_cases(data)
     held_out = [case for case in files if case.name in checkpoint.facts.validation]
     recipe, network = checkpoint.recipe, checkpoint.recipe.network
-    some = (held_out or files)[:MAX_CHECK_CASES]
-    return load_cases(some, network.channels, network.classes, recipe.intensity)
+    rules = network.channels, network.classes, recipe.intensity
+    check_cases(files, *rules)
+    return load_cases((held_out or files)[:MAX_CHECK_CASES], *rules)
 
 
 def graphs_from_checkpoint(checkpoint: Checkpoint) -> dict[Precision, GraphFiles]:

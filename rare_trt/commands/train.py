@@ -19,7 +19,8 @@ def add_parser(commands: Parsers) -> None:
         "train",
         help="train a network on labelled scans",
         description="Trains on images/ and labels/ of equal names, or on a folder in the Medical "
-        "Segmentation Decathlon's layout or nnU-Net's. A second run resumes after the last finished epoch.",
+        "Segmentation Decathlon's layout or nnU-Net's. A second run resumes after the last "
+        "finished epoch.",
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os.path import relpath
@@ -87,16 +87,32 @@ def load_cases(
     scans, channels in which `intensity` finds no contrast, other labels, and labels on another grid
     than their scan.
     """
+    return list(_read_cases(files, channels, classes, intensity))
+
+
+def check_cases(
+    files: Sequence[CaseFiles], channels: int, classes: int, intensity: IntensityRule
+) -> None:
+    """Raises ScanError as `load_cases`; keeps no case in memory."""
+    for _ in _read_cases(files, channels, classes, intensity):
+        pass
+
+
+def _read_cases(
+    files: Sequence[CaseFiles], channels: int, classes: int, intensity: IntensityRule
+) -> Iterator[Case]:
+    faults: list[str] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         work = pool.map(lambda one: _read_case(one, channels, classes, intensity), files)
-        found = list(tqdm(work, "reading", len(files), unit="case"))
-    cases = [case for case in found if isinstance(case, Case)]
-    faults = [fault for case in found if not isinstance(case, Case) for fault in case]
+        for found in tqdm(work, "reading", len(files), unit="case"):
+            if isinstance(found, Case):
+                yield found
+            else:
+                faults += found
     if len(faults) > 1:
         raise ScanError(f"{len(faults)} faults in the data:\n  " + "\n  ".join(faults))
     if faults:
         raise ScanError(faults[0])
-    return cases
 
 
 def _read_case(
