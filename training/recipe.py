@@ -71,6 +71,7 @@ _RULES: Final[Mapping[str, _Rule]] = {
     "weight_decay": ("0 or more", lambda x: _is_number(x) and 0.0 <= x < inf),
     "averaging": _FRACTION,
     "distillation": _FRACTION,
+    "rim_weight": ("0 to 1", lambda x: _is_number(x) and 0.0 <= x <= 1.0),
     "validation_share": ("more than 0 and less than 1", lambda x: _is_number(x) and 0.0 < x < 1.0),
     "task": _TEXT,
     "data_source": _TEXT,
@@ -134,7 +135,8 @@ class Recipe:
     their side only cannot be learnt, unless they are `mirror_pairs`, which a mirrored scan
     exchanges. `class_weights` (none: equal) weigh the labels in the cross-entropy, without which
     small structures are not found; from the second cycle on they fade to 1 in each. Only the head
-    stage uses these two. Raises RareTrtError with all entries that do not fit.
+    stage uses these two. `rim_weight` is the weight of the outermost voxels of partially labelled
+    cases (`training/partial_labels.py`). Raises RareTrtError with all entries that do not fit.
     """
 
     task: str
@@ -153,6 +155,7 @@ class Recipe:
     weight_decay: float = 1e-4
     averaging: float = 0.995
     distillation: float = 0.0
+    rim_weight: float = 0.3
     validation_share: float = 0.1
     seed: int = 0
     mirror_pairs: tuple[tuple[int, int], ...] = ()

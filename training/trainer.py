@@ -20,10 +20,17 @@ from rare_trt.evaluation.cases import Case, find_cases, load_cases
 from rare_trt.storage.files import make_folder, unwritable, write_files
 from rare_trt.training.augmentation import augment
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
+from rare_trt.training.head_cases import HeadCase
 from rare_trt.training.inputs import route_inputs
 from rare_trt.training.log import LogRow, csv_from_log, curves_png
 from rare_trt.training.losses import consistency_loss, one_hot, segmentation_loss
 from rare_trt.training.network import RareUNet
+from rare_trt.training.partial_labels import (
+    boxes_of_heads,
+    draw_box,
+    draw_partial_samples,
+    partial_loss,
+)
 from rare_trt.training.recipe import Recipe
 from rare_trt.training.samples import TrainingSample, draw_samples
 from rare_trt.training.schedule import learning_rate
@@ -35,8 +42,9 @@ CLIP_NORM = 1.0
 VALIDATE_EVERY = 5
 
 
-def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
-    """Trains a network by `recipe` on the labelled scans in `data`; returns its checkpoint.
+def train(data: Path, out: Path, recipe: Recipe, heads: Sequence[HeadCase] = ()) -> Checkpoint:
+    """Trains a network by `recipe` on the labelled scans in `data`, and in every epoch on one
+    hippocampus, partially labelled, of each of `heads`; returns its checkpoint.
 
     After every epoch `out` gets model.safetensors and config.json (the checkpoint),
     state.safetensors (for resuming) and log.csv, after every cycle curves.png. Run again with the
@@ -57,7 +65,8 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
         )
     _check_writable(out)
     facts = TrainingFacts.from_cases(cases, held_out, recipe.network.classes)
-    return _Run(recipe, training, held_out, facts, out).finish()
+    boxes = boxes_of_heads(heads, facts.typical_fov_mm)
+    return _Run(recipe, training, held_out, boxes, facts, out).finish()
 
 
 def _check_writable(out: Path) -> None:
@@ -93,10 +102,12 @@ class _Run:
         recipe: Recipe,
         training: list[Case],
         validation: list[Case],
+        boxes: list[Case],
         facts: TrainingFacts,
         out: Path,
     ) -> None:
         self.recipe, self.training, self.validation = recipe, training, validation
+        self.boxes = boxes
         self.facts, self.out = facts, out
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = compute_dtype(self.device)
@@ -107,7 +118,8 @@ class _Run:
             self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
-        self.batches = math.ceil(len(training) / recipe.batch)
+        # One of a head's two hippocampi in each epoch.
+        self.batches = math.ceil((len(training) + len(boxes) // 2) / recipe.batch)
         self.log: list[LogRow] = []
         self.done = 0
         self._resume()
@@ -136,24 +148,32 @@ class _Run:
         """Trains epoch `epoch`, counted from 0, and returns its mean loss."""
         rng = np.random.default_rng([self.recipe.seed, epoch])
         torch.manual_seed(self.recipe.seed * 100_003 + epoch)
-        order = rng.permutation(len(self.training))
+        of_heads = rng.permutation(len(self.boxes))[: len(self.boxes) // 2]
+        order = rng.permutation([*range(len(self.training)), *(-1 - n for n in of_heads)])
         losses = []
         for step, batch in enumerate(np.array_split(order, self.batches), epoch * self.batches):
             rate = learning_rate(step, self.batches, self.recipe.cycles, self.recipe.learning_rate)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             for index in batch:
-                losses.append(self._accumulate(self.training[index], rng, len(batch)))
+                case = self.training[index] if index >= 0 else self.boxes[-1 - index]
+                losses.append(self._accumulate(case, rng, len(batch), partial=index < 0))
             self._update()
         return float(np.mean(losses))
 
-    def _accumulate(self, case: Case, rng: np.random.Generator, batch: int) -> float:
+    def _accumulate(
+        self, case: Case, rng: np.random.Generator, batch: int, *, partial: bool
+    ) -> float:
         """Adds one case's gradient. Cases run one by one: each keeps its own least padding."""
-        variant = augment(case, rng, self.recipe.network.classes)
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
-            samples = draw_samples(variant, rng, self.recipe)
-            loss = self._loss(samples, self._predict_teacher(variant))
+            if partial:
+                variant = draw_box(case, rng, self.facts.typical_fov_mm)
+                loss = self._partial_loss(draw_partial_samples(variant, rng, self.recipe))
+            else:
+                variant = augment(case, rng, self.recipe.network.classes)
+                samples = draw_samples(variant, rng, self.recipe)
+                loss = self._loss(samples, self._predict_teacher(variant))
         self.scaler.scale(loss / batch).backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -186,6 +206,23 @@ class _Run:
             segmentation[route].append(segmentation_loss(inputs.resample_logits(logits), target))
         loss = torch.stack([torch.stack(of_route).mean() for of_route in segmentation]).mean()
         return loss + consistency_loss(gateways, encoder) if encoder and gateways else loss
+
+    def _partial_loss(self, samples: Sequence[TrainingSample]) -> Tensor:
+        """Mean loss over the samples of a partially labelled case."""
+        losses = []
+        for sample in samples:
+            inputs = route_inputs(
+                sample.voxels,
+                sample.grid,
+                sample.route,
+                sample.truth_grid,
+                self.recipe,
+                self.device,
+            )
+            labels = torch.from_numpy(sample.labels).to(self.device)
+            logits = inputs.predict(self.network, sample.route)
+            losses.append(partial_loss(logits, labels, self.recipe.rim_weight))
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def _predict_teacher(self, case: Case) -> Tensor | None:
@@ -243,7 +280,8 @@ class _Run:
         return Checkpoint(self._ema_network().eval(), self.recipe, facts)
 
     def _case_names(self) -> list[list[str]]:
-        return [[case.name for case in cases] for cases in (self.training, self.validation)]
+        groups = (self.training, self.validation, *([self.boxes] if self.boxes else []))
+        return [[case.name for case in cases] for cases in groups]
 
     def _save(self) -> None:
         state = RunState(
