@@ -72,9 +72,14 @@ def main() -> None:
         for side in SIDES:
             pairs = [(row["mm3"], row["truth_mm3"]) for row in of_scan if row["side"] == side]
             sides.append(f"{np.corrcoef(np.array(pairs).T)[0, 1]:.2f}")
-        print(
-            f"| {scan} | {np.mean(dice):.3f} | {min(dice):.3f} | {ratio:.2f} | {' / '.join(sides)} |"
+        cells = (
+            scan,
+            f"{np.mean(dice):.3f}",
+            f"{min(dice):.3f}",
+            f"{ratio:.2f}",
+            " / ".join(sides),
         )
+        print(f"| {' | '.join(cells)} |")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
