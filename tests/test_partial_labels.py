@@ -114,8 +114,8 @@ def test_a_network_learns_from_heads_beside_cases(
         image = nib.Nifti1Image.from_filename(examples / source)
         for number in (1, 2):
             nib.save(image.slicer[number:], tmp_path / "data" / part / f"case_{number}.nii.gz")
-    plain = train(tmp_path / "data", tmp_path / "plain", recipe)
-    both = train(tmp_path / "data", tmp_path / "both", recipe, [head])
+    plain = train([tmp_path / "data"], tmp_path / "plain", recipe)
+    both = train([tmp_path / "data"], tmp_path / "both", recipe, [head])
     # The facts are those of the fully labelled cases.
     assert both.facts == replace(plain.facts, dice=both.facts.dice)
     weights = [run.network.state_dict()["encoder.1.0.weight"] for run in (plain, both)]
@@ -123,4 +123,4 @@ def test_a_network_learns_from_heads_beside_cases(
     # The checkpoint goes on with or without them: only cycles that were added differ.
     longer = replace(recipe, cycles=(2, 1), data_source="also heads")
     (tmp_path / "both" / "state.safetensors").unlink()
-    assert train(tmp_path / "data", tmp_path / "both", longer, [head]).facts.epochs == 3
+    assert train([tmp_path / "data"], tmp_path / "both", longer, [head]).facts.epochs == 3

@@ -26,7 +26,7 @@ from rare_trt.training.head_cases import HeadCase
 from rare_trt.training.head_labels import LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS
 from rare_trt.training.losses import CROSS_ENTROPY_WEIGHT, DICE_WEIGHT
 from rare_trt.training.recipe import Recipe
-from rare_trt.training.samples import TrainingSample, simulate_sample
+from rare_trt.training.samples import TrainingSample, own_route, simulate_sample
 
 # The labels of a partially labelled case.
 BACKGROUND, INSIDE, RIM = range(3)
@@ -102,16 +102,12 @@ def draw_partial_samples(case: Case, rng: Generator, recipe: Recipe) -> list[Tra
     """Samples of one step from a partially labelled case: a random acquisition for each coarser
     route, the case's own voxels for the route of their spacing, and now and then for route 0."""
     routes = recipe.network.routes
-    own = min(routes - 1, max(0, round(float(np.log2(_mean_mm(case) / recipe.base_spacing_mm)))))
+    own = own_route(case, recipe)
     samples = [simulate_sample(case, rng, route, recipe) for route in range(1, routes)]
     samples.append(_as_it_is(case, own))
     if own > 0 and rng.random() < ROUTE_0_SHARE:
         samples.append(_as_it_is(case, 0))
     return samples
-
-
-def _mean_mm(case: Case) -> float:
-    return float(np.mean(case.grid.spacing_mm))
 
 
 def _as_it_is(case: Case, route: int) -> TrainingSample:

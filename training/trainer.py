@@ -32,7 +32,7 @@ from rare_trt.training.partial_labels import (
     partial_loss,
 )
 from rare_trt.training.recipe import Recipe
-from rare_trt.training.samples import TrainingSample, draw_samples
+from rare_trt.training.samples import TrainingSample, draw_samples, own_route
 from rare_trt.training.schedule import learning_rate
 from rare_trt.training.state import LOG, STATE, RunState, find_state
 from rare_trt.training.validation import validate
@@ -42,9 +42,11 @@ CLIP_NORM = 1.0
 VALIDATE_EVERY = 5
 
 
-def train(data: Path, out: Path, recipe: Recipe, heads: Sequence[HeadCase] = ()) -> Checkpoint:
-    """Trains a network by `recipe` on the labelled scans in `data`, and in every epoch on one
-    hippocampus, partially labelled, of each of `heads`; returns its checkpoint.
+def train(
+    data: Sequence[Path], out: Path, recipe: Recipe, heads: Sequence[HeadCase] = ()
+) -> Checkpoint:
+    """Trains a network by `recipe` on the labelled scans in the folders `data`, and in every epoch
+    on one hippocampus, partially labelled, of each of `heads`; returns its checkpoint.
 
     After every epoch `out` gets model.safetensors and config.json (the checkpoint),
     state.safetensors (for resuming) and log.csv, after every cycle curves.png. Run again with the
@@ -55,13 +57,20 @@ def train(data: Path, out: Path, recipe: Recipe, heads: Sequence[HeadCase] = ())
     RareTrtError where there is one subject only, where `out` has the run of another recipe or of
     other cases, and where the loss or its gradient is not finite.
     """
-    cases = load_cases(find_cases(data), recipe.network.channels, recipe.network.classes)
+    files = [one for folder in data for one in find_cases(folder)]
+    cases = load_cases(files, recipe.network.channels, recipe.network.classes)
     training, held_out = recipe.split(cases)
     if not training:
         raise RareTrtError(
-            f"{data}: the {len(cases)} case(s) are of one subject (cases_per_subject is "
+            f"{data[0]}: the {len(cases)} case(s) are of one subject (cases_per_subject is "
             f"{recipe.cases_per_subject}, counted by the last number in each name); expected at "
             "least two, one of them for validation: add cases, or correct the recipe"
+        )
+    if any(all(own_route(case, recipe) for case in part) for part in (training, held_out)):
+        raise RareTrtError(
+            f"{data[0]}: route 0 has no case to be trained on or to be validated on: all are much "
+            f"coarser than {recipe.base_spacing_mm:g} mm (base_spacing_mm); expected some of that "
+            "spacing: add cases, or correct the recipe"
         )
     _check_writable(out)
     facts = TrainingFacts.from_cases(cases, held_out, recipe.network.classes)
@@ -133,7 +142,7 @@ class _Run:
                 last = epoch + 1 == self.recipe.epochs
                 if last:
                     balance_volumes(self._ema_network(), self.training, self.recipe)
-                if last or (epoch + 1) % VALIDATE_EVERY == 0:
+                if last or self._is_validated(epoch + 1):
                     row |= self._validate()
                 else:
                     # Dice belongs to the weights it was measured with.
@@ -143,6 +152,13 @@ class _Run:
                 self._save()
                 bar.set_postfix(row)
         return self._checkpoint()
+
+    def _is_validated(self, done: int) -> bool:
+        """Whether the weights after `done` epochs are validated: large volumes take as long as an
+        epoch."""
+        if self.recipe.patch_voxels is not None:
+            return done in accumulate(self.recipe.cycles)
+        return done % VALIDATE_EVERY == 0
 
     def _train_epoch(self, epoch: int) -> float:
         """Trains epoch `epoch`, counted from 0, and returns its mean loss."""
@@ -204,7 +220,8 @@ class _Run:
             logits = self.network.decode(self.network.deepen(skips), skips, route)
             target = self._target(sample, teacher)
             segmentation[route].append(segmentation_loss(inputs.resample_logits(logits), target))
-        loss = torch.stack([torch.stack(of_route).mean() for of_route in segmentation]).mean()
+        of_routes = [torch.stack(losses).mean() for losses in segmentation if losses]
+        loss = torch.stack(of_routes).mean()
         return loss + consistency_loss(gateways, encoder) if encoder and gateways else loss
 
     def _partial_loss(self, samples: Sequence[TrainingSample]) -> Tensor:
@@ -271,7 +288,8 @@ class _Run:
 
     def _validate(self) -> LogRow:
         """Measures Dice with the EMA weights; returns the mean of each route for the log."""
-        mean = validate(self._ema_network(), self.validation, self.recipe).mean(axis=0)
+        scores = validate(self._ema_network(), self.validation, self.recipe)
+        mean = np.nanmean(scores, axis=0)
         self.facts = replace(self.facts, dice=tuple(tuple(row) for row in mean.round(4).tolist()))
         return {f"dice_route{r}": round(float(row.mean()), 4) for r, row in enumerate(mean)}
 

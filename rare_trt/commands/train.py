@@ -25,7 +25,14 @@ def add_parser(commands: Parsers) -> None:
         description="Trains on images/ and labels/ of equal names, or on a folder in the Medical "
         "Segmentation Decathlon's layout. A second run resumes after the last finished epoch.",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="once per folder; scans of a folder may be coarser than another's",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint")
     parser.add_argument("--recipe", default="hippocampus", metavar="NAME|FILE.json")
     parser.add_argument(
