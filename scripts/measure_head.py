@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from rare_trt.training.checkpoint import load_checkpoint
-from rare_trt.training.head_cases import HeadSource, load_heads, split_heads
-from rare_trt.training.head_trainer import HELD_OUT
+from rare_trt.training.head_cases import HELD_OUT, HeadSource, load_heads, split_heads
 from rare_trt.training.head_validation import acquisitions, table, validate_heads
 
 

@@ -279,12 +279,12 @@ def test_labels_of_one_side_are_refused_without_pairs(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     recipe = sided("Left_hippocampus", "midline", "Right_hippocampus")
     with pytest.raises(RareTrtError, match=r"'Right_hippocampus' name a side.*\[\[1, 3\]\]"):
-        train(tmp_path, tmp_path / "out", recipe)
+        train([tmp_path], tmp_path / "out", recipe)
     with pytest.raises(RareTrtError, match="'left amygdala' name a side"):
-        train(tmp_path, tmp_path / "out", sided("left amygdala", "body"))
+        train([tmp_path], tmp_path / "out", sided("left amygdala", "body"))
     for mapped in (replace(recipe, mirror_pairs=((1, 3),)), sided("cleft lip", "brightness")):
         with pytest.raises(ScanError, match="no labelled scans"):
-            train(tmp_path, tmp_path / "out", mapped)
+            train([tmp_path], tmp_path / "out", mapped)
 
 
 def test_a_mirrored_scan_exchanges_the_labels_of_a_pair() -> None:

@@ -76,7 +76,7 @@ def recipe() -> Recipe:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, labelled: Path, recipe: Recipe) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    train(labelled, folder, recipe)
+    train([labelled], folder, recipe)
     return folder
 
 
@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_made_is_reported_before_the_first_epoch(
     (tmp_path / "file").write_text("taken")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError, match=r"file.* cannot be written"):
-            train(labelled, out, recipe)
+            train([labelled], out, recipe)
 
 
 def test_options_for_engines_are_not_taken_with_a_checkpoint(
@@ -263,7 +263,7 @@ def test_a_cpu_trains_in_bf16_only_where_it_computes_in_it() -> None:
 
 def test_the_loss_falls(labelled: Path, recipe: Recipe, tmp_path: Path) -> None:
     still = replace(recipe.acquisition, simulated_share=0.0)
-    train(labelled, tmp_path, replace(recipe, cycles=(6,), acquisition=still))
+    train([labelled], tmp_path, replace(recipe, cycles=(6,), acquisition=still))
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.1
 
@@ -286,12 +286,12 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     """Two epochs in one go, and two with an interruption between them, end in equal weights."""
     stop_before(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        train(labelled, tmp_path, recipe)
+        train([labelled], tmp_path, recipe)
     monkeypatch.undo()
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 2
     # Curves are drawn at the end of a cycle.
     assert not (tmp_path / "curves.png").exists()
-    train(labelled, tmp_path, recipe)
+    train([labelled], tmp_path, recipe)
     assert (tmp_path / "curves.png").exists()
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
     for name, tensor in whole.items():
@@ -301,7 +301,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
 
 def test_another_recipe_does_not_resume(trained: Path, labelled: Path, recipe: Recipe) -> None:
     with pytest.raises(RareTrtError, match="another recipe"):
-        train(labelled, trained, replace(recipe, batch=1))
+        train([labelled], trained, replace(recipe, batch=1))
 
 
 def test_a_finished_run_continues_when_cycles_are_added(
@@ -309,7 +309,7 @@ def test_a_finished_run_continues_when_cycles_are_added(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(trained, out)
-    longer = train(labelled, out, replace(recipe, cycles=(2, 1)))
+    longer = train([labelled], out, replace(recipe, cycles=(2, 1)))
     assert longer.facts.epochs == 3
     rows = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -317,7 +317,7 @@ def test_a_finished_run_continues_when_cycles_are_added(
     assert any((after[name] != tensor).any() for name, tensor in before.items())
     for cycles in ((3,), (1, 2)):
         with pytest.raises(RareTrtError, match="another recipe"):
-            train(labelled, out, replace(recipe, cycles=cycles))
+            train([labelled], out, replace(recipe, cycles=cycles))
 
 
 def test_a_finished_run_continues_from_its_checkpoint_alone(
@@ -333,7 +333,7 @@ def test_a_finished_run_continues_from_its_checkpoint_alone(
     shutil.copytree(trained, out)
     (out / "state.safetensors").unlink()
     monkeypatch.setattr(trainer._Run, "_train_epoch", lambda run, at: 1.0)
-    longer = train(labelled, out, replace(recipe, cycles=(2, 1)))
+    longer = train([labelled], out, replace(recipe, cycles=(2, 1)))
     assert longer.facts.epochs == 3
     rows = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -341,7 +341,7 @@ def test_a_finished_run_continues_from_its_checkpoint_alone(
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, out))
     assert all((after[name] == before[name]).all() for name in before if "heads" not in name)
     # Once more, now from its state.
-    assert train(labelled, out, replace(recipe, cycles=(2, 1, 1))).facts.epochs == 4
+    assert train([labelled], out, replace(recipe, cycles=(2, 1, 1))).facts.epochs == 4
 
 
 def test_the_checkpoint_of_another_run_is_not_continued(
@@ -352,19 +352,19 @@ def test_the_checkpoint_of_another_run_is_not_continued(
     (out / "state.safetensors").unlink()
     left = {file.name: file.read_bytes() for file in out.iterdir()}
     with pytest.raises(RareTrtError, match="another recipe"):
-        train(labelled, out, replace(recipe, batch=1, cycles=(2, 1)))
+        train([labelled], out, replace(recipe, batch=1, cycles=(2, 1)))
     shutil.copytree(labelled, tmp_path / "data")
     for part in ("images", "labels"):
         (tmp_path / "data" / part / "case_005.nii.gz").unlink()
     with pytest.raises(RareTrtError, match="other cases"):
-        train(tmp_path / "data", out, replace(recipe, cycles=(2, 1)))
+        train([tmp_path / "data"], out, replace(recipe, cycles=(2, 1)))
     assert {file.name: file.read_bytes() for file in out.iterdir()} == left
     stop_before(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        train(labelled, tmp_path / "cut", recipe)
+        train([labelled], tmp_path / "cut", recipe)
     (tmp_path / "cut/state.safetensors").unlink()
     with pytest.raises(RareTrtError, match=r"after 1 of 2 epochs and state.safetensors is gone"):
-        train(labelled, tmp_path / "cut", recipe)
+        train([labelled], tmp_path / "cut", recipe)
 
 
 def test_a_run_of_an_earlier_version_continues(
@@ -381,9 +381,9 @@ def test_a_run_of_an_earlier_version_continues(
     notes["recipe"] = json.dumps(kept)
     (out / "state.safetensors").write_bytes(save(load_file(out / "state.safetensors"), notes))
     usual = replace(recipe, distillation=0.0)
-    assert train(labelled, out, usual).facts.epochs == 2
+    assert train([labelled], out, usual).facts.epochs == 2
     with pytest.raises(RareTrtError, match="another recipe"):
-        train(labelled, out, replace(recipe, distillation=0.25))
+        train([labelled], out, replace(recipe, distillation=0.25))
 
 
 def test_the_learning_rate_rises_and_falls_in_every_cycle() -> None:
@@ -416,14 +416,14 @@ def test_a_run_that_diverges_says_what_to_do(
 
     monkeypatch.setattr(trainer._Run, "_resume", spoilt)
     with pytest.raises(RareTrtError, match=f"{quantity} became .*lower the learning rate"):
-        train(labelled, tmp_path, recipe)
+        train([labelled], tmp_path, recipe)
     assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_the_checkpoint_has_the_ema_of_the_weights(
     labelled: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
-    train(labelled, tmp_path, recipe)
+    train([labelled], tmp_path, recipe)
     state = load_file(tmp_path / "state.safetensors")
     kept = load_file(tmp_path / "model.safetensors")
     for name, tensor in kept.items():
@@ -459,7 +459,7 @@ def test_coarse_routes_learn_from_the_ema_teacher_at_base_spacing(
     monkeypatch.setattr(trainer, "segmentation_loss", loss)
     monkeypatch.setattr(trainer._Run, "_resume", resumed)
     taught = replace(recipe, cycles=(1, 1), averaging=0.999, distillation=distillation)
-    train(labelled, tmp_path, taught)
+    train([labelled], tmp_path, taught)
     # One scan shows route 0, then route 1 an average and an acquisition.
     for number, truth in enumerate(truths):
         assert not truth.requires_grad
@@ -485,7 +485,7 @@ def test_other_data_do_not_resume(
     for part in ("images", "labels"):
         (tmp_path / "data" / part / "case_005.nii.gz").unlink()
     with pytest.raises(RareTrtError, match="other cases"):
-        train(tmp_path / "data", trained, recipe)
+        train([tmp_path / "data"], trained, recipe)
 
 
 def test_a_damaged_state_is_refused(
@@ -495,7 +495,7 @@ def test_a_damaged_state_is_refused(
     for content in (b"junk", save({"x": torch.zeros(1)}), save({}, {"recipe": "{}"})):
         (tmp_path / "x/state.safetensors").write_bytes(content)
         with pytest.raises(RareTrtError, match="state of a run"):
-            train(labelled, tmp_path / "x", recipe)
+            train([labelled], tmp_path / "x", recipe)
 
 
 def test_an_unfinished_run_is_not_packed_and_carries_no_stale_dice(
@@ -505,7 +505,7 @@ def test_an_unfinished_run_is_not_packed_and_carries_no_stale_dice(
     # Validated after the second of six epochs, cut short in the fourth: the figures are stale.
     monkeypatch.setattr(trainer, "VALIDATE_EVERY", 2)
     with pytest.raises(KeyboardInterrupt):
-        train(labelled, tmp_path / "run", replace(recipe, cycles=(6,)))
+        train([labelled], tmp_path / "run", replace(recipe, cycles=(6,)))
     assert load_checkpoint(tmp_path / "run").facts.dice == ()
     with pytest.raises(RareTrtError, match="after 3 of 6 epochs"):
         build_package(tmp_path / "run", labelled, tmp_path / "x.rare", overwrite=False)
@@ -514,7 +514,7 @@ def test_an_unfinished_run_is_not_packed_and_carries_no_stale_dice(
 
 def test_one_subject_is_too_few(labelled: Path, recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RareTrtError, match=r"of one subject \(cases_per_subject is 10, counted"):
-        train(labelled, tmp_path, replace(recipe, cases_per_subject=10))
+        train([labelled], tmp_path, replace(recipe, cases_per_subject=10))
 
 
 def test_one_of_several_subjects_is_trained_on_whatever_the_share() -> None:
@@ -633,7 +633,7 @@ def test_scans_that_only_some_routes_resample_are_trained_on(
     network = NetworkConfig(depth=4, filters=2, gate_blocks=1)
     still = replace(recipe.acquisition, simulated_share=0.0)
     other = replace(recipe, network=network, acquisition=still, cycles=(1,))
-    assert train(tmp_path, tmp_path / "run", other).facts.epochs == 1
+    assert train([tmp_path], tmp_path / "run", other).facts.epochs == 1
 
 
 def test_lower_resolution_is_the_mean_of_blocks() -> None:

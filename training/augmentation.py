@@ -25,6 +25,10 @@ USUAL_TILT, LARGEST_TILT = 8.0, 45.0
 # Fewer voxels than these are cut from a face (at most a quarter of the axis), or added as air.
 CUT_LIMIT, AIR_LIMIT = 6, 17
 
+# The share of channels whose intensities pass a random rising curve, its knots, and how far from a
+# straight line it may lead: scanners and sequences differ in contrast by more than a gamma.
+CURVE_SHARE, KNOTS, BEND = 0.3, 6, 0.7
+
 
 def augment(
     case: Case, rng: Generator, classes: int, mirror_pairs: Sequence[tuple[int, int]] = ()
@@ -34,14 +38,14 @@ def augment(
     `classes` counts the labels, background included. Where the scan is mirrored left to right, the
     two labels of each of `mirror_pairs` are exchanged.
     """
-    posed = _vary_pose(case, rng, classes, mirror_pairs)
-    return _vary_contrast(_vary_field_of_view(posed, rng), rng)
+    posed = vary_pose(case, rng, classes, mirror_pairs)
+    return vary_contrast(_vary_field_of_view(posed, rng), rng)
 
 
-def _vary_pose(
-    case: Case, rng: Generator, classes: int, mirror_pairs: Sequence[tuple[int, int]]
+def vary_pose(
+    case: Case, rng: Generator, classes: int, mirror_pairs: Sequence[tuple[int, int]] = ()
 ) -> Case:
-    """Mirrors left to right, rotates and scales about the centre, each at random."""
+    """`case` mirrored left to right, rotated and scaled about its centre, each at random."""
     if rng.random() < 0.5:
         case = replace(
             case,
@@ -96,16 +100,19 @@ def _vary_field_of_view(case: Case, rng: Generator) -> Case:
     return replace(case, voxels=voxels, labels=labels, grid=grid)
 
 
-def _vary_contrast(case: Case, rng: Generator) -> Case:
+def vary_contrast(case: Case, rng: Generator) -> Case:
     """Varies every channel by itself."""
     return replace(case, voxels=np.stack([_vary_channel(channel, rng) for channel in case.voxels]))
 
 
 def _vary_channel(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
-    """Applies a random gamma, coil sensitivity and noise level to one channel [i, j, k]."""
+    """Applies a random gamma or intensity curve, coil sensitivity and noise level to one channel
+    [i, j, k]."""
     low, high = np.percentile(voxels, (0.5, 99.5))
     scale = max(float(high - low), 1e-6)
     values = (voxels - low) / scale
+    if rng.random() < CURVE_SHARE:
+        values = _curve(values, rng)
     if rng.random() < 0.4:
         values = np.sign(values) * np.abs(values) ** np.exp(rng.normal(0.0, 0.2))
     if rng.random() < 0.4:
@@ -121,3 +128,15 @@ def _vary_channel(voxels: NDArray[np.float32], rng: Generator) -> NDArray[np.flo
         values = values + rng.normal(0.0, rng.uniform(0.0, 0.08), values.shape)
     varied: NDArray[np.float32] = values.astype(np.float32)
     return varied
+
+
+def _curve(values: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
+    """`values` (from about 0 to 1) through a random rising curve; beyond its ends they keep their
+    distance from them."""
+    knots = np.linspace(0.0, 1.0, KNOTS)
+    heights = np.concatenate([[0.0], np.sort(rng.random(KNOTS - 2)), [1.0]])
+    bend = rng.uniform(0.0, BEND)
+    inside = np.clip(values, 0.0, 1.0)
+    curved = np.interp(inside, knots, (1 - bend) * knots + bend * heights)
+    moved: NDArray[np.float32] = (curved + (values - inside)).astype(np.float32)
+    return moved

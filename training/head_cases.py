@@ -33,6 +33,10 @@ AIR_SHARE = 0.04
 WHOLE = 0.02
 
 
+# Heads held out of the first folder of heads, for validation and for test.
+HELD_OUT = (15, 15)
+
+
 @dataclass(frozen=True, eq=False)
 class HeadCase:
     """A labelled head, axes in canonical order, [i, j, k] on `grid` at about base spacing.
@@ -144,6 +148,17 @@ def load_head(
         voxels = voxels.astype(np.float16).astype(np.float32)
         tissues = tissues_by_intensity(voxels, tissues)
     return HeadCase(name, voxels, found, tissues, grid)
+
+
+def load_training_heads(
+    sources: Sequence[HeadSource], base_spacing_mm: float, seed: int, cache: Path | None = None
+) -> tuple[list[HeadCase], list[str]]:
+    """All heads of `sources` but for those held out of the first one, and the names of these."""
+    first = [name for name, _, _ in sources[0].files()]
+    _, validation, test = split_heads(first, HELD_OUT, seed)
+    held_out = {*validation, *test}
+    names = [n for source in sources for n, _, _ in source.files() if n not in held_out]
+    return load_heads(sources, base_spacing_mm, names, cache), sorted(held_out)
 
 
 def halve(head: HeadCase) -> HeadCase:

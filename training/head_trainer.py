@@ -28,7 +28,7 @@ from rare_trt.plan.resampling import plan_resampling
 from rare_trt.scan.intensity import normalise
 from rare_trt.storage.files import make_folder, write_files
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
-from rare_trt.training.head_cases import HeadCase, HeadSource, halve, load_heads, split_heads
+from rare_trt.training.head_cases import HeadCase, HeadSource, halve, load_training_heads
 from rare_trt.training.head_losses import fade_weights, weighted_loss
 from rare_trt.training.head_synthesis import HeadScan, draw_scan, draw_spacing
 from rare_trt.training.inputs import RouteInputs
@@ -61,9 +61,6 @@ SYNTHETIC_SHARE = 0.5
 
 # How often an epoch shows a label map without an image.
 MAP_REPEATS = 2
-
-# Heads held out of the training heads for validation and for test.
-HELD_OUT = (15, 15)
 
 _Weights: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
@@ -280,17 +277,10 @@ def train_head(
 ) -> Checkpoint:
     """Trains `recipe` on the heads in `sources` but for those held out of the first one, and on the
     label maps in `maps`; the checkpoint lands in `out`. Run again, it goes on."""
-    first = [name for name, _, _ in sources[0].files()]
-    _, validation, test = split_heads(first, HELD_OUT, recipe.seed)
-    held_out = {*validation, *test}
-    names = [
-        name
-        for source in (*sources, *maps)
-        for name, _, _ in source.files()
-        if name not in held_out
-    ]
-    heads = load_heads((*sources, *maps), recipe.base_spacing_mm, names, cache)
-    return HeadRun(recipe, heads, sorted(held_out), out).finish()
+    heads, held_out = load_training_heads(
+        (*sources, *maps), recipe.base_spacing_mm, recipe.seed, cache
+    )
+    return HeadRun(recipe, heads, held_out, out).finish()
 
 
 def main() -> None:

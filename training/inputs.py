@@ -82,13 +82,14 @@ def route_inputs(
 def downsampled_inputs(
     voxels: NDArray[np.float32],
     spacing_mm: Triple,
+    factor: int,
     route: int,
     recipe: Recipe,
     device: torch.device,
 ) -> RouteInputs:
-    """Returns the inputs of `route` for voxels [c, i, j, k] averaged to its spacing, with the
-    voxels' own grid as the output grid. The axes must be multiples of 2^route."""
+    """Returns the inputs of `route` for voxels [c, i, j, k] averaged in blocks of `factor`³, with
+    the voxels' own grid as the output grid. The axes must be multiples of `factor`."""
     i, j, k = voxels.shape[1:]
     full = Grid((i, j, k), np.diag([*spacing_mm, 1.0]))
-    low = block_grid(full, 2**route)
-    return route_inputs(average_blocks(voxels, 2**route), low, route, full, recipe, device)
+    low = block_grid(full, factor)
+    return route_inputs(average_blocks(voxels, factor), low, route, full, recipe, device)

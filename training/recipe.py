@@ -81,6 +81,11 @@ _RULES: Final[Mapping[str, _Rule]] = {
     "weight_decay": ("0 or more", lambda x: _is_number(x) and 0.0 <= x < inf),
     "averaging": _FRACTION,
     "distillation": _FRACTION,
+    "patch_voxels": (
+        "32 or more, or null",
+        lambda n: n is None or (type(n) is int and n >= 32),
+    ),
+    "rim_weight": ("0 to 1", lambda x: _is_number(x) and 0.0 <= x <= 1.0),
     "validation_share": ("more than 0 and less than 1", lambda x: _is_number(x) and 0.0 < x < 1.0),
     "task": _TEXT,
     "data_source": _TEXT,
@@ -144,7 +149,10 @@ class Recipe:
     their side only cannot be learnt, unless they are `mirror_pairs`, which a mirrored scan
     exchanges. `class_weights` (none: equal) weigh the labels in the cross-entropy, without which
     small structures are not found; from the second cycle on they fade to 1 in each. Only the head
-    stage uses them. Raises RareTrtError with all entries that do not fit.
+    stage uses them. `rim_weight` is the weight of the outermost voxels of partially labelled cases
+    (`training/partial_labels.py`). With `patch_voxels` each route sees parts of a case of at most
+    so many of its own voxels per axis, which bounds memory. Raises RareTrtError with all entries
+    that do not fit.
     """
 
     task: str
@@ -163,6 +171,8 @@ class Recipe:
     weight_decay: float = 1e-4
     averaging: float = 0.995
     distillation: float = 0.0
+    rim_weight: float = 0.3
+    patch_voxels: int | None = None
     validation_share: float = 0.1
     seed: int = 0
     mirror_pairs: tuple[tuple[int, int], ...] = ()
@@ -187,6 +197,11 @@ class Recipe:
             faults.append(
                 f"mirror_pairs is {self.mirror_pairs!r} (expected labels below "
                 f"{self.network.classes})"
+            )
+        if self.patch_voxels is not None and self.distillation:
+            faults.append(
+                f"distillation is {self.distillation!r} (expected 0 with patch_voxels: teacher and "
+                "coarse routes see different parts)"
             )
         named = (len(self.channels), len(self.labels))
         expected = (self.network.channels, self.network.classes)

@@ -3,7 +3,7 @@ acquisition of about its resolution."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
@@ -26,6 +26,9 @@ from rare_trt.training.recipe import Recipe
 # mean square of the three spacings). Neighbouring routes overlap, so that the choice between them
 # can be measured.
 OCTAVES = (-0.5, 1.0)
+
+# The share of a case's parts that lie about a labelled voxel.
+LABELLED_SHARE = 0.65
 
 # A simulated scan has at least as many voxels along each axis.
 MIN_VOXELS = 2
@@ -50,23 +53,68 @@ class TrainingSample:
 
 
 def draw_samples(case: Case, rng: Generator, recipe: Recipe) -> list[TrainingSample]:
-    """Draws the samples of one step from `case`.
+    """Draws the samples of one step from `case`, for the routes that its own spacing serves.
 
-    Coarser routes get an averaged scan and a simulated acquisition each; route 0, which takes most
-    of the time, gets one of the two.
+    Coarser routes get an averaged scan and a simulated acquisition each; the case's own route,
+    which takes most of the time, gets one of the two. With `recipe.patch_voxels` every route sees
+    a part of the case of so many of its own voxels at most: a patch at base spacing, all of it on
+    coarse routes.
     """
-    samples = aligned_samples(case, rng, recipe.network.routes)
+    first = own_route(case, recipe)
+    part = draw_part(case, rng, first, recipe)
+    samples = aligned_samples(part, rng, range(first, recipe.network.routes))
     if rng.random() < recipe.acquisition.simulated_share:
-        samples[0] = simulate_sample(case, rng, 0, recipe)
-    return samples + [simulate_sample(case, rng, one.route, recipe) for one in samples[1:]]
+        samples[0] = simulate_sample(part, rng, first, recipe)
+    return samples + [
+        simulate_sample(draw_part(case, rng, one.route, recipe), rng, one.route, recipe)
+        for one in samples[1:]
+    ]
 
 
-def aligned_samples(case: Case, rng: Generator, routes: int) -> list[TrainingSample]:
-    """Returns `case` averaged to the spacing of every route, all with one field of view.
+def own_route(case: Case, recipe: Recipe) -> int:
+    """The route whose spacing is nearest to the case's own (mean of its axes, in octaves)."""
+    octaves = float(np.log2(np.mean(case.grid.spacing_mm) / recipe.base_spacing_mm))
+    return min(max(round(octaves), 0), recipe.network.routes - 1)
+
+
+def draw_part(case: Case, rng: Generator, route: int, recipe: Recipe) -> Case:
+    """A part of `case` that `route` sees as `recipe.patch_voxels` per axis at most; all of it where
+    it is no larger, or without that entry.
+
+    Most parts lie about a labelled voxel, so that small labels are seen; the others anywhere, so
+    that the network learns where there are none.
+    """
+    if recipe.patch_voxels is None:
+        return case
+    size_mm = recipe.patch_voxels * recipe.base_spacing_mm * 2**route
+    shape = np.array(case.labels.shape)
+    size = np.minimum(shape, np.round(size_mm / np.array(case.grid.spacing_mm))).astype(int)
+    if (size == shape).all():
+        return case
+    labelled = np.flatnonzero(case.labels)
+    centre = rng.random(3) * shape
+    if len(labelled) and rng.random() < LABELLED_SHARE:
+        chosen = np.unravel_index(labelled[rng.integers(len(labelled))], case.labels.shape)
+        centre = np.array(chosen) + rng.uniform(-0.35, 0.35, 3) * size
+    first = np.clip(np.round(centre - size / 2), 0, shape - size).astype(int)
+    a, b, c = first.tolist()
+    i, j, k = size.tolist()
+    part = (slice(a, a + i), slice(b, b + j), slice(c, c + k))
+    return replace(
+        case,
+        voxels=case.voxels[(slice(None), *part)],
+        labels=case.labels[part],
+        grid=case.grid.box((a, b, c), (i, j, k)),
+    )
+
+
+def aligned_samples(case: Case, rng: Generator, routes: range) -> list[TrainingSample]:
+    """Returns `case`, whose own spacing is that of the first of `routes`, averaged to the spacing
+    of each of them, all with one field of view.
 
     Axes are cut at random, or padded at their end, to a multiple of the coarsest route's voxel.
     """
-    multiple = 2 ** (routes - 1)
+    multiple = 2 ** (routes[-1] - routes[0])
     slices = []
     for n in case.labels.shape:
         start = int(rng.integers(0, n % multiple + 1))
@@ -80,13 +128,13 @@ def aligned_samples(case: Case, rng: Generator, routes: int) -> list[TrainingSam
         TrainingSample(
             route=route,
             aligned=True,
-            voxels=average_blocks(voxels, 2**route),
-            grid=block_grid(full, 2**route),
+            voxels=average_blocks(voxels, factor),
+            grid=block_grid(full, factor),
             labels=labels,
             truth_grid=full,
             part=part,
         )
-        for route in range(routes)
+        for route, factor in ((route, 2 ** (route - routes[0])) for route in routes)
     ]
 
 

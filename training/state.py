@@ -19,6 +19,9 @@ from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpo
 from rare_trt.training.log import LogRow, log_from_csv
 from rare_trt.training.recipe import Recipe, recipe_from_json
 
+# Entries of a recipe that name the data.
+_NAMED: Final = ("data_source", "data_licence")
+
 STATE: Final = "state.safetensors"
 LOG: Final = "log.csv"
 
@@ -179,8 +182,11 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 def _continues(recipe: Recipe, saved: Recipe) -> bool:
-    """Whether `recipe` is the `saved` one, or the same with more cycles after its own."""
-    return replace(recipe, cycles=recipe.cycles[: len(saved.cycles)]) == saved
+    """Whether `recipe` is the `saved` one, or the same with more cycles after its own, which may
+    show other data too."""
+    begun = recipe.cycles[: len(saved.cycles)]
+    same = replace(recipe, cycles=begun, **{name: getattr(saved, name) for name in _NAMED})
+    return same == saved
 
 
 def _other_recipe(path: Path) -> RareTrtError:

@@ -16,17 +16,24 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from rare_trt.errors import OutputError, RareTrtError
-from rare_trt.evaluation.cases import Case, find_cases, load_cases
+from rare_trt.evaluation.cases import Case, find_cases_in, load_cases
 from rare_trt.evaluation.layouts import check_names
 from rare_trt.storage.files import make_folder, unwritable, write_files
 from rare_trt.training.augmentation import augment
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts
+from rare_trt.training.head_cases import HeadCase
 from rare_trt.training.inputs import route_inputs
 from rare_trt.training.log import LogRow, csv_from_log, curves_png
 from rare_trt.training.losses import consistency_loss, one_hot, segmentation_loss
 from rare_trt.training.network import RareUNet
+from rare_trt.training.partial_labels import (
+    boxes_of_heads,
+    draw_box,
+    draw_partial_samples,
+    partial_loss,
+)
 from rare_trt.training.recipe import Recipe, check_sides
-from rare_trt.training.samples import TrainingSample, draw_samples
+from rare_trt.training.samples import TrainingSample, draw_samples, own_route
 from rare_trt.training.schedule import learning_rate
 from rare_trt.training.state import LOG, STATE, RunState, find_state
 from rare_trt.training.validation import validate
@@ -36,8 +43,11 @@ CLIP_NORM = 1.0
 VALIDATE_EVERY = 5
 
 
-def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
-    """Trains a network by `recipe` on the labelled scans in `data`; returns its checkpoint.
+def train(
+    data: Sequence[Path], out: Path, recipe: Recipe, heads: Sequence[HeadCase] = ()
+) -> Checkpoint:
+    """Trains a network by `recipe` on the labelled scans in the folders `data`, and in every epoch
+    on one hippocampus, partially labelled, of each of `heads`; returns its checkpoint.
 
     After every epoch `out` gets model.safetensors and config.json (the checkpoint),
     state.safetensors (for resuming) and log.csv, after every cycle curves.png. Run again with the
@@ -50,20 +60,28 @@ def train(data: Path, out: Path, recipe: Recipe) -> Checkpoint:
     recipe or of other cases, and where the loss or its gradient is not finite.
     """
     check_sides(recipe)
-    files = find_cases(data)
-    check_names(data, recipe.labels, recipe.channels)
+    files = find_cases_in(data)
+    for folder in data:
+        check_names(folder, recipe.labels, recipe.channels)
     network = recipe.network
     cases = load_cases(files, network.channels, network.classes, recipe.intensity)
     training, held_out = recipe.split(cases)
     if not training:
         raise RareTrtError(
-            f"{data}: the {len(cases)} case(s) are of one subject (cases_per_subject is "
+            f"{data[0]}: the {len(cases)} case(s) are of one subject (cases_per_subject is "
             f"{recipe.cases_per_subject}, counted by the last number in each name); expected at "
             "least two, one of them for validation: add cases, or correct the recipe"
         )
+    if any(all(own_route(case, recipe) for case in part) for part in (training, held_out)):
+        raise RareTrtError(
+            f"{data[0]}: route 0 has no case to be trained on or to be validated on: all are much "
+            f"coarser than {recipe.base_spacing_mm:g} mm (base_spacing_mm); expected some of that "
+            "spacing: add cases, or correct the recipe"
+        )
     _check_writable(out)
     facts = TrainingFacts.from_cases(cases, held_out, recipe.network.classes)
-    return _Run(recipe, training, held_out, facts, out).finish()
+    boxes = boxes_of_heads(heads, facts.typical_fov_mm)
+    return _Run(recipe, training, held_out, boxes, facts, out).finish()
 
 
 def _check_writable(out: Path) -> None:
@@ -99,10 +117,12 @@ class _Run:
         recipe: Recipe,
         training: list[Case],
         validation: list[Case],
+        boxes: list[Case],
         facts: TrainingFacts,
         out: Path,
     ) -> None:
         self.recipe, self.training, self.validation = recipe, training, validation
+        self.boxes = boxes
         self.facts, self.out = facts, out
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = compute_dtype(self.device)
@@ -113,7 +133,8 @@ class _Run:
             self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
-        self.batches = math.ceil(len(training) / recipe.batch)
+        # One of a head's two hippocampi in each epoch.
+        self.batches = math.ceil((len(training) + len(boxes) // 2) / recipe.batch)
         self.log: list[LogRow] = []
         self.done = 0
         self._resume()
@@ -127,7 +148,7 @@ class _Run:
                 last = epoch + 1 == self.recipe.epochs
                 if last:
                     balance_volumes(self._ema_network(), self.training, self.recipe)
-                if last or (epoch + 1) % VALIDATE_EVERY == 0:
+                if last or self._is_validated(epoch + 1):
                     row |= self._validate()
                 else:
                     # Dice belongs to the weights it was measured with.
@@ -138,28 +159,43 @@ class _Run:
                 bar.set_postfix(row)
         return self._checkpoint()
 
+    def _is_validated(self, done: int) -> bool:
+        """Whether the weights after `done` epochs are validated: large volumes take as long as an
+        epoch."""
+        if self.recipe.patch_voxels is not None:
+            return done in accumulate(self.recipe.cycles)
+        return done % VALIDATE_EVERY == 0
+
     def _train_epoch(self, epoch: int) -> float:
         """Trains epoch `epoch`, counted from 0, and returns its mean loss."""
         rng = np.random.default_rng([self.recipe.seed, epoch])
         torch.manual_seed(self.recipe.seed * 100_003 + epoch)
-        order = rng.permutation(len(self.training))
+        of_heads = rng.permutation(len(self.boxes))[: len(self.boxes) // 2]
+        order = rng.permutation([*range(len(self.training)), *(-1 - n for n in of_heads)])
         losses = []
         for step, batch in enumerate(np.array_split(order, self.batches), epoch * self.batches):
             rate = learning_rate(step, self.batches, self.recipe.cycles, self.recipe.learning_rate)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             for index in batch:
-                losses.append(self._accumulate(self.training[index], rng, len(batch)))
+                case = self.training[index] if index >= 0 else self.boxes[-1 - index]
+                losses.append(self._accumulate(case, rng, len(batch), partial=index < 0))
             self._update()
         return float(np.mean(losses))
 
-    def _accumulate(self, case: Case, rng: np.random.Generator, batch: int) -> float:
+    def _accumulate(
+        self, case: Case, rng: np.random.Generator, batch: int, *, partial: bool
+    ) -> float:
         """Adds one case's gradient. Cases run one by one: each keeps its own least padding."""
-        variant = augment(case, rng, self.recipe.network.classes, self.recipe.mirror_pairs)
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
-            samples = draw_samples(variant, rng, self.recipe)
-            loss = self._loss(samples, self._predict_teacher(variant))
+            if partial:
+                variant = draw_box(case, rng, self.facts.typical_fov_mm)
+                loss = self._partial_loss(draw_partial_samples(variant, rng, self.recipe))
+            else:
+                variant = augment(case, rng, self.recipe.network.classes, self.recipe.mirror_pairs)
+                samples = draw_samples(variant, rng, self.recipe)
+                loss = self._loss(samples, self._predict_teacher(variant))
         self.scaler.scale(loss / batch).backward()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -190,8 +226,26 @@ class _Run:
             logits = self.network.decode(self.network.deepen(skips), skips, route)
             target = self._target(sample, teacher)
             segmentation[route].append(segmentation_loss(inputs.resample_logits(logits), target))
-        loss = torch.stack([torch.stack(of_route).mean() for of_route in segmentation]).mean()
+        of_routes = [torch.stack(losses).mean() for losses in segmentation if losses]
+        loss = torch.stack(of_routes).mean()
         return loss + consistency_loss(gateways, encoder) if encoder and gateways else loss
+
+    def _partial_loss(self, samples: Sequence[TrainingSample]) -> Tensor:
+        """Mean loss over the samples of a partially labelled case."""
+        losses = []
+        for sample in samples:
+            inputs = route_inputs(
+                sample.voxels,
+                sample.grid,
+                sample.route,
+                sample.truth_grid,
+                self.recipe,
+                self.device,
+            )
+            labels = torch.from_numpy(sample.labels).to(self.device)
+            logits = inputs.predict(self.network, sample.route)
+            losses.append(partial_loss(logits, labels, self.recipe.rim_weight))
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def _predict_teacher(self, case: Case) -> Tensor | None:
@@ -240,7 +294,8 @@ class _Run:
 
     def _validate(self) -> LogRow:
         """Measures Dice with the EMA weights; returns the mean of each route for the log."""
-        mean = validate(self._ema_network(), self.validation, self.recipe).mean(axis=0)
+        scores = validate(self._ema_network(), self.validation, self.recipe)
+        mean = np.nanmean(scores, axis=0)
         self.facts = replace(self.facts, dice=tuple(tuple(row) for row in mean.round(4).tolist()))
         return {f"dice_route{r}": round(float(row.mean()), 4) for r, row in enumerate(mean)}
 
@@ -249,7 +304,8 @@ class _Run:
         return Checkpoint(self._ema_network().eval(), self.recipe, facts)
 
     def _case_names(self) -> list[list[str]]:
-        return [[case.name for case in cases] for cases in (self.training, self.validation)]
+        groups = (self.training, self.validation, *([self.boxes] if self.boxes else []))
+        return [[case.name for case in cases] for cases in groups]
 
     def _save(self) -> None:
         state = RunState(

@@ -23,10 +23,14 @@ from rare_trt.scan.geometry import Grid
 from rare_trt.training.inputs import route_inputs
 from rare_trt.training.network import RareUNet
 from rare_trt.training.recipe import Recipe
+from rare_trt.training.samples import own_route
 
 # The largest shift of a logit, far more than any trained network needs.
 LARGEST: Final = 4.0
 HALVINGS: Final = 12
+
+# Voxels over which volumes are balanced: some 500 crops of the hippocampus, 10 heads at 1 mm.
+MOST_VOXELS: Final = 30_000_000
 SWEEPS: Final = 3
 
 
@@ -40,14 +44,31 @@ def balance_volumes(network: RareUNet, cases: Sequence[Case], recipe: Recipe) ->
     network.eval()
     routes = range(recipe.network.routes)
     for route in tqdm(routes, "balancing", unit="route", leave=False):
-        factors = [2.0**route] if route == routes[-1] else [2.0**route, 1.5 * 2**route]
+        factors = [1.0] if route == routes[-1] else [1.0, 1.5]
         pairs = [
-            _predict(network, case, factor, route, recipe) for case in cases for factor in factors
+            _predict(
+                network, case, factor * 2.0 ** (route - own_route(case, recipe)), route, recipe
+            )
+            for case in _enough(cases, route, recipe)
+            for factor in factors
         ]
         shift = volume_shift([logits for logits, _ in pairs], [labels for _, labels in pairs])
         bias = network.get_parameter(f"heads.{route}.bias")
         bias.add_(torch.from_numpy(shift).to(bias.device))
     network.train()
+
+
+def _enough(cases: Sequence[Case], route: int, recipe: Recipe) -> list[Case]:
+    """Those of `cases` that `route` serves, in a random order that is always the same, until they
+    have `MOST_VOXELS`: all of them where they are small."""
+    chosen: list[Case] = []
+    voxels = 0
+    for index in np.random.default_rng(recipe.seed).permutation(len(cases)):
+        case = cases[index]
+        if own_route(case, recipe) <= route and voxels < MOST_VOXELS:
+            chosen.append(case)
+            voxels += case.labels.size
+    return chosen
 
 
 def volume_shift(

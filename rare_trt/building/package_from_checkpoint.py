@@ -129,8 +129,10 @@ def check_against_network(
 
 def _inputs_from_case(case: Case, route: int, recipe: Recipe) -> Inputs:
     """The graph's inputs for `case` averaged to the spacing of `route`, labels at base spacing."""
-    voxels, _ = pad_to_multiple(case.voxels, case.labels, 2**route)
-    inputs = downsampled_inputs(voxels, case.grid.spacing_mm, route, recipe, torch.device("cpu"))
+    factor = 2**route
+    voxels, _ = pad_to_multiple(case.voxels, case.labels, factor)
+    spacing, device = case.grid.spacing_mm, torch.device("cpu")
+    inputs = downsampled_inputs(voxels, spacing, factor, route, recipe, device)
     return {
         name: tensor.numpy() for name, tensor in zip(INPUT_NAMES, inputs.tensors(), strict=True)
     }

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from rare_trt.commands import Parsers
 
 
+# Heads are read at this spacing, or averaged to it.
+HEADS_MM = 2.0
+
+
 def add_parser(commands: Parsers) -> None:
     """Adds `train` to the command line."""
     parser = commands.add_parser(
@@ -22,11 +26,26 @@ def add_parser(commands: Parsers) -> None:
         "Segmentation Decathlon's layout or nnU-Net's. A second run resumes after the last "
         "finished epoch.",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="once per folder; scans of a folder may be coarser than another's",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint")
     parser.add_argument("--recipe", default="hippocampus", metavar="NAME|FILE.json")
     parser.add_argument(
         "--epochs", type=int, help="one cycle of this length; default: the recipe's"
+    )
+    parser.add_argument(
+        "--heads",
+        action="append",
+        default=[],
+        metavar="DIR=PROTOCOL",
+        help="whole heads with label maps of a protocol (dlmuse, freesurfer_head, or FILE.json), "
+        "which show the network other scanners; once per folder",
     )
     parser.set_defaults(run=run)
 
@@ -35,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     """Trains, or resumes a training, and prints the validation Dice."""
     require("train", "matplotlib", "scipy")
     try:
+        from rare_trt.training.head_cases import HeadSource, load_training_heads
         from rare_trt.training.recipe import load_recipe
         from rare_trt.training.trainer import train
     except ImportError as error:
@@ -42,7 +62,9 @@ def run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe)
     if options.epochs is not None:
         recipe = replace(recipe, cycles=(options.epochs,))
-    checkpoint = train(options.data, options.out, recipe)
+    sources = [HeadSource.from_text(text) for text in options.heads]
+    heads = load_training_heads(sources, HEADS_MM, recipe.seed)[0] if sources else []
+    checkpoint = train(options.data, options.out, recipe, heads)
     print_validation_dice(checkpoint.facts.dice)
     print(options.out)
     return 0

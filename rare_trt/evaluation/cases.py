@@ -67,6 +67,24 @@ def find_cases(folder: Path) -> list[CaseFiles]:
         )
     counts = Counter(case.name for case in cases)
     cases = [case if counts[case.name] == 1 else _with_folder(case, folder) for case in cases]
+    _check_each_once(cases)
+    return cases
+
+
+def find_cases_in(folders: Sequence[Path]) -> list[CaseFiles]:
+    """The labelled scans of several folders; those of equal names have their folder's name in front
+    of it. Raises ScanError as `find_cases`."""
+    found = [(folder, case) for folder in folders for case in find_cases(folder)]
+    counts = Counter(case.name for _, case in found)
+    cases = [
+        case if counts[case.name] == 1 else replace(case, name=f"{folder.name}/{case.name}")
+        for folder, case in found
+    ]
+    _check_each_once(cases)
+    return cases
+
+
+def _check_each_once(cases: Sequence[CaseFiles]) -> None:
     counts = Counter(case.name for case in cases)
     twice = [str(case.image) for case in cases if counts[case.name] > 1]
     if twice:
@@ -74,7 +92,6 @@ def find_cases(folder: Path) -> list[CaseFiles]:
             f"{', '.join(twice)}: are of one case, by their names; expected each case once: remove "
             "or rename the others"
         )
-    return cases
 
 
 def load_cases(
