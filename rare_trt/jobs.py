@@ -98,6 +98,9 @@ def check_outputs(jobs: Sequence[Job], table: Path | None) -> None:
             f"{path}: is to be written twice, for {other.scan} and {job.scan}: rename one of them, "
             "or segment them apart"
         )
+    for folder in {str(folder) for path in writers for folder in Path(path).parents}:
+        if folder in writers:
+            raise OutputError(f"{folder}: is to be a file and a folder: name another output")
 
 
 def _check_suffix(paths: Sequence[Path | None], suffix: str) -> None:
@@ -243,6 +246,7 @@ class RemoteExecutor:
             contents[job.picture] = files[PICTURE]
         if job.report is not None:
             contents[job.report] = files[REPORT]
-        drop_unchanged_names(contents, job.labels)
+        if not job.overwrite:
+            drop_unchanged_names(contents, job.labels)
         write_files(contents, overwrite=job.overwrite)
         return summary

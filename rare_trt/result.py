@@ -136,7 +136,8 @@ class Result:
             picture=None if picture is None else Path(picture),
         )
         with Stopwatch(self.timings_ms)("write"):
-            drop_unchanged_names(contents, Path(labels))
+            if not overwrite:
+                drop_unchanged_names(contents, Path(labels))
             write_files(contents, overwrite=overwrite)
 
     def files(
