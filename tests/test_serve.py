@@ -379,17 +379,25 @@ def test_a_report_of_another_version_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_client_loads_nothing_that_computes(server: Running, scan: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_a_client_loads_nothing_that_computes(
+    server: Running, scan: Path, tmp_path: Path, several: bool
+) -> None:
     code = "import sys; from rare_trt.cli import main; status = main(sys.argv[1:]); "
     code += "heavy = 'openvino', 'torch', 'uvicorn', 'PIL', 'numpy', 'nibabel'; "
     code += "print([name for name in heavy if name in sys.modules])"
-    out = tmp_path / "l.nii.gz"
-    command = [sys.executable, "-c", code, "infer", str(scan), "-o", str(out)]
+    inputs, out, written = scan, tmp_path / "l.nii.gz", tmp_path / "l.nii.gz"
+    if several:
+        inputs, out, written = tmp_path / "in", tmp_path / "out", tmp_path / "out" / "t.csv"
+        inputs.mkdir()
+        shutil.copy(scan, inputs)
+    command = [sys.executable, "-c", code, "infer", str(inputs), "-o", str(out)]
+    command += ["--table", str(written), "--skip-existing"] if several else []
     done = subprocess.run(
         [*command, "--server", server.address], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
-    assert out.exists()
+    assert written.exists()
 
 
 @pytest.mark.parametrize(
