@@ -293,13 +293,13 @@ def test_label_names_that_deleted_labels_left_are_no_obstacle(
         assert names.read_bytes() == NAMES
 
 
-# Labels are told from scans by their headers.
+# Labels and scans are distinguished by their headers.
 
 
 def test_a_scan_beside_its_labels_is_segmented(
     shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """x.nii.gz is the scan and x.nii its labels: each says so itself."""
+    """x.nii.gz is the scan and x.nii its labels, by their own headers."""
     folder = tmp_path / "in"
     folder.mkdir()
     shutil.copy(shared_data / "reported" / "case-5" / "in" / "x.nii.gz", folder)
@@ -308,7 +308,7 @@ def test_a_scan_beside_its_labels_is_segmented(
     out, err = capsys.readouterr()
     line = "x.nii.gz: anterior hippocampus 2064 mm3, posterior hippocampus 1442 mm3; no flags\n"
     assert line in out
-    assert f"{folder / 'x.nii'}: holds labels, as its header says" in err
+    assert f"{folder / 'x.nii'}: holds labels, as its header states" in err
     with gzip.open(tmp_path / "out" / "x.nii.gz") as labels:
         assert labels.read() == (folder / "x.nii").read_bytes()
 
@@ -316,7 +316,7 @@ def test_a_scan_beside_its_labels_is_segmented(
 @pytest.mark.parametrize("version", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_the_first_bytes_say_whether_a_file_holds_labels(
+def test_the_first_bytes_show_whether_a_file_holds_labels(
     tmp_path: Path, version: Any, order: str, suffix: str
 ) -> None:
     voxels = np.random.default_rng(0).integers(0, 255, (40, 40, 40), np.uint8)

@@ -261,7 +261,7 @@ def test_labels_beside_scans_are_no_scans(
     scan.with_name("._scan.nii.gz").write_bytes(b"what some systems leave beside a file")
     assert main(["infer", str(scan.parent), "-o", str(tmp_path / "out")]) == 0
     labels = scan.with_name("scan_labels.nii.gz")
-    assert f"{labels}: holds labels, as its header says" in capsys.readouterr().err
+    assert f"{labels}: holds labels, as its header states" in capsys.readouterr().err
     assert files(tmp_path / "out") == ["scan.nii.gz", "scan_dseg.tsv"]
 
 

@@ -107,7 +107,7 @@ static int set_affine(const nifti_image* nim, double affine[16]) {
 static int set_scan(nifti_image* nim, rare_trt_scan* scan) {
   memset(scan, 0, sizeof *scan);
   if (nim->intent_code == NIFTI_INTENT_LABEL) {
-    return fail("the file holds labels, as its header says: name the scan");
+    return fail("the file holds labels, as its header states: name the scan");
   }
   if (dtype_of(nim->datatype) == 0)
     return fail("the voxels are not real numbers: convert the scan");

@@ -26,8 +26,8 @@ MOST_OTHERS: Final = 20
 class ScansInFolder:
     """The scans in the folder `root`, each with the folder below it that it lies in.
 
-    `left_out` says of everything else why it is no scan, one sentence each; hidden files and
-    folders are not mentioned.
+    `left_out` has one sentence on everything else, with the reason; hidden files and folders are
+    not mentioned.
     """
 
     root: Path
@@ -39,8 +39,8 @@ def find_scans(root: Path, *, recursive: bool, outputs: Collection[Path]) -> Sca
     """The scans (.nii, .nii.gz) in the folder `root`, in the order of their names.
 
     With `recursive` also those in the folders below, links to folders included, each folder once;
-    but not in folders below that are one of the `outputs`. Files whose headers say that they hold
-    labels are left out. Raises ScanError where no scan is left.
+    but not in folders below that are one of the `outputs`. Files that are labels by their headers
+    are left out. Raises ScanError where no scan is left.
     """
     return _Search(root, recursive, {realpath(path) for path in outputs}).run()
 
@@ -83,7 +83,7 @@ class _Search:
                 self._others.append(child)
             elif holds_labels(child):
                 self._labels += 1
-                self._found.left_out.append(f"{child}: holds labels, as its header says")
+                self._found.left_out.append(f"{child}: holds labels, as its header states")
             else:
                 self._found.scans.append((child, below))
 
@@ -101,7 +101,7 @@ class _Search:
         if self._labels:
             return (
                 f"a folder without scans (its {self._labels} NIfTI files hold labels, as their "
-                "headers say): name the folder of the scans"
+                "headers state): name the folder of the scans"
             )
         if any(_are_dicom(self._others[:MOST_OTHERS])):
             return (

@@ -243,6 +243,8 @@ def _run_several(
     def record(job: Job, outcome: Outcome) -> None:
         outcomes[job] = outcome
         tqdm.write(outcome_line(job, outcome), file=sys.stdout)
+        # Also into a pipe each line comes when its scan is done.
+        sys.stdout.flush()
 
     for job, outcome in outcomes.items():
         print(outcome_line(job, outcome))

@@ -1,4 +1,4 @@
-"""The mark by which a NIfTI file says that its voxels are labels: its header's intent.
+"""The mark of a NIfTI file whose voxels are labels: its header's intent.
 
 Loads neither numpy nor nibabel: clients of a server search folders with it.
 """
@@ -29,7 +29,7 @@ GZIP_WINDOW_BITS: Final = 31
 
 
 def holds_labels(path: Path) -> bool:
-    """Whether the header of the file at `path` (.nii or .nii.gz) says that its voxels are labels.
+    """Whether the voxels of the file at `path` (.nii or .nii.gz) are labels, by its header.
 
     Only the file's first bytes are read. False where they cannot be read or are no header.
     """

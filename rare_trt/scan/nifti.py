@@ -75,10 +75,10 @@ def too_large(path: str) -> ScanError:
 
 
 def refuse_labels(header: nib.Nifti1Header) -> None:
-    """Raises ScanError where the header says that its voxels are labels."""
+    """Raises ScanError where the voxels are labels, by their header's intent."""
     if int(header["intent_code"]) == LABEL_INTENT:
         raise ScanError(
-            f"the file holds labels, as its header says (intent code {LABEL_INTENT}); expected "
+            f"the file holds labels, as its header states (intent code {LABEL_INTENT}); expected "
             "grey values: name the scan, or set the code to 0 where it is wrong"
         )
 
@@ -88,7 +88,7 @@ def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: b
 
     Where `grid` is the one that the scan's header places it on, affine and codes are the scan's,
     bit for bit. Nothing else comes along: not scaling, intent or display range, nor text, which can
-    contain a patient's name. The file's own intent says that it holds labels of rare-trt.
+    contain a patient's name. The file's own intent marks it as labels of rare-trt.
     """
     header = type(scan.header)()
     header.set_data_dtype(np.uint8)

@@ -51,7 +51,7 @@ def stem(path: Path) -> str:
 
 def names_path(labels: Path) -> Path:
     """The path of the label names beside the file `labels`: X_dseg.tsv for X.nii.gz, and for
-    X_dseg.nii.gz too, whose name says already that it holds a discrete segmentation (BIDS)."""
+    X_dseg.nii.gz too, whose name has BIDS' end of a discrete segmentation already."""
     return labels.with_name(f"{stem(labels).removesuffix(DSEG)}{DSEG}.tsv")
 
 
