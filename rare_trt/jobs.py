@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from rare_trt.segmenter import Segmenter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One scan, as one file or one file per channel, and the paths of its outputs, which may exist
-    already with `overwrite`."""
+    already with `overwrite`. Two jobs are never equal, so that outcomes are looked up by job."""
 
     files: tuple[Path, ...]
     labels: Path
@@ -135,6 +135,15 @@ def prefix_scan_name(files: Sequence[Path]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class BoxSummary:
+    """What is tabulated of one segmented part of a scan: the box around `at_mm`, or all of it."""
+
+    at_mm: Triple | None
+    volumes_mm3: Mapping[str, float]
+    flags: Sequence[str]
+
+
+@dataclass(frozen=True)
 class ScanSummary:
     """What is printed and tabulated of one segmented scan.
 
@@ -146,7 +155,7 @@ class ScanSummary:
     route: str
     route_index: int
     spacing_mm: Triple
-    at_mm: Triple | None
+    boxes: Sequence[BoxSummary]
     volumes_mm3: Mapping[str, float]
     flags: Sequence[str]
     computed: str
@@ -163,7 +172,7 @@ def summary_from_report(report: Mapping[str, Any], total_ms: float) -> ScanSumma
         route=report["route"]["explained"],
         route_index=report["route"]["route"],
         spacing_mm=scan["spacing_mm"],
-        at_mm=report["at_mm"],
+        boxes=[BoxSummary(report["at_mm"], report["volumes_mm3"], report["flags"])],
         volumes_mm3=report["volumes_mm3"],
         flags=report["flags"],
         computed=f"{report['backend']} {report['precision']}",

@@ -148,13 +148,20 @@ def test_the_table_has_a_row_per_scan(scans: Path, tmp_path: Path) -> None:
 
 
 def test_one_scan_has_a_table_too(scans: Path, tmp_path: Path) -> None:
-    table, point = tmp_path / "table.csv", "--at=-28,-20,-18"
+    table = tmp_path / "table.csv"
     assert infer(scans / "a.nii.gz", "--table", table) == 0
     (row,) = rows(table)
     assert (row["scan"], row["status"]) == (str(scans / "a.nii.gz"), "segmented")
+    # Its own middle: the box is the whole scan.
+    image = nib.load(scans / "b.nii.gz")
+    middle = nib.affines.apply_affine(image.affine, (np.array(image.shape) - 1) / 2)
+    at = ",".join(f"{x:g}" for x in middle)
+    assert infer(scans / "b.nii.gz", "--table", table, "--overwrite", f"--at={at}") == 0
+    (row,) = rows(table)
+    assert (row["at_mm"], row["status"]) == (at, "segmented")
     bad = scans / "bad.nii.gz"
     bad.write_bytes(b"not a scan")
-    assert infer(bad, "--table", table, "--overwrite", point) == 1
+    assert infer(bad, "--table", table, "--overwrite") == 1
     (row,) = rows(table)
     assert (row["status"], row["reason"][: len(str(bad))]) == ("failed", str(bad))
 

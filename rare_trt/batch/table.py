@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from rare_trt.batch.outcome import Failure, Outcome, Skip
 from rare_trt.errors import OutputError
-from rare_trt.jobs import Job, ScanSummary
+from rare_trt.jobs import BoxSummary, Job, ScanSummary
 from rare_trt.storage.files import refuse_existing, write_files
 
 # A cell by the name of its column.
@@ -31,26 +31,31 @@ BETWEEN_FLAGS: Final = " | "
 
 
 def rows_from_outcome(job: Job, outcome: Outcome) -> list[Row]:
-    """The rows of one scan."""
+    """The rows of one scan: one per segmented box, or one."""
     row = {"scan": _text(job.scan), "labels": _text(job.labels)}
     if isinstance(outcome, ScanSummary):
-        return [row | {"status": "segmented"} | _cells(outcome)]
+        row |= {"status": "segmented"} | _scan_cells(outcome)
+        return [row | _box_cells(box) for box in outcome.boxes]
     status = "skipped" if isinstance(outcome, Skip) else "failed"
     return [row | {"status": status, "reason": _printable(outcome.reason)}]
 
 
-def _cells(summary: ScanSummary) -> Row:
-    point = summary.at_mm
+def _scan_cells(summary: ScanSummary) -> Row:
     return {
-        "at_mm": "" if point is None else ",".join(f"{x:g}" for x in point),
         "route": str(summary.route_index),
         "spacing_mm": " x ".join(f"{size:.6g}" for size in summary.spacing_mm),
         "computed": summary.computed,
         "seconds": f"{summary.total_ms / 1e3:.3f}",
-        "flags": str(len(summary.flags)),
-        "flag_sentences": BETWEEN_FLAGS.join(summary.flags),
-        **{f"{VOLUME}{name}": f"{mm3:.3f}" for name, mm3 in summary.volumes_mm3.items()},
         **{f"{part}_sha256": digest for part, digest in summary.sha256.items()},
+    }
+
+
+def _box_cells(box: BoxSummary) -> Row:
+    return {
+        "at_mm": "" if box.at_mm is None else ",".join(f"{x:g}" for x in box.at_mm),
+        "flags": str(len(box.flags)),
+        "flag_sentences": BETWEEN_FLAGS.join(box.flags),
+        **{f"{VOLUME}{name}": f"{mm3:.3f}" for name, mm3 in box.volumes_mm3.items()},
     }
 
 
