@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import realpath
@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rare_trt.errors import OutputError, ScanError
 from rare_trt.options import SegmentOptions
 from rare_trt.serving.client import Client
-from rare_trt.storage.files import write_files
+from rare_trt.storage.files import refuse_existing, write_files
 from rare_trt.storage.naming import (
     LABEL_NAMES,
     LABELS,
     PICTURE,
     REPORT,
     SCAN_SUFFIXES,
+    drop_unchanged_names,
     is_compressed,
+    is_names_file,
     names_path,
     output_paths,
     read_scan_file,
@@ -34,18 +36,21 @@ from rare_trt.storage.naming import (
 
 if TYPE_CHECKING:
     from rare_trt.result import Result
+    from rare_trt.scan.geometry import Triple
     from rare_trt.scan.nifti import Scan
     from rare_trt.segmenter import Segmenter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """One scan, as one file or one file per channel, and the paths of its outputs."""
+    """One scan, as one file or one file per channel, and the paths of its outputs, which may exist
+    already with `overwrite`. Two jobs are never equal, so that outcomes are looked up by job."""
 
     files: tuple[Path, ...]
     labels: Path
     report: Path | None
     picture: Path | None
+    overwrite: bool = False
 
     @property
     def scan(self) -> Path:
@@ -57,38 +62,64 @@ class Job:
         return output_paths(self.labels, self.report, self.picture)
 
 
-def labels_beside(scan: Path) -> Path:
-    """The default path of a scan's labels."""
-    return scan.with_name(f"{scan_stem(scan)}_labels.nii.gz")
-
-
 def scan_stem(scan: Path) -> str:
     """The scan's name without .nii.gz, .nii, .mgz or .mgh, or all of it where it has none."""
     return stem(scan) if scan.name.lower().endswith(SCAN_SUFFIXES) else scan.name
 
 
-def check_outputs(jobs: Sequence[Job]) -> None:
-    """Raises OutputError where an output is an input too, is written twice, or is misnamed."""
-    for job in jobs:
-        if job.picture and job.picture.suffix.lower() != ".png":
-            raise OutputError(f"{job.picture}: expected a name that ends in .png: rename it")
+def output_at(path: Path, scan: Path, suffix: str) -> Path:
+    """The output of `scan` at `path`: the file itself, or in a folder one of the scan's name."""
+    return path / f"{scan_stem(scan)}{suffix}" if path.is_dir() else path
+
+
+def check_outputs(jobs: Sequence[Job], table: Path | None) -> None:
+    """Raises OutputError where an output of a job or the `table` of all is an input too, is written
+    twice, or is misnamed."""
+    _check_suffix([job.picture for job in jobs], ".png")
+    _check_suffix([table], ".csv")
+    outputs: list[tuple[Path, Job | None]] = [(path, j) for j in jobs for path in j.outputs()]
+    if table is not None:
+        outputs.append((table, None))
     # Not Path.resolve, which raises where links form a circle: reading and writing report that
     # better.
     inputs = {realpath(path) for job in jobs for path in job.files}
-    writers: dict[str, Job] = {}
-    for job in jobs:
-        for path in map(realpath, job.outputs()):
-            if path in inputs:
-                raise OutputError(f"{path}: is an input: name another output")
-            if path not in writers:
-                writers[path] = job
-            elif writers[path] is job:
-                raise OutputError(f"{path}: is to be written twice: name another output")
-            else:
-                raise OutputError(
-                    f"{path}: is to be written twice, for {writers[path].scan} and {job.scan}: "
-                    "rename one of them, or segment them apart"
-                )
+    writers: dict[str, Job | None] = {}
+    for output, job in outputs:
+        path = realpath(output)
+        if path in inputs:
+            raise OutputError(f"{path}: is an input: name another output")
+        if path not in writers:
+            writers[path] = job
+            continue
+        other = writers[path]
+        if job is None or other is None or other is job:
+            raise OutputError(f"{path}: is to be written twice: name another output")
+        raise OutputError(
+            f"{path}: is to be written twice, for {other.scan} and {job.scan}: rename one of them, "
+            "or segment them apart"
+        )
+    for folder in {str(folder) for path in writers for folder in Path(path).parents}:
+        if folder in writers:
+            raise OutputError(f"{folder}: is to be a file and a folder: name another output")
+
+
+def _check_suffix(paths: Sequence[Path | None], suffix: str) -> None:
+    for path in paths:
+        if path is not None and path.suffix.lower() != suffix:
+            raise OutputError(f"{path}: expected a name that ends in {suffix}: rename it")
+
+
+def refuse_outputs(job: Job) -> None:
+    """Raises OutputError where an output exists already and may not be replaced.
+
+    A file of label names is no obstacle here: deleted labels leave it behind, and where it has
+    other names than the scan's labels, it is refused when they are written.
+    """
+    if job.overwrite:
+        return
+    names = names_path(job.labels)
+    left_over = is_names_file(names)
+    refuse_existing([path for path in job.outputs() if not (left_over and path == names)])
 
 
 @contextmanager
@@ -104,14 +135,50 @@ def prefix_scan_name(files: Sequence[Path]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class BoxSummary:
+    """What is tabulated of one segmented part of a scan: the box around `at_mm`, or all of it."""
+
+    at_mm: Triple | None
+    volumes_mm3: Mapping[str, float]
+    flags: Sequence[str]
+
+
+@dataclass(frozen=True)
 class ScanSummary:
-    """Summary printed for one scan; `computed` names backend and precision."""
+    """What is printed and tabulated of one segmented scan.
+
+    `route` explains the choice of route `route_index`; `computed` names backend and precision.
+    `sha256` has the hashes of the scan (one per channel file) and of the package's manifest, graph
+    and weights by these names. `total_ms` is the time from file to files.
+    """
 
     route: str
-    volumes_mm3: dict[str, float]
+    route_index: int
+    spacing_mm: Triple
+    boxes: Sequence[BoxSummary]
+    volumes_mm3: Mapping[str, float]
     flags: Sequence[str]
     computed: str
+    sha256: Mapping[str, str]
     total_ms: float
+
+
+def summary_from_report(report: Mapping[str, Any], total_ms: float) -> ScanSummary:
+    """The summary of the scan whose report this is; raises KeyError or TypeError where the report
+    is not one of this version."""
+    scan, package = report["scan"], report["package"]
+    hashes = {part: str(package[f"{part}_sha256"]) for part in ("manifest", "graph", "weights")}
+    return ScanSummary(
+        route=report["route"]["explained"],
+        route_index=report["route"]["route"],
+        spacing_mm=scan["spacing_mm"],
+        boxes=[BoxSummary(report["at_mm"], report["volumes_mm3"], report["flags"])],
+        volumes_mm3=report["volumes_mm3"],
+        flags=report["flags"],
+        computed=f"{report['backend']} {report['precision']}",
+        sha256={"scan": scan.get("sha256") or " ".join(scan["channel_sha256"]), **hashes},
+        total_ms=total_ms,
+    )
 
 
 class Executor(Protocol):
@@ -137,7 +204,6 @@ class LocalExecutor:
 
     segmenter: Segmenter
     options: SegmentOptions
-    overwrite: bool
 
     def read(self, job: Job) -> Scan:
         """Reads and validates the job's scan."""
@@ -150,15 +216,8 @@ class LocalExecutor:
 
     def save(self, job: Job, result: Result) -> ScanSummary:
         """Writes every output of the job, or none."""
-        result.save(job.labels, report=job.report, picture=job.picture, overwrite=self.overwrite)
-        names = result.package.manifest.model.labels[1:]
-        return ScanSummary(
-            str(result.route),
-            dict(zip(names, result.volumes_mm3, strict=True)),
-            result.flags(),
-            f"{result.backend} {result.precision}",
-            sum(result.timings_ms.values()),
-        )
+        result.save(job.labels, report=job.report, picture=job.picture, overwrite=job.overwrite)
+        return summary_from_report(result.report(), sum(result.timings_ms.values()))
 
 
 @dataclass(frozen=True)
@@ -167,7 +226,6 @@ class RemoteExecutor:
 
     client: Client
     options: SegmentOptions
-    overwrite: bool
 
     def read(self, job: Job) -> bytes:
         """Reads the scan's file."""
@@ -186,7 +244,7 @@ class RemoteExecutor:
         files, total_ms = result
         try:
             # Before anything is written.
-            summary = _summary_from_report(json.loads(files[REPORT]), total_ms)
+            summary = summary_from_report(json.loads(files[REPORT]), total_ms)
         except (ValueError, KeyError, TypeError) as error:
             raise self.client.unexpected_response_error() from error
         labels = files[LABELS]
@@ -197,15 +255,7 @@ class RemoteExecutor:
             contents[job.picture] = files[PICTURE]
         if job.report is not None:
             contents[job.report] = files[REPORT]
-        write_files(contents, overwrite=self.overwrite)
+        if not job.overwrite:
+            drop_unchanged_names(contents, job.labels)
+        write_files(contents, overwrite=job.overwrite)
         return summary
-
-
-def _summary_from_report(report: dict[str, Any], total_ms: float) -> ScanSummary:
-    return ScanSummary(
-        report["route"]["explained"],
-        report["volumes_mm3"],
-        report["flags"],
-        f"{report['backend']} {report['precision']}",
-        total_ms,
-    )

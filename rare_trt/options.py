@@ -93,12 +93,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, dest=option.keyword, help=option.help, **kind)
 
 
-def options_from_query(query: Mapping[str, str]) -> SegmentOptions:
-    """The options in a query; raises ArgumentTypeError for an unknown name or an invalid value."""
+def options_from_query(query: Mapping[str, str], *others: str) -> SegmentOptions:
+    """The options in a query; raises ArgumentTypeError for an unknown name or an invalid value.
+
+    `others` are names that a query may have beside those of options.
+    """
     known = {option.name: option for option in OPTIONS}
     unknown = [name for name in query if name not in known]
     if unknown:
-        names = ", ".join(known)
+        names = ", ".join((*known, *others))
         raise argparse.ArgumentTypeError(
             f"{unknown[0]!r} is not an option; expected one of {names}"
         )

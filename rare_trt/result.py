@@ -20,7 +20,7 @@ from rare_trt.scan.geometry import Grid, Triple, Volume
 from rare_trt.scan.nifti import Scan, label_bytes
 from rare_trt.stopwatch import Stopwatch
 from rare_trt.storage.files import write_files
-from rare_trt.storage.naming import is_compressed, names_path
+from rare_trt.storage.naming import drop_unchanged_names, is_compressed, names_path, names_tsv
 
 # The distributions whose versions a report names: all that touches voxels.
 REPORTED: Final = ("rare-trt", "openvino", "numpy", "nibabel")
@@ -136,6 +136,8 @@ class Result:
             picture=None if picture is None else Path(picture),
         )
         with Stopwatch(self.timings_ms)("write"):
+            if not overwrite:
+                drop_unchanged_names(contents, Path(labels))
             write_files(contents, overwrite=overwrite)
 
     def files(
@@ -145,7 +147,7 @@ class Result:
         with Stopwatch(self.timings_ms)("encode"):
             compressed = is_compressed(labels)
             contents = {labels: label_bytes(self.labels, self.scan, self.grid, compressed)}
-            contents[names_path(labels)] = self._names_tsv()
+            contents[names_path(labels)] = names_tsv(self.package.manifest.model.labels)
             if picture is not None:
                 contents[picture] = self._picture()
         if report is not None:
@@ -159,8 +161,3 @@ class Result:
         ]
         labels = Volume(self.labels, self.grid)
         return picture_png(self.scan.volume, labels, str(self.route), legend)
-
-    def _names_tsv(self) -> bytes:
-        names = self.package.manifest.model.labels
-        rows = [f"{value}\t{name}" for value, name in enumerate(names)]
-        return ("index\tname\n" + "\n".join(rows) + "\n").encode()

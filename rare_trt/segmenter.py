@@ -30,7 +30,7 @@ from rare_trt.scan.channels import read_channels
 from rare_trt.scan.field_of_view import select_region
 from rare_trt.scan.geometry import Array, Grid, Shape, Triple
 from rare_trt.scan.intensity import normalise
-from rare_trt.scan.nifti import Scan, read_scan
+from rare_trt.scan.nifti import Scan, read_scan, refuse_labels
 from rare_trt.scan.out_of_distribution import out_of_distribution_flags
 from rare_trt.scan.validation import check_channels, check_voxels
 from rare_trt.sessions.golden import read_golden_vectors
@@ -158,6 +158,7 @@ class Segmenter:
                 check_channels(scan.volume.voxels.shape, len(model.channels))
             else:
                 check_voxels(scan.volume.voxels, len(model.channels))
+            refuse_labels(scan.header)
             remarks = list(scan.remarks)
         with clock("prepare"):
             region = select_region(scan.volume, model.field_of_view_mm, at)

@@ -111,7 +111,7 @@ def test_nothing_that_could_name_a_patient_or_mislead_a_viewer_is_kept(scan: Pat
     assert main(["infer", str(scan), "-o", str(out)]) == 0
     assert DIRTY not in gzip.decompress(out.read_bytes())
     labels = nib.load(out).header
-    assert (labels["cal_max"], labels["intent_code"]) == (0.0, 0)
+    assert (labels["cal_max"], *labels.get_intent()) == (0.0, "label", (), "rare-trt labels")
     assert labels.get_slope_inter() in ((1.0, 0.0), (None, None))
 
 
@@ -260,7 +260,8 @@ def test_labels_beside_scans_are_no_scans(
     assert main(["infer", str(scan)]) == 0
     scan.with_name("._scan.nii.gz").write_bytes(b"what some systems leave beside a file")
     assert main(["infer", str(scan.parent), "-o", str(tmp_path / "out")]) == 0
-    assert f"{scan.parent}: 1 left out as labels" in capsys.readouterr().err
+    labels = scan.with_name("scan_labels.nii.gz")
+    assert f"{labels}: holds labels, as its header states" in capsys.readouterr().err
     assert files(tmp_path / "out") == ["scan.nii.gz", "scan_dseg.tsv"]
 
 
@@ -405,7 +406,7 @@ def changed(scan: Path, kind: str) -> tuple[str, ...]:
         ("text", "not a NIfTI file"),
         ("truncated", "gzip stream is damaged"),
         ("checksum", "gzip stream is damaged"),
-        ("folder", "a folder without .nii"),
+        ("folder", "a folder without scans (.nii"),
         ("4d", "3 channels or time points"),
         ("nan", "1 of "),
         ("constant", "no contrast"),

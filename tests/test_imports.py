@@ -34,6 +34,7 @@ FLOORS = (
     ("building",),
     ("serving",),
     ("jobs", "bench"),
+    ("batch",),
     ("commands",),
     ("cli",),
 )

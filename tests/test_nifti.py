@@ -400,7 +400,7 @@ def test_intent_and_timing_do_not_come_along() -> None:
         intent_code=3, intent_p1=9.0, toffset=3.0, slice_code=1, slice_end=6, slice_duration=0.1
     )
     header = image_of(labels_of(scan_of(data))).header
-    assert header.get_intent() == ("none", (), "")
+    assert header.get_intent() == ("label", (), "rare-trt labels")
     for field in ("intent_p1", "toffset", "slice_code", "slice_end", "slice_duration", "dim_info"):
         assert header[field] == 0, field
 

@@ -15,8 +15,8 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 STAGES = ("training", "export", "calibration", "engines")
 WINGS = (
-    *("bench", "building", "commands", "evaluation", "package", "plan", "scan", "serving"),
-    *("sessions", "storage"),
+    *("batch", "bench", "building", "commands", "evaluation", "package", "plan", "scan"),
+    *("serving", "sessions", "storage"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -151,12 +152,17 @@ def damaged(scan: Path, folder: Path, kind: str) -> Path:
         bad.write_bytes(scan.read_bytes()[:-500])
     elif kind == "head":
         nib.save(nib.Nifti1Image(np.tile(image.dataobj, (4, 4, 4)), image.affine), bad)
+    elif kind == "labels":
+        image.header.set_intent("label")
+        nib.save(image, bad)
     elif kind == "constant":
         nib.save(nib.Nifti1Image(np.full(image.shape, 7, np.int16), image.affine), bad)
     return bad
 
 
-@pytest.mark.parametrize("kind", ["absent", "text", "empty", "truncated", "head", "constant"])
+@pytest.mark.parametrize(
+    "kind", ["absent", "text", "empty", "truncated", "head", "labels", "constant"]
+)
 def test_a_scan_is_refused_with_infers_sentence(
     server: Running, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
@@ -213,6 +219,40 @@ def test_a_folder_through_a_server_goes_on_after_a_bad_scan(
     assert "2 of 3 scans" in captured.out
     assert "bad.nii: not a NIfTI file" in captured.err
     assert len(list(out.glob("*.nii.gz"))) == 2
+
+
+def test_a_folder_through_a_server_is_a_folder(
+    server: Running, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same lines, flags, table, reports and pictures."""
+    scans = tmp_path / "in"
+    scans.mkdir()
+    shutil.copy(scan, scans / "a.nii.gz")
+    image = nib.load(scan)
+    voxels = image.get_fdata(dtype=np.float32)
+    nib.save(nib.Nifti1Image(voxels.max() - voxels, image.affine), scans / "negative.nii.gz")
+    (scans / "bad.nii").write_bytes(b"not a scan")
+    printed, tables = [], []
+    for server_options in ([], ["--server", server.address]):
+        out = tmp_path / "out"
+        arguments = ["infer", str(scans), "-o", str(out), "--report", str(out)]
+        arguments += ["--picture", str(out), "--table", str(out / "t.csv"), *server_options]
+        assert main(arguments) == 1
+        text, err = capsys.readouterr()
+        printed.append((text, err[err.rindex("rare-trt: flagged") :]))
+        with (out / "t.csv").open(newline="") as file:
+            tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+        names = {path.name for path in out.iterdir()}
+        assert names == {"t.csv"} | {
+            f"{name}{end}"
+            for name in ("a", "negative")
+            for end in (".nii.gz", "_dseg.tsv", ".json", ".png")
+        }
+        shutil.rmtree(out)
+    assert printed[0] == printed[1]
+    assert tables[0] == tables[1]
+    assert "negative.nii.gz: " in printed[1][1]
+    assert [row["status"] for row in tables[1]] == ["segmented", "failed", "segmented"]
 
 
 @pytest.mark.parametrize(
@@ -339,17 +379,25 @@ def test_a_report_of_another_version_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_client_loads_nothing_that_computes(server: Running, scan: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_a_client_loads_nothing_that_computes(
+    server: Running, scan: Path, tmp_path: Path, several: bool
+) -> None:
     code = "import sys; from rare_trt.cli import main; status = main(sys.argv[1:]); "
     code += "heavy = 'openvino', 'torch', 'uvicorn', 'PIL', 'numpy', 'nibabel'; "
     code += "print([name for name in heavy if name in sys.modules])"
-    out = tmp_path / "l.nii.gz"
-    command = [sys.executable, "-c", code, "infer", str(scan), "-o", str(out)]
+    inputs, out, written = scan, tmp_path / "l.nii.gz", tmp_path / "l.nii.gz"
+    if several:
+        inputs, out, written = tmp_path / "in", tmp_path / "out", tmp_path / "out" / "t.csv"
+        inputs.mkdir()
+        shutil.copy(scan, inputs)
+    command = [sys.executable, "-c", code, "infer", str(inputs), "-o", str(out)]
+    command += ["--table", str(written), "--skip-existing"] if several else []
     done = subprocess.run(
         [*command, "--server", server.address], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
-    assert out.exists()
+    assert written.exists()
 
 
 @pytest.mark.parametrize(
@@ -360,6 +408,7 @@ def test_a_client_loads_nothing_that_computes(server: Running, scan: Path, tmp_p
         ("?at=1,2", b"", {}, 400, "not a valid point"),
         ("?spacing_out=fine", b"", {}, 400, "is not a number"),
         ("?rote=1", b"", {}, 400, "'rote' is not an option; expected one of route, at"),
+        ("?x=1", b"", {}, 400, "spacing_out, strict, picture"),
         ("?route=1&route=2", b"", {}, 400, "is given twice"),
         ("?route", b"", {}, 400, "query is malformed"),
         ("?route=%ff", b"", {}, 400, "query is malformed"),

@@ -106,6 +106,9 @@ static int set_affine(const nifti_image* nim, double affine[16]) {
 
 static int set_scan(nifti_image* nim, rare_trt_scan* scan) {
   memset(scan, 0, sizeof *scan);
+  if (nim->intent_code == NIFTI_INTENT_LABEL) {
+    return fail("the file holds labels, as its header states: name the scan");
+  }
   if (dtype_of(nim->datatype) == 0)
     return fail("the voxels are not real numbers: convert the scan");
   if (nim->nu > 1 || nim->nv > 1 || nim->nw > 1) {
@@ -134,6 +137,8 @@ static nifti_image* label_image(const nifti_image* nim, const char* path) {
   labels->pixdim[1] = labels->dx = nim->dx;
   labels->pixdim[2] = labels->dy = nim->dy;
   labels->pixdim[3] = labels->dz = nim->dz;
+  labels->intent_code = NIFTI_INTENT_LABEL;
+  strcpy(labels->intent_name, "rare-trt labels");
   labels->xyz_units = nim->xyz_units;
   labels->qform_code = nim->qform_code;
   labels->sform_code = nim->sform_code;

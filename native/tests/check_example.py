@@ -18,6 +18,7 @@ import numpy as np
 
 from rare_trt import Segmenter
 from rare_trt.package.reading import SHIPPED
+from rare_trt.result import Result
 from rare_trt.scan.geometry import Triple
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,6 +36,7 @@ def main(program: str) -> None:
             assert np.array_equal(np.asarray(found.dataobj), known.labels), scan.name
             assert np.allclose(found.affine, nib.nifti1.load(scan).affine, atol=1e-4), scan.name
             assert found.header["descrip"].item() == b"", scan.name
+            assert found.header.get_intent() == known_intent(known), scan.name
         check_refusals(program, Path(folder))
 
 
@@ -42,10 +44,19 @@ def check_refusals(program: str, folder: Path) -> None:
     """Checks that labels that cannot be written are an error and leave no file."""
     there, full = folder / "labels_hippocampus_1mm.nii.gz", folder / "full.nii.gz"
     assert "exists already" in refusal(program, folder, there)
+    labels = folder / "other.nii.gz"
+    assert "holds labels" in refusal(program, folder, labels, scan="labels_hippocampus_1mm.nii.gz")
+    assert not labels.exists()
     assert "cannot be written" in refusal(program, folder, folder / "none" / "labels.nii.gz")
     assert "cannot be written" in refusal(program, folder, full, most_bytes=100)
     assert not full.exists(), "half a label file was left behind"
     assert "this program reads NIfTI" in refusal(program, folder, full, scan="norm.mgz")
+
+
+def known_intent(result: Result) -> object:
+    """The intent of the label file that Python writes."""
+    (data, _) = result.files(Path("labels.nii")).values()
+    return nib.nifti1.Nifti1Image.from_bytes(data).header.get_intent()
 
 
 def refusal(

@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rare_trt.backends import BACKENDS, Backend
+from rare_trt.batch.outcome import FAULTS, Failure, Outcome, failure, flagged_lines, outcome_line
 from rare_trt.commands import add_signature_option, byte_count
-from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
+from rare_trt.errors import BackendError, ScanError
 from rare_trt.jobs import (
     Executor,
     Job,
     LocalExecutor,
     RemoteExecutor,
-    ScanSummary,
     check_outputs,
-    labels_beside,
+    output_at,
+    refuse_outputs,
     scan_stem,
 )
 from rare_trt.options import OPTIONS, add_options
 from rare_trt.serving.client import Client
-from rare_trt.storage.files import refuse_existing
-from rare_trt.storage.naming import SUFFIXES, is_scan_name, names_path
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from rare_trt.commands import Parsers
 
 # Options of `rare-trt serve`, which are refused beside --server.
 SERVER_OPTIONS: Final = ("package", "backend", "memory_limit", "require_signature")
 
-# Errors of one scan of several that do not end the others.
-FAULTS: Final = (RareTrtError, OSError, MemoryError)
+# The exit code of --fail-on-flags.
+FLAGGED: Final = 3
 
 
 def add_parser(commands: Parsers) -> None:
@@ -44,8 +41,9 @@ def add_parser(commands: Parsers) -> None:
     parser = commands.add_parser(
         "infer",
         help="segment scans",
-        description="Segments NIfTI and FreeSurfer scans. One writes SCAN_labels.nii.gz beside it, "
-        "or to -o; several scans or a folder write into the folder -o under their own names.",
+        description="Segments NIfTI and FreeSurfer scans. One writes SCAN_labels.nii.gz beside "
+        "it, or to -o; several scans or a folder write into the folder -o under their own names, "
+        "and so do --report and --picture.",
     )
     parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN", help="a scan or a folder")
     parser.add_argument(
@@ -71,23 +69,54 @@ def add_parser(commands: Parsers) -> None:
         help="host memory for OpenVINO, as 4GiB: larger volumes are cut in tiles (default: 8GiB, "
         "or half of this machine's if less)",
     )
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="one scan only")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="one scan only")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.json|DIR", help="folder for several scans"
+    )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE.png|DIR", help="folder for several scans"
+    )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE.csv",
+        help="one row per scan: route, volumes, flags, hashes, or why it failed",
+    )
+    parser.add_argument(
+        "--recursive", action="store_true", help="also segment scans in the folders below"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="leave out scans whose outputs all exist, and redo those an earlier run left "
+        "unfinished",
+    )
+    parser.add_argument(
+        "--fail-on-flags", action="store_true", help=f"exit with {FLAGGED} where a scan is flagged"
+    )
     add_signature_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Segments every scan; 1 where some of several could not be segmented."""
-    jobs = plan_jobs(arguments)
-    with _executor(arguments) as executor:
-        if len(jobs) > 1:
-            return _run_several(executor, jobs, arguments)
-        (job,) = jobs
-        _refuse_outputs(job, arguments)
-        _print_summary(job, executor.save(job, executor.segment(job, job.files)))
-    return 0
+    """Segments every scan; 1 where some of several could not be segmented, FLAGGED where some are
+    flagged and --fail-on-flags is given."""
+    is_one = len(arguments.scans) == 1 and not arguments.scans[0].is_dir()
+    jobs = [plan_one(arguments)] if is_one else plan_several(arguments)
+    skipped: dict[Job, Outcome] = {}
+    if arguments.skip_existing:
+        from rare_trt.batch.jobs_from_scans import resume
+
+        jobs, skipped = resume(jobs)
+    with _executor(arguments) as executor, _table(jobs, arguments) as outcomes:
+        outcomes |= skipped
+        if is_one:
+            _run_one(executor, jobs[0], outcomes)
+        else:
+            _run_several(executor, jobs, outcomes, arguments.output)
+    if any(isinstance(outcome, Failure) for outcome in outcomes.values()):
+        return 1
+    return FLAGGED if arguments.fail_on_flags and flagged_lines(outcomes) else 0
 
 
 @contextmanager
@@ -96,7 +125,7 @@ def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
     options = {keyword: value for keyword, value in values.items() if value is not None}
     if arguments.server is not None:
         _check_server_arguments(arguments)
-        yield RemoteExecutor(Client(arguments.server), options, arguments.overwrite)
+        yield RemoteExecutor(Client(arguments.server), options)
         return
     # Heavy, and a client of a server needs none of it.
     from rare_trt.segmenter import Segmenter
@@ -108,7 +137,20 @@ def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
         memory_limit=arguments.memory_limit,
         require_signature=arguments.require_signature,
     ) as segmenter:
-        yield LocalExecutor(segmenter, options, arguments.overwrite)
+        yield LocalExecutor(segmenter, options)
+
+
+def _table(
+    jobs: Sequence[Job], arguments: argparse.Namespace
+) -> AbstractContextManager[dict[Job, Outcome]]:
+    """Collects the outcomes of jobs, and writes --table at the end."""
+    if arguments.table is None:
+        return nullcontext({})
+    from rare_trt.batch.table import write_table
+
+    return write_table(
+        arguments.table, jobs, overwrite=arguments.overwrite, resume=arguments.skip_existing
+    )
 
 
 def _check_server_arguments(arguments: argparse.Namespace) -> None:
@@ -125,102 +167,64 @@ def _check_server_arguments(arguments: argparse.Namespace) -> None:
         )
 
 
-def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
-    """One job per scan; raises OutputError before any work where outputs would collide."""
-    scans = [scan for path in arguments.scans for scan in _scans_at(path)]
-    further = arguments.channels or []
-    if len(scans) == 1 and not arguments.scans[0].is_dir():
-        labels = arguments.output or labels_beside(scans[0])
-        if labels.is_dir():
-            labels = labels / labels_beside(scans[0]).name
-        jobs = [Job((scans[0], *further), labels, arguments.report, arguments.picture)]
-    elif further:
+def plan_one(arguments: argparse.Namespace) -> Job:
+    """The job of the only scan, which may come in several files; raises OutputError before any work
+    where outputs would collide."""
+    scan = arguments.scans[0]
+    labels = arguments.output or scan.with_name(f"{scan_stem(scan)}_labels.nii.gz")
+    report, picture = arguments.report, arguments.picture
+    job = Job(
+        files=(scan, *(arguments.channels or ())),
+        labels=output_at(labels, scan, ".nii.gz"),
+        report=None if report is None else output_at(report, scan, ".json"),
+        picture=None if picture is None else output_at(picture, scan, ".png"),
+        overwrite=arguments.overwrite,
+    )
+    check_outputs([job], arguments.table)
+    return job
+
+
+def plan_several(arguments: argparse.Namespace) -> list[Job]:
+    """One job per scan of several, or of folders; prints which files of folders are left out.
+
+    Raises OutputError before any work where outputs would collide.
+    """
+    from rare_trt.batch.folders import find_scans
+    from rare_trt.batch.jobs_from_scans import jobs_from_scans
+
+    outputs = (arguments.output, arguments.report, arguments.picture)
+    folders = [path for path in outputs if path is not None]
+    scans: list[tuple[Path, Path]] = []
+    left_out: list[str] = []
+    for path in arguments.scans:
+        if path.is_dir():
+            found = find_scans(path, recursive=arguments.recursive, outputs=folders)
+            scans += found.scans
+            left_out += found.left_out
+        else:
+            scans.append((path, Path()))
+    if arguments.channels:
         raise ScanError(
-            f"{further[0]}: --channel names a further file of one scan; expected that scan's first "
-            "file, not several scans or a folder: segment scans one by one"
+            f"{arguments.channels[0]}: --channel names a further file of one scan; expected that "
+            "scan's first file, not several scans or a folder: segment scans one by one"
         )
-    else:
-        jobs = _folder_jobs(scans, arguments)
-    check_outputs(jobs)
+    jobs = jobs_from_scans(scans, *outputs, overwrite=arguments.overwrite)
+    check_outputs(jobs, arguments.table)
+    _print_list("left out", left_out)
     return jobs
 
 
-def _folder_jobs(scans: list[Path], arguments: argparse.Namespace) -> list[Job]:
-    if arguments.output is None:
-        raise OutputError("several scans need an output folder: name it with -o")
-    if arguments.output.is_file() or (
-        is_scan_name(arguments.output) and not arguments.output.is_dir()
-    ):
-        raise OutputError(f"{arguments.output}: names a file; expected a folder for several scans")
-    if arguments.report or arguments.picture:
-        raise OutputError("--report and --picture go with one scan: segment scans one by one")
-    return [
-        Job((scan,), arguments.output / f"{scan_stem(scan)}.nii.gz", None, None) for scan in scans
-    ]
-
-
-def _run_several(executor: Executor, jobs: list[Job], arguments: argparse.Namespace) -> int:
-    """Runs every job, past failures, which are listed at the end.
-
-    While one scan is segmented the next one is read and the previous one written, no more than
-    that.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from tqdm import tqdm
-
-    failed: list[str] = []
-
-    def read(job: Job) -> Any:
-        _refuse_outputs(job, arguments)
-        return executor.read(job)
-
-    def finish(job: Job, future: Future[ScanSummary]) -> None:
-        try:
-            future.result()
-        except FAULTS as error:
-            failed.append(_error_sentence(job, error))
-
-    with (
-        ThreadPoolExecutor(1) as reader,
-        ThreadPoolExecutor(1) as writer,
-        tqdm(jobs, "segmenting", unit="scan", file=sys.stderr) as bar,
-    ):
-        ahead = (reader.submit(read, job) for job in jobs)
-        reading = next(ahead)
-        writing: tuple[Job, Future[ScanSummary]] | None = None
-        for job in bar:
-            current, reading = reading, next(ahead, reading)
-            try:
-                result = executor.segment(job, current.result())
-            except FAULTS as error:
-                failed.append(_error_sentence(job, error))
-                continue
-            if writing is not None:
-                finish(*writing)
-            writing = job, writer.submit(executor.save, job, result)
-        if writing is not None:
-            finish(*writing)
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} scans segmented into {arguments.output}")
-    if failed:
-        lines = "\n".join(f"  {sentence}" for sentence in failed)
-        print(f"rare-trt: not segmented ({len(failed)}):\n{lines}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _error_sentence(job: Job, error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        why = str(error) or "for a small block"
-        return f"{job.scan}: not enough memory ({why}): free memory, or lower --memory-limit"
-    return str(error)
-
-
-def _refuse_outputs(job: Job, arguments: argparse.Namespace) -> None:
-    if not arguments.overwrite:
-        refuse_existing(job.outputs())
-
-
-def _print_summary(job: Job, summary: ScanSummary) -> None:
+def _run_one(executor: Executor, job: Job, outcomes: dict[Job, Outcome]) -> None:
+    if job in outcomes:
+        print(outcome_line(job, outcomes[job]))
+        return
+    try:
+        refuse_outputs(job)
+        summary = executor.save(job, executor.segment(job, job.files))
+    except FAULTS as error:
+        outcomes[job] = failure(job, error)
+        raise
+    outcomes[job] = summary
     print(summary.route)
     for name, volume in summary.volumes_mm3.items():
         print(f"  {name}: {volume:.0f} mm3")
@@ -229,29 +233,33 @@ def _print_summary(job: Job, summary: ScanSummary) -> None:
     print(f"{job.labels} ({summary.computed}, {summary.total_ms:.0f} ms)")
 
 
-def _scans_at(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    scans = sorted(child for child in path.iterdir() if is_scan_name(child))
-    new = [scan for scan in scans if not _is_earlier_output(scan)]
-    if not new:
-        raise ScanError(f"{path}: a folder without .nii or .nii.gz scans: check the path")
-    if len(new) < len(scans):
-        print(
-            f"rare-trt: {path}: {len(scans) - len(new)} left out as labels of an earlier run, "
-            "because their names lie beside them (_dseg.tsv)",
-            file=sys.stderr,
-        )
-    return new
+def _run_several(
+    executor: Executor, jobs: Sequence[Job], outcomes: dict[Job, Outcome], folder: Path
+) -> None:
+    from tqdm import tqdm
+
+    from rare_trt.batch.run import run_jobs
+
+    def record(job: Job, outcome: Outcome) -> None:
+        outcomes[job] = outcome
+        tqdm.write(outcome_line(job, outcome), file=sys.stdout)
+        # Also into a pipe each line comes when its scan is done.
+        sys.stdout.flush()
+
+    for job, outcome in outcomes.items():
+        print(outcome_line(job, outcome))
+    skipped = len(outcomes)
+    if skipped < len(jobs):
+        run_jobs(executor, [job for job in jobs if job not in outcomes], record)
+    failed = [one.reason for one in outcomes.values() if isinstance(one, Failure)]
+    more = f", {skipped} skipped" if skipped else ""
+    done = len(jobs) - skipped - len(failed)
+    print(f"{done} of {len(jobs)} scans segmented into {folder}{more}")
+    _print_list("flagged, look at their labels", flagged_lines(outcomes))
+    _print_list("not segmented", failed)
 
 
-def _is_earlier_output(path: Path) -> bool:
-    """Whether `path` holds labels of an earlier run, as the label names beside it show.
-
-    Where x.nii and x.nii.gz share one x_dseg.tsv, the compressed one is the output, because scans
-    of a folder are written compressed.
-    """
-    if not path.name.lower().endswith(SUFFIXES):
-        return False
-    compressed = path.with_name(f"{path.name}.gz")
-    return names_path(path).exists() and not compressed.exists()
+def _print_list(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines)
+        print(f"rare-trt: {title} ({len(lines)}):\n{listed}", file=sys.stderr)

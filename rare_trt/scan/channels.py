@@ -11,7 +11,7 @@ import numpy as np
 
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Array, Volume
-from rare_trt.scan.nifti import Scan, read_scan, too_large
+from rare_trt.scan.nifti import Scan, read_scan, refuse_labels, too_large
 from rare_trt.scan.validation import grid_difference
 from rare_trt.storage.naming import MAX_BYTES
 
@@ -27,6 +27,10 @@ def read_channels(paths: Sequence[Path]) -> Scan:
     found: list[tuple[Path, Scan]] = []
     for path in paths:
         scan = read_scan(path)
+        try:
+            refuse_labels(scan.header)
+        except ScanError as error:
+            raise ScanError(f"{path}: {error}") from error
         if found:
             _check_beside(path, scan, found)
         found.append((path, scan))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Array, Grid, Volume
 from rare_trt.scan.gz import compress, first_bytes
+from rare_trt.scan.label_mark import LABEL_INTENT, LABEL_INTENT_NAME
 from rare_trt.scan.validation import affine_mm, validate_nifti
 from rare_trt.storage.files import sha256
 from rare_trt.storage.naming import read_scan_file
@@ -81,12 +82,21 @@ def too_large(path: str) -> ScanError:
     )
 
 
+def refuse_labels(header: nib.Nifti1Header) -> None:
+    """Raises ScanError where the voxels are labels, by their header's intent."""
+    if int(header["intent_code"]) == LABEL_INTENT:
+        raise ScanError(
+            f"the file holds labels, as its header states (intent code {LABEL_INTENT}); expected "
+            "grey values: name the scan, or set the code to 0 where it is wrong"
+        )
+
+
 def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: bool) -> bytes:
     """A NIfTI file of `labels` [i, j, k] on `grid`, which is the scan's own or another one.
 
     Where `grid` is the one that the scan's header places it on, affine and codes are the scan's,
     bit for bit. Nothing else comes along: not scaling, intent or display range, nor text, which can
-    contain a patient's name.
+    contain a patient's name. The file's own intent marks it as labels of rare-trt.
     """
     header = type(scan.header)()
     header.set_data_dtype(np.uint8)
@@ -101,6 +111,7 @@ def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: b
         header.set_xyzt_units("mm")
         header.set_sform(grid.affine, code or ALIGNED)
         header.set_qform(grid.affine, code or ALIGNED)
+    header["intent_code"], header["intent_name"] = LABEL_INTENT, LABEL_INTENT_NAME
     header["vox_offset"] = header.single_vox_offset
     header["magic"] = header.single_magic
     # Four zero bytes: no extension follows.

@@ -64,7 +64,7 @@ def request_from_head(
     if picture not in YES_OR_NO:
         raise RequestError(HTTPStatus.BAD_REQUEST, f"picture is {picture!r}; expected yes or no")
     try:
-        options = options_from_query(fields)
+        options = options_from_query(fields, "picture")
     except argparse.ArgumentTypeError as error:
         raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from error
     # Beyond 18 digits a number is too large for any file, and slow to read.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from stat import S_ISREG
 from typing import Final
@@ -16,6 +18,12 @@ SCAN_SUFFIXES: Final = (*SUFFIXES, ".mgz", ".mgh")
 # The largest scan, as a file and as its header declares: 2 billion voxels of 16 bits, far beyond
 # any scanner's, and what fits in 16 GiB of memory together with its copies.
 MAX_BYTES: Final = 4 << 30
+
+# The end of BIDS names of discrete segmentations.
+DSEG: Final = "_dseg"
+
+# A package has at most 255 labels.
+MAX_NAMES_BYTES: Final = 1 << 20
 
 # The names of the files in a server's response.
 LABELS: Final = "labels.nii.gz"
@@ -45,11 +53,40 @@ def stem(path: Path) -> str:
 
 
 def names_path(labels: Path) -> Path:
-    """The path of the label names beside the file `labels`; raises OutputError unless that has the
-    name of a NIfTI file."""
+    """The path of the label names beside the file `labels`: X_dseg.tsv for X.nii.gz, and for
+    X_dseg.nii.gz too, whose name has BIDS' end of a discrete segmentation already.
+
+    Raises OutputError unless `labels` has the name of a NIfTI file.
+    """
     if not labels.name.lower().endswith(SUFFIXES):
         raise OutputError(f"{labels}: expected a name that ends in .nii or .nii.gz: rename it")
-    return labels.with_name(f"{stem(labels)}_dseg.tsv")
+    return labels.with_name(f"{stem(labels).removesuffix(DSEG)}{DSEG}.tsv")
+
+
+def names_tsv(names: Sequence[str]) -> bytes:
+    """The content of the file of label names: one row per value from 0 up."""
+    rows = [f"{value}\t{name}" for value, name in enumerate(names)]
+    return ("index\tname\n" + "\n".join(rows) + "\n").encode()
+
+
+def is_names_file(path: Path) -> bool:
+    """Whether the file at `path` has the form of `names_tsv`; False where it cannot be read."""
+    try:
+        if file_size(path) > MAX_NAMES_BYTES:
+            return False
+        head, *rows = path.read_bytes().decode().removesuffix("\n").split("\n")
+    except (ScanError, OSError, UnicodeDecodeError):
+        return False
+    expected = (re.fullmatch(rf"{value}\t[^\t]+", row) for value, row in enumerate(rows))
+    return head == "index\tname" and bool(rows) and all(expected)
+
+
+def drop_unchanged_names(contents: dict[Path, bytes], labels: Path) -> None:
+    """Takes the label names out of the `contents` to write beside the file `labels`, where the same
+    names lie there already: deleted labels leave them behind."""
+    path = names_path(labels)
+    if is_names_file(path) and path.read_bytes() == contents[path]:
+        del contents[path]
 
 
 def output_paths(

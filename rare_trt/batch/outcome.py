@@ -1,0 +1,65 @@
+"""The outcome of one scan of several, and the lines that are printed on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from rare_trt.errors import RareTrtError
+from rare_trt.jobs import Job, ScanSummary
+
+# Errors of one scan of several that do not end the others.
+FAULTS: Final = (RareTrtError, OSError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A scan that could not be segmented, and why, in one sentence that names a file."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A scan that was not segmented again, and why."""
+
+    reason: str
+
+
+Outcome: TypeAlias = ScanSummary | Failure | Skip
+
+
+def failure(job: Job, error: BaseException) -> Failure:
+    """The failure of a job that one of FAULTS has ended."""
+    if isinstance(error, MemoryError):
+        why = str(error) or "for a small block"
+        return Failure(
+            f"{job.scan}: not enough memory ({why}): free memory, or lower --memory-limit"
+        )
+    return Failure(str(error))
+
+
+def outcome_line(job: Job, outcome: Outcome) -> str:
+    """One line on a scan: the volumes of its labels and its flags, or why there are none."""
+    if isinstance(outcome, Failure):
+        return f"not segmented: {outcome.reason}"
+    if isinstance(outcome, Skip):
+        return f"{job.scan}: skipped, {outcome.reason}"
+    volumes = ", ".join(f"{name} {mm3:.0f} mm3" for name, mm3 in outcome.volumes_mm3.items())
+    flags = f": {'; '.join(outcome.flags)}" if outcome.flags else ""
+    return f"{job.scan}: {volumes}; {_flag_count(outcome)}{flags}"
+
+
+def flagged_lines(outcomes: Mapping[Job, Outcome]) -> list[str]:
+    """One line per scan that has flags."""
+    return [
+        f"{job.scan}: {_flag_count(outcome)}"
+        for job, outcome in outcomes.items()
+        if isinstance(outcome, ScanSummary) and outcome.flags
+    ]
+
+
+def _flag_count(summary: ScanSummary) -> str:
+    count = len(summary.flags)
+    return f"{count or 'no'} {'flag' if count == 1 else 'flags'}"
