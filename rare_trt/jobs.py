@@ -9,7 +9,7 @@ import gzip
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import realpath
 from pathlib import Path
 from time import perf_counter
@@ -40,12 +40,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One scan, as one file or one file per channel, and the paths of its outputs."""
+    """One scan, as one file or one file per channel, and the paths of its outputs.
+
+    `options` are those of this scan alone, beside those of the executor.
+    """
 
     files: tuple[Path, ...]
     labels: Path
     report: Path | None
     picture: Path | None
+    options: SegmentOptions = field(default_factory=dict)
 
     @property
     def scan(self) -> Path:
@@ -146,16 +150,15 @@ class LocalExecutor:
     def segment(self, job: Job, scan: tuple[Path, ...] | Scan) -> Result:
         """Segments a scan that was read, or the job's files."""
         with prefix_scan_name(job.files):
-            return self.segmenter.segment(scan, **self.options)
+            return self.segmenter.segment(scan, **{**self.options, **job.options})
 
     def save(self, job: Job, result: Result) -> ScanSummary:
         """Writes every output of the job, or none."""
         result.save(job.labels, report=job.report, picture=job.picture, overwrite=self.overwrite)
-        names = result.package.manifest.model.labels[1:]
         return ScanSummary(
             str(result.route),
-            dict(zip(names, result.volumes_mm3, strict=True)),
-            result.flags(),
+            result.volumes_mm3,
+            result.flags,
             f"{result.backend} {result.precision}",
             sum(result.timings_ms.values()),
         )
@@ -178,7 +181,8 @@ class RemoteExecutor:
         start = perf_counter()
         data = scan if isinstance(scan, bytes) else self.read(job)
         with prefix_scan_name(job.files):
-            files = self.client.segment(data, self.options, picture=job.picture is not None)
+            options = {**self.options, **job.options}
+            files = self.client.segment(data, options, picture=job.picture is not None)
         return files, (perf_counter() - start) * 1e3
 
     def save(self, job: Job, result: tuple[dict[str, bytes], float]) -> ScanSummary:

@@ -238,7 +238,7 @@ def write_case(case: Case, segmenter: Segmenter, folder: Path) -> dict[str, Any]
         "expected_route": result.route.route,
         "expected_arithmetic": result.precision,
         "touches_edge": result.touches_edge,
-        "volumes_mm3": [float(volume) for volume in result.volumes_mm3],
+        "volumes_mm3": list(result.volumes_mm3.values()),
     }
 
 

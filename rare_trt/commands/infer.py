@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,6 +65,13 @@ def add_parser(commands: Parsers) -> None:
         "--server", metavar="URL|SOCKET", help="a running `rare-trt serve` of this machine computes"
     )
     add_options(parser)
+    parser.add_argument(
+        "--points",
+        type=Path,
+        metavar="FILE.tsv",
+        help="as --at, for every scan: a table with the columns scan, x, y and z (world mm), one "
+        "row per box",
+    )
     parser.add_argument(
         "--memory-limit",
         type=byte_count,
@@ -142,7 +150,17 @@ def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
     else:
         jobs = _folder_jobs(scans, arguments)
     check_outputs(jobs)
-    return jobs
+    return jobs if arguments.points is None else _with_points(jobs, arguments)
+
+
+def _with_points(jobs: list[Job], arguments: argparse.Namespace) -> list[Job]:
+    """The jobs with the points of the table `--points`."""
+    if arguments.at or arguments.at_voxel:
+        raise ScanError("--points and --at give points for the same scans: leave one out")
+    from rare_trt.points import points_of_scans
+
+    points = points_of_scans(arguments.points, [job.scan for job in jobs])
+    return [replace(job, options={"at": points[job.scan]}) for job in jobs]
 
 
 def _folder_jobs(scans: list[Path], arguments: argparse.Namespace) -> list[Job]:
