@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rare_trt.backends import Arithmetic, Backend
 from rare_trt.constants import POSITION_TOLERANCE
@@ -147,10 +147,10 @@ class Segmenter:
         self,
         scan: Any,
         *,
-        affine: Any = None,
+        affine: ArrayLike | None = None,
         route: int | None = None,
-        at: Any = None,
-        at_voxel: Any = None,
+        at: ArrayLike | None = None,
+        at_voxel: ArrayLike | None = None,
         spacing_out_mm: float | None = None,
         strict: bool = False,
     ) -> Result:

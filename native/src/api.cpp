@@ -65,7 +65,8 @@ void check_not_null(const void* argument, const char* name) {
   }
 }
 
-// The size of a struct in headers before its last field was added; of those that never grew, today's.
+// The size of a struct in headers before its last field was added; of those that never grew,
+// today's.
 template <class Struct>
 constexpr std::size_t kFirstSize = sizeof(Struct);
 template <>

@@ -111,8 +111,8 @@ double squared_mm(const Triple& spacing_mm, const Box& box, const Shape& voxel) 
 // The place of a voxel of the whole grid among those of `box`, k fastest.
 std::size_t offset_in(const Box& box, const Shape& voxel) {
   const auto [i, j, k] = box.start;
-  return static_cast<std::size_t>(
-      ((voxel[0] - i) * box.shape[1] + (voxel[1] - j)) * box.shape[2] + (voxel[2] - k));
+  return static_cast<std::size_t>(((voxel[0] - i) * box.shape[1] + (voxel[1] - j)) * box.shape[2] +
+                                  (voxel[2] - k));
 }
 
 }  // namespace
@@ -174,8 +174,7 @@ Ownership divide_overlaps(const Triple& spacing_mm, const std::vector<Box>& boxe
       Shape low, high;
       for (int axis = 0; axis < 3; ++axis) {
         low[axis] = std::max(one.start[axis], two.start[axis]);
-        high[axis] =
-            std::min(one.start[axis] + one.shape[axis], two.start[axis] + two.shape[axis]);
+        high[axis] = std::min(one.start[axis] + one.shape[axis], two.start[axis] + two.shape[axis]);
       }
       const bool one_is_first = one.start <= two.start;
       for (std::int64_t i = low[0]; i < high[0]; ++i) {

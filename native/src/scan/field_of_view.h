@@ -37,8 +37,8 @@ Box without_padding(const Voxels& voxels);
 // ScanError where the point lies outside the scan.
 Box box_at(const Grid& grid, const Triple& point_mm, const Triple& size_mm);
 
-// Which voxels of overlapping boxes belong to which: `owned` has a byte per voxel of each box, not 0
-// where its labels are taken; `disputed_voxels` counts those that two boxes label differently.
+// Which voxels of overlapping boxes belong to which: `owned` has a byte per voxel of each box, not
+// 0 where its labels are taken; `disputed_voxels` counts those that two boxes label differently.
 struct Ownership {
   std::vector<std::vector<std::uint8_t>> owned;
   std::int64_t disputed_voxels;
