@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
 from numbers import Real
@@ -131,7 +130,12 @@ class Segmenter:
         Raises ScanError where it cannot be read, or has other channels than the package takes.
         """
         names = self.package.manifest.model.channels
-        paths = [files] if isinstance(files, str | os.PathLike) else list(files)
+        paths = _paths(files)
+        if paths is None:
+            raise TypeError(
+                f"the files are of the type {type(files).__name__}; expected a path, or one path "
+                "per channel"
+            )
         if len(paths) == 1:
             return read_scan(paths[0], len(names))
         if len(paths) != len(names):
@@ -227,7 +231,12 @@ class Segmenter:
             labels = [majority_vote(fine, parts, len(model.labels)) for fine in fine_labels]
             joined = join_boxes(target, boxes, labels)
             own_labels = canonical.to_scan(joined.labels)
-        in_voxels = Subvoxels(parts, prod(target.spacing_mm), model.labels[1:])
+        classes, voxel_mm3 = len(model.labels), prod(target.spacing_mm) / prod(parts)
+        counts = [count_labels(fine, classes) for fine in fine_labels]
+        owned = [
+            of_box if mask is None else count_labels(_inside(fine, mask, parts), classes)
+            for of_box, fine, mask in zip(counts, fine_labels, joined.owned, strict=True)
+        ]
         return Result(
             labels=own_labels,
             grid=scan.volume.grid if spacing_out_mm is None else canonical.scan_grid(target),
@@ -237,17 +246,17 @@ class Segmenter:
             precision=session.precision,
             package=self.package,
             timings_ms=clock.timings_ms,
-            volumes_mm3=in_voxels.volumes_mm3(fine_labels, joined.owned),
+            volumes_mm3=self._volumes_mm3(map(sum, zip(*owned, strict=True)), voxel_mm3),
             boxes=tuple(
                 SegmentedBox(
                     at_mm=region.at_mm,
                     part=canonical.scan_slices(box, target.shape),
-                    volumes_mm3=in_voxels.volumes_mm3([fine]),
+                    volumes_mm3=self._volumes_mm3(of_box, voxel_mm3),
                     touches_edge=_touches_edge(of_labels),
                     remarks=tuple(of_remarks),
                 )
-                for region, box, fine, of_labels, of_remarks in zip(
-                    regions, boxes, fine_labels, labels, remarks, strict=True
+                for region, box, of_box, of_labels, of_remarks in zip(
+                    regions, boxes, counts, labels, remarks, strict=True
                 )
             ),
             disputes=tuple(joined.disputes),
@@ -283,13 +292,12 @@ class Segmenter:
     def _checked(self, given: Any, affine: Any) -> Scan:
         """The scan, from files, memory or another library, with voxels that passed validation."""
         channels = len(self.package.manifest.model.channels)
-        paths = [given] if isinstance(given, str | os.PathLike) else given
-        are_paths = isinstance(paths, list | tuple) and all(
-            isinstance(path, str | os.PathLike) for path in paths
-        )
-        if affine is not None and (are_paths or isinstance(given, Scan)):
-            raise TypeError("affine goes with an array of voxels; this scan has its own: leave it")
-        if are_paths:
+        paths = _paths(given)
+        if affine is not None and (paths is not None or isinstance(given, Scan)):
+            raise TypeError(
+                "affine goes with an array of voxels; this scan has its own: leave it out"
+            )
+        if paths is not None:
             scan = self.read(paths)
         elif isinstance(given, Scan):
             scan = given
@@ -310,6 +318,11 @@ class Segmenter:
         if model.seen is None:
             return []
         return out_of_distribution_flags(image, grid, route, model.intensity, model.seen)
+
+    def _volumes_mm3(self, counts: Iterable[int], voxel_mm3: float) -> dict[str, float]:
+        """The volume of each label from 1 up, by its name."""
+        names = self.package.manifest.model.labels[1:]
+        return {name: count * voxel_mm3 for name, count in zip(names, counts, strict=True)}
 
     def _max_shape(
         self, session: Session, route: int, plan: ResamplingPlan, voxels: Array, image: Array
@@ -341,35 +354,9 @@ def real_number(name: str, value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-@dataclass(frozen=True)
-class Subvoxels:
-    """How labels are counted: in the `parts` of each voxel of `voxel_mm3`, by `names` from 1 up."""
-
-    parts: Shape
-    voxel_mm3: float
-    names: Sequence[str]
-
-    def volumes_mm3(
-        self,
-        fine_labels: Sequence[NDArray[np.uint8]],
-        masks: Sequence[NDArray[np.bool_]] | None = None,
-    ) -> dict[str, float]:
-        """The volume of each label in all arrays of sub-voxels together, which a mask of voxels
-        can limit."""
-        total = [0] * len(self.names)
-        for at, fine in enumerate(fine_labels):
-            counted = fine if masks is None else self._inside(fine, masks[at])
-            for label in range(len(total)):
-                total[label] += int(np.count_nonzero(counted == label + 1))
-        part_mm3 = self.voxel_mm3 / prod(self.parts)
-        return {name: count * part_mm3 for name, count in zip(self.names, total, strict=True)}
-
-    def _inside(self, fine: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        if mask.all():
-            return fine
-        for axis, count in enumerate(self.parts):
-            mask = mask.repeat(count, axis)
-        return np.where(mask, fine, np.uint8(0))
+def count_labels(labels: NDArray[np.uint8], classes: int) -> list[int]:
+    """How many voxels have each label from 1 up."""
+    return [int(np.count_nonzero(labels == label)) for label in range(1, classes)]
 
 
 def isotropic_grid(grid: Grid, spacing_mm: float, limits_mm: tuple[float, float]) -> Grid:
@@ -382,6 +369,21 @@ def isotropic_grid(grid: Grid, spacing_mm: float, limits_mm: tuple[float, float]
         )
     i, j, k = (max(1, ceil(extent / spacing_mm - POSITION_TOLERANCE)) for extent in grid.extent_mm)
     return grid.regrid((spacing_mm, spacing_mm, spacing_mm), (i, j, k))
+
+
+def _paths(files: Any) -> list[str | os.PathLike[str]] | None:
+    """One path, or several, as a list; None for anything else."""
+    paths = [files] if isinstance(files, str | os.PathLike) else files
+    if not isinstance(paths, list | tuple):
+        return None
+    return list(paths) if all(isinstance(path, str | os.PathLike) for path in paths) else None
+
+
+def _inside(fine: NDArray[np.uint8], mask: NDArray[np.bool_], parts: Shape) -> NDArray[np.uint8]:
+    """`fine` labels, 0 in the `parts` of each voxel outside the `mask`."""
+    for axis, count in enumerate(parts):
+        mask = mask.repeat(count, axis)
+    return np.where(mask, fine, np.uint8(0))
 
 
 def _hull(boxes: Sequence[Slices]) -> Slices:

@@ -173,6 +173,12 @@ def test_a_wrong_type_gets_one_sentence(
     assert "\n" not in str(refused.value)
 
 
+def test_reading_takes_paths_only(segmenter: Segmenter) -> None:
+    for wrong in (np.zeros((19, 3)), 5, {}, [1]):
+        with pytest.raises(TypeError, match="the files are of the type"):
+            segmenter.read(wrong)
+
+
 @pytest.mark.parametrize(
     ("voxels", "affine", "words"),
     [

@@ -101,12 +101,13 @@ def _listed(numbers: Triple) -> str:
 class JoinedLabels:
     """Labels of several boxes on one grid: `labels` uint8 [i, j, k], 0 outside of all boxes.
 
-    `owned` has a mask per box, of its shape: the voxels whose labels come from it. `disputes` has
+    `owned` has a mask per box, of its shape: the voxels whose labels come from it; None where all
+    do. `disputes` has
     the numbers, from 0, of two boxes and how many voxels they label differently, where any.
     """
 
     labels: NDArray[np.uint8]
-    owned: list[NDArray[np.bool_]]
+    owned: list[NDArray[np.bool_] | None]
     disputes: list[tuple[int, int, int]]
 
 
@@ -119,7 +120,7 @@ def join_boxes(
     that are equally near to the one that begins first along i, then j, then k: every voxel belongs
     to one box, whatever their order.
     """
-    owned = [np.ones(part.shape, np.bool_) for part in labels]
+    masks: dict[int, NDArray[np.bool_]] = {}
     disputes = []
     for (one, a), (two, b) in combinations(enumerate(boxes), 2):
         low = [max(p.start, q.start) for p, q in zip(a, b, strict=True)]
@@ -130,14 +131,16 @@ def join_boxes(
         to_a, to_b = _squared_mm(grid, low, high, a), _squared_mm(grid, low, high, b)
         a_is_first = [part.start for part in a] <= [part.start for part in b]
         is_a = to_a <= to_b if a_is_first else to_a < to_b
-        owned[one][in_a] &= is_a
-        owned[two][in_b] &= ~is_a
+        for number, inside, is_own in ((one, in_a, is_a), (two, in_b, ~is_a)):
+            own = masks.setdefault(number, np.ones(labels[number].shape, np.bool_))
+            own[inside] &= is_own
         different = int(np.count_nonzero(labels[one][in_a] != labels[two][in_b]))
         if different:
             disputes.append((one, two, different))
     joined = np.zeros(grid.shape, np.uint8)
+    owned = [masks.get(number) for number in range(len(boxes))]
     for box, part, mask in zip(boxes, labels, owned, strict=True):
-        joined[box][mask] = part[mask]
+        np.copyto(joined[box], part, where=True if mask is None else mask)
     return JoinedLabels(joined, owned, disputes)
 
 
