@@ -124,7 +124,7 @@ def test_overlapping_boxes_share_no_voxel(segmenter: Segmenter, head: Head) -> N
     for one, two, voxels in found.disputes:
         both = np.isfinite(far[one]) & np.isfinite(far[two])
         assert voxels == np.count_nonzero((alone[one].labels != alone[two].labels) & both)
-        sentence = f"boxes {one + 1} and {two + 1} label {voxels} voxels differently"
+        sentence = f"boxes overlap: {one + 1} and {two + 1} label {voxels} voxels differently"
         assert any(flag.startswith(sentence) for flag in found.flags)
     backwards = segmenter.segment(head.scan, at=points[::-1])
     assert np.array_equal(backwards.labels, found.labels)
@@ -190,7 +190,9 @@ def test_the_flags_of_several_boxes_name_theirs(segmenter: Segmenter, head: Head
         f"box {n}: {flag}" for n, box in enumerate(found.boxes, 1) for flag in found.box_flags(box)
     ]
     assert any(flag.startswith("box 2: ") for flag in named)
-    assert [flag for flag in found.flags if not flag.startswith("boxes 1 and 2 label")] == named
+    assert [
+        flag for flag in found.flags if not flag.startswith("boxes overlap: 1 and 2 label")
+    ] == named
     report = json.loads(found.report_json())
     assert report["flags"] == found.flags
     assert report["at_mm"] == [list(head.left), list(air)]
@@ -223,6 +225,7 @@ def test_a_strict_run_names_the_box(segmenter: Segmenter, head: Head) -> None:
         ({"at": [(0, 0, 0), (np.nan, 0, 0)]}, "expected three finite numbers"),
         ({"at": [(900.0, 0, 0)]}, "outside the scan"),
         ({"at_voxel": (1, 2, 400)}, "the voxel 1, 2, 400 is not one of the scan; expected whole"),
+        ({"at_voxel": (1, 2, 10**400)}, "expected three numbers each"),
         ({"at_voxel": (1, 2, -1)}, "the voxel 1, 2, -1 is not one of the scan"),
         ({"at_voxel": (1, 2, 0.5)}, "the voxel 1, 2, 0.5 is not one of the scan"),
         ({"at_voxel": (1, 2, np.nan)}, "the voxel 1, 2, nan is not one of the scan"),

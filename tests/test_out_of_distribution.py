@@ -150,7 +150,7 @@ def test_whole_heads_of_a_small_field_are_told_apart(
     """The two edge cases that the network takes by their size and spacing alone."""
     for name in ("anatomical", "reoriented_anat_moved"):
         path = shared_data / "nifti_edge" / "nibabel" / f"{name}.nii"
-        assert segmenter.segment(path).remarks
+        assert segmenter.segment(path).boxes[0].remarks
         with pytest.raises(ScanError, match="unlike the training data"):
             segmenter.segment(path, strict=True)
 

@@ -85,7 +85,7 @@ def _points(values: Any, what: str, unit: str) -> list[Triple]:
     """One point, or several, as lists of floats."""
     try:
         points = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         points = np.empty(0)
     points = points[None] if points.ndim == 1 else points
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
