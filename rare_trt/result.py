@@ -84,8 +84,8 @@ class Result:
         """
         found = [*self.scan.remarks, *in_boxes([self.box_flags(box) for box in self.boxes])]
         found += [
-            f"boxes overlap: {one + 1} and {two + 1} label {voxels} voxels differently, and those of "
-            "the box with the nearest centre were taken"
+            f"boxes overlap: {one + 1} and {two + 1} label {voxels} voxels differently, and those "
+            "of the box with the nearest centre were taken"
             for one, two, voxels in self.disputes
         ]
         if self.route.forced:
