@@ -21,7 +21,7 @@ from rare_trt.evaluation.measurements import acquisitions
 from rare_trt.package.manifest import Model, RouteEntry
 from rare_trt.package.reading import route_from_entry
 from rare_trt.plan.routing import choose_route
-from rare_trt.scan.field_of_view import select_region
+from rare_trt.scan.field_of_view import select_regions
 from rare_trt.scan.geometry import Grid, Triple, Volume
 from rare_trt.scan.intensity import normalise
 from rare_trt.scan.out_of_distribution import (
@@ -130,7 +130,7 @@ def _simulate(case: Case, rng: Generator, recipe: Recipe) -> Iterator[Volume]:
 
 def _prepare(volume: Volume, model: Model) -> tuple[NDArray[np.float32], Grid]:
     """Normalised voxels [c, i, j, k] and their grid, as the runtime prepares them."""
-    region = select_region(volume, model.field_of_view_mm, None)
+    (region,) = select_regions(volume, model.field_of_view_mm, None)
     return normalise(region.voxels, model.intensity), region.grid
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rare_trt.errors import RareTrtError
 
 if TYPE_CHECKING:
-    from rare_trt.result import Result
+    from rare_trt.result import Result, SegmentedBox
     from rare_trt.scan.channels import read_channels
     from rare_trt.scan.geometry import Grid, Volume
     from rare_trt.scan.nifti import Scan, read_scan
@@ -17,6 +17,7 @@ __all__ = [
     "RareTrtError",
     "Result",
     "Scan",
+    "SegmentedBox",
     "Segmenter",
     "Volume",
     "read_channels",
@@ -29,6 +30,7 @@ _HOMES = {
     "Grid": "scan.geometry",
     "Result": "result",
     "Scan": "scan.nifti",
+    "SegmentedBox": "result",
     "Segmenter": "segmenter",
     "Volume": "scan.geometry",
     "read_channels": "scan.channels",

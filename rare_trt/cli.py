@@ -6,13 +6,15 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Final, TextIO
 
 from rare_trt._version import VERSION
 from rare_trt.errors import RareTrtError
+from rare_trt.options import join_negative_values
 
 # The signal of a closed pipe, which a shell adds to 128; Windows has no name for it.
 SIGPIPE: Final = 13
@@ -29,14 +31,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done; 1: a user's error, printed as one sentence on stderr. Wrong usage exits with 2.
     """
-    texts = sys.argv[1:] if arguments is None else list(arguments)
+    texts = join_negative_values(sys.argv[1:] if arguments is None else arguments)
     # Importing one command only halves the start.
     known = texts[:1] if texts and texts[0] in COMMANDS else COMMANDS
     parsed = parser(known).parse_args(texts)
-    warnings.showwarning = _show_warning
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A file's name may hold characters that the terminal's encoding lacks.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    # A program that calls this function keeps its own warnings and its own stdout.
+    with warnings.catch_warnings(), _any_character_printed():
+        warnings.showwarning = _show_warning
+        return _run(parsed)
+
+
+@contextmanager
+def _any_character_printed() -> Iterator[None]:
+    """A file's name may hold characters that the terminal's encoding lacks."""
+    stdout = sys.stdout
+    if not isinstance(stdout, TextIOWrapper):
+        yield
+        return
+    errors = stdout.errors
+    stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        # Flushes, which fails once more where printing did.
+        with suppress(OSError, ValueError):
+            stdout.reconfigure(errors=errors)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    """Runs the parsed command; its exit code."""
     try:
         status: int = parsed.run(parsed)
         # A failure to flush at the end of the process would not be reported.

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import realpath
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rare_trt.errors import OutputError, ScanError
 from rare_trt.options import SegmentOptions
@@ -41,16 +42,24 @@ if TYPE_CHECKING:
     from rare_trt.segmenter import Segmenter
 
 
+# How a flag begins that names its box.
+BOX_FLAG: Final = re.compile(r"box \d+: ")
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """One scan, as one file or one file per channel, and the paths of its outputs, which may exist
-    already with `overwrite`. Two jobs are never equal, so that outcomes are looked up by job."""
+    already with `overwrite`. Two jobs are never equal, so that outcomes are looked up by job.
+
+    `options` are those of this scan alone, beside those of the executor.
+    """
 
     files: tuple[Path, ...]
     labels: Path
     report: Path | None
     picture: Path | None
     overwrite: bool = False
+    options: SegmentOptions = field(default_factory=dict)
 
     @property
     def scan(self) -> Path:
@@ -167,12 +176,19 @@ def summary_from_report(report: Mapping[str, Any], total_ms: float) -> ScanSumma
     """The summary of the scan whose report this is; raises KeyError or TypeError where the report
     is not one of this version."""
     scan, package = report["scan"], report["package"]
+    boxes = report.get("boxes", [report])
+    # With several boxes, flags of one name it.
+    of_scan = [flag for flag in report["flags"] if not BOX_FLAG.match(flag)]
+    if len(boxes) == 1:
+        of_scan = []
     hashes = {part: str(package[f"{part}_sha256"]) for part in ("manifest", "graph", "weights")}
     return ScanSummary(
         route=report["route"]["explained"],
         route_index=report["route"]["route"],
         spacing_mm=scan["spacing_mm"],
-        boxes=[BoxSummary(report["at_mm"], report["volumes_mm3"], report["flags"])],
+        boxes=[
+            BoxSummary(box["at_mm"], box["volumes_mm3"], [*box["flags"], *of_scan]) for box in boxes
+        ],
         volumes_mm3=report["volumes_mm3"],
         flags=report["flags"],
         computed=f"{report['backend']} {report['precision']}",
@@ -212,7 +228,7 @@ class LocalExecutor:
     def segment(self, job: Job, scan: tuple[Path, ...] | Scan) -> Result:
         """Segments a scan that was read, or the job's files."""
         with prefix_scan_name(job.files):
-            return self.segmenter.segment(scan, **self.options)
+            return self.segmenter.segment(scan, **{**self.options, **job.options})
 
     def save(self, job: Job, result: Result) -> ScanSummary:
         """Writes every output of the job, or none."""
@@ -236,7 +252,8 @@ class RemoteExecutor:
         start = perf_counter()
         data = scan if isinstance(scan, bytes) else self.read(job)
         with prefix_scan_name(job.files):
-            files = self.client.segment(data, self.options, picture=job.picture is not None)
+            options = {**self.options, **job.options}
+            files = self.client.segment(data, options, picture=job.picture is not None)
         return files, (perf_counter() - start) * 1e3
 
     def save(self, job: Job, result: tuple[dict[str, bytes], float]) -> ScanSummary:

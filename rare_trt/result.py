@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from rare_trt.backends import GRAPH_PRECISION, Arithmetic
 from rare_trt.overlay import picture_png
 from rare_trt.package.reading import Package
 from rare_trt.plan.routing import RouteDecision
-from rare_trt.scan.geometry import Grid, Triple, Volume
+from rare_trt.scan.geometry import Grid, Slices, Triple, Volume
 from rare_trt.scan.nifti import Scan, label_bytes
 from rare_trt.stopwatch import Stopwatch
 from rare_trt.storage.files import write_files
@@ -27,12 +28,28 @@ REPORTED: Final = ("rare-trt", "openvino", "numpy", "nibabel")
 
 
 @dataclass(frozen=True, eq=False)
+class SegmentedBox:
+    """One segmented part of a scan: the box around `at_mm`, or the whole scan where that is None.
+
+    `part` is where it lies in the result's labels. `volumes_mm3` holds one volume per name of a
+    label, counted at the finest spacing. `remarks` say how its content differs from training's.
+    """
+
+    at_mm: Triple | None
+    part: Slices
+    volumes_mm3: dict[str, float]
+    touches_edge: bool
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """Labels uint8 [i, j, k] on `grid`, which is the scan's own unless another was requested.
 
-    `volumes_mm3` holds one volume per label from 1 up, counted at the finest spacing.
-    `timings_ms` gives the milliseconds of each stage. `at_mm` is the point whose box was segmented,
-    or None for the whole scan. `remarks` say what is odd about the scan itself.
+    `volumes_mm3` holds one volume per name of a label, counted at the finest spacing, in all
+    `boxes` together: one per point, or one for the whole scan. Where two boxes overlap, a voxel is
+    counted for the one that its label comes from; `disputes` has the places in `boxes` of two that
+    label voxels differently, and how many. `timings_ms` gives the milliseconds of each stage.
     """
 
     labels: NDArray[np.uint8]
@@ -43,19 +60,46 @@ class Result:
     precision: Arithmetic
     package: Package
     timings_ms: dict[str, float]
-    volumes_mm3: tuple[float, ...]
-    touches_edge: bool
-    at_mm: Triple | None
-    remarks: tuple[str, ...] = ()
+    volumes_mm3: dict[str, float]
+    boxes: tuple[SegmentedBox, ...]
+    disputes: tuple[tuple[int, int, int], ...] = ()
 
+    @property
+    def touches_edge(self) -> bool:
+        """Whether a label touches the edge of the part that was segmented."""
+        return any(box.touches_edge for box in self.boxes)
+
+    @property
+    def at_mm(self) -> Triple | list[Triple | None] | None:
+        """The point in world mm whose box was segmented, a list of several, or None for the whole
+        scan."""
+        points = [box.at_mm for box in self.boxes]
+        return points if len(points) > 1 else points[0]
+
+    @property
     def flags(self) -> list[str]:
-        """What a physicist should look at before trusting the labels; empty where nothing is."""
+        """What a physicist should look at before trusting the labels; empty where nothing is.
+
+        With several boxes, a flag of one names it.
+        """
+        found = [*self.scan.remarks, *in_boxes([self.box_flags(box) for box in self.boxes])]
+        found += [
+            f"boxes overlap: {one + 1} and {two + 1} label {voxels} voxels differently, and those "
+            "of the box with the nearest centre were taken"
+            for one, two, voxels in self.disputes
+        ]
+        if self.route.forced:
+            found.append("the route was forced")
+        return found
+
+    def box_flags(self, box: SegmentedBox) -> list[str]:
+        """The flags of one of the `boxes`."""
         model = self.package.manifest.model
-        found = list(self.remarks)
-        names = model.labels[1:]
-        present = np.bincount(self.labels.ravel(), minlength=len(model.labels))[1:] > 0
-        for name, volume, (low, high), is_there in zip(
-            names, self.volumes_mm3, model.volume_range_mm3, present, strict=True
+        found = list(box.remarks)
+        labels = self.labels[box.part]
+        present = np.bincount(labels.ravel(), minlength=len(model.labels))[1:] > 0
+        for (name, volume), (low, high), is_there in zip(
+            box.volumes_mm3.items(), model.volume_range_mm3, present, strict=True
         ):
             if volume == 0.0:
                 found.append(f"empty label: {name}")
@@ -69,11 +113,29 @@ class Result:
                     f"volume outside the training range: {name} {volume:.0f} mm3 "
                     f"({low:.0f} to {high:.0f})"
                 )
-        if self.touches_edge:
+        if box.touches_edge:
             found.append("a label touches the edge of the segmented field of view")
-        if self.route.forced:
-            found.append("the route was forced")
         return found
+
+    def __repr__(self) -> str:
+        """A table: the route, the volumes, the flags, and how it was computed."""
+        spacing = " x ".join(f"{size:.3g}" for size in self.grid.spacing_mm)
+        points = [box.at_mm for box in self.boxes if box.at_mm is not None]
+        took = f"{sum(self.timings_ms.values()):.0f} ms"
+        rows = [
+            ("labels", f"{' x '.join(map(str, self.labels.shape))} voxels of {spacing} mm"),
+            ("package", self.package.manifest.name),
+            ("route", str(self.route)),
+            (
+                "computed",
+                f"{self.backend} {self.precision}, {took}",
+            ),
+            *(("box at", ", ".join(f"{x:.4g}" for x in point) + " mm") for point in points),
+            *((name, f"{volume:.0f} mm3") for name, volume in self.volumes_mm3.items()),
+            *(("flag", flag) for flag in self.flags or ["none"]),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(["Result", *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
     def report(self) -> dict[str, Any]:
         """Everything about this run but the labels, ready for JSON."""
@@ -102,13 +164,29 @@ class Result:
             },
             "at_mm": self.at_mm,
             "labels": {"shape": self.grid.shape, "spacing_mm": self.grid.spacing_mm},
-            "volumes_mm3": dict(zip(manifest.model.labels[1:], self.volumes_mm3, strict=True)),
+            "volumes_mm3": self.volumes_mm3,
+            **self._several_boxes(),
             "largest_resampling_factor": max(
                 math.exp(abs(math.log(f))) for f in self.route.factors
             ),
-            "flags": self.flags(),
+            "flags": self.flags,
             "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings_ms.items()},
         }
+
+    def _several_boxes(self) -> dict[str, Any]:
+        """The entry for boxes, where there are several."""
+        if len(self.boxes) == 1:
+            return {}
+        boxes = [
+            {
+                "at_mm": box.at_mm,
+                "volumes_mm3": box.volumes_mm3,
+                "touches_edge": box.touches_edge,
+                "flags": self.box_flags(box),
+            }
+            for box in self.boxes
+        ]
+        return {"boxes": boxes}
 
     def _hashes(self) -> dict[str, Any]:
         """The SHA-256 of the scan's file, or of each channel's."""
@@ -130,34 +208,39 @@ class Result:
     ) -> None:
         """Writes the labels (.nii or .nii.gz), their names (BIDS dseg.tsv beside them), and on
         request the report (JSON) and a picture (PNG): all of them or none."""
-        contents = self.files(
-            Path(labels),
-            report=None if report is None else Path(report),
-            picture=None if picture is None else Path(picture),
-        )
+        contents = self.files(labels, report=report, picture=picture)
         with Stopwatch(self.timings_ms)("write"):
             if not overwrite:
                 drop_unchanged_names(contents, Path(labels))
             write_files(contents, overwrite=overwrite)
 
     def files(
-        self, labels: Path, *, report: Path | None = None, picture: Path | None = None
+        self,
+        labels: Path | str,
+        *,
+        report: Path | str | None = None,
+        picture: Path | str | None = None,
     ) -> dict[Path, bytes]:
         """What `save` writes to these paths."""
+        labels = Path(labels)
         with Stopwatch(self.timings_ms)("encode"):
             compressed = is_compressed(labels)
             contents = {labels: label_bytes(self.labels, self.scan, self.grid, compressed)}
             contents[names_path(labels)] = names_tsv(self.package.manifest.model.labels)
             if picture is not None:
-                contents[picture] = self._picture()
+                contents[Path(picture)] = self._picture()
         if report is not None:
-            contents[report] = self.report_json()
+            contents[Path(report)] = self.report_json()
         return contents
 
     def _picture(self) -> bytes:
-        names = self.package.manifest.model.labels[1:]
-        legend = [
-            f"{name} {volume:.0f} mm3" for name, volume in zip(names, self.volumes_mm3, strict=True)
-        ]
+        legend = [f"{name} {volume:.0f} mm3" for name, volume in self.volumes_mm3.items()]
         labels = Volume(self.labels, self.grid)
         return picture_png(self.scan.volume, labels, str(self.route), legend)
+
+
+def in_boxes(of_boxes: Sequence[Sequence[str]]) -> list[str]:
+    """The sentences of every box, each with the number of its box where there are several."""
+    if len(of_boxes) == 1:
+        return list(of_boxes[0])
+    return [f"box {n}: {text}" for n, found in enumerate(of_boxes, start=1) for text in found]

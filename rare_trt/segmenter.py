@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from math import ceil, prod
-from pathlib import Path
+from numbers import Real
+from operator import index
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rare_trt.backends import Arithmetic, Backend
 from rare_trt.constants import POSITION_TOLERANCE
@@ -25,10 +27,10 @@ from rare_trt.plan.resampling import (
     subvoxel_counts,
 )
 from rare_trt.plan.routing import choose_route
-from rare_trt.result import Result
+from rare_trt.result import Result, SegmentedBox, in_boxes
 from rare_trt.scan.channels import read_channels
-from rare_trt.scan.field_of_view import select_region
-from rare_trt.scan.geometry import Array, Grid, Shape, Triple
+from rare_trt.scan.field_of_view import box_grid, join_boxes, select_regions, world_points
+from rare_trt.scan.geometry import Array, Grid, Shape, Slices
 from rare_trt.scan.intensity import normalise
 from rare_trt.scan.nifti import Scan, read_scan, refuse_labels
 from rare_trt.scan.out_of_distribution import out_of_distribution_flags
@@ -69,8 +71,17 @@ class Segmenter:
         memory_limit: int | None = None,
         precision: Arithmetic | None = None,
     ) -> None:
+        memory_limit = whole_number("memory_limit", memory_limit)
+        gpu_memory_limit = whole_number("gpu_memory_limit", gpu_memory_limit)
         self.package = package
         self._pool = SessionPool(package, backend, gpu_memory_limit, precision)
+        self._arguments: dict[str, Any] = {
+            "package": package,
+            "backend": backend,
+            "gpu_memory_limit": gpu_memory_limit,
+            "memory_limit": memory_limit,
+            "precision": precision,
+        }
         self._memory_limit = usual_limit() if memory_limit is None else memory_limit
         self._routes = {entry.index: route_from_entry(entry) for entry in package.manifest.routes}
         if preload:
@@ -107,6 +118,11 @@ class Segmenter:
             precision=precision,
         )
 
+    def __reduce__(self) -> tuple[partial[Segmenter], tuple[()]]:
+        """Pickles as the package and the options: another process loads it afresh."""
+        self._pool.check_open()
+        return partial(type(self), **self._arguments), ()
+
     def read(self, files: Files) -> Scan:
         """The scan in a NIfTI file that holds every channel of the package, or in several files,
         one per channel in the package's order (`package.manifest.model.channels`).
@@ -114,9 +130,14 @@ class Segmenter:
         Raises ScanError where it cannot be read, or has other channels than the package takes.
         """
         names = self.package.manifest.model.channels
-        paths = [files] if isinstance(files, str | os.PathLike) else files
+        paths = _paths(files)
+        if paths is None:
+            raise TypeError(
+                f"the files are of the type {type(files).__name__}; expected a path, or one path "
+                "per channel"
+            )
         if len(paths) == 1:
-            return read_scan(Path(paths[0]), len(names))
+            return read_scan(paths[0], len(names))
         if len(paths) != len(names):
             takes = (
                 f"takes {len(names)}, one per channel ({', '.join(names)}): name them in this order"
@@ -124,27 +145,37 @@ class Segmenter:
             if len(names) == 1:
                 takes = f"takes one ({names[0]}): segment scans one by one"
             raise ScanError(f"the scan comes in {len(paths)} files; this package {takes}")
-        return read_channels([Path(path) for path in paths])
+        return read_channels(paths)
 
     def segment(
         self,
-        scan: Files | Scan,
+        scan: Any,
         *,
+        affine: ArrayLike | None = None,
         route: int | None = None,
-        at: Triple | None = None,
+        at: ArrayLike | None = None,
+        at_voxel: ArrayLike | None = None,
         spacing_out_mm: float | None = None,
         strict: bool = False,
     ) -> Result:
-        """Labels of `scan`: one already read, or files as `read` takes them.
+        """Labels of `scan`: one already read, files as `read` takes them, an image of nibabel or
+        SimpleITK, or an array or tensor [i, j, k] or [i, j, k, channel] and its `affine`, the 4x4
+        matrix from voxel index to world mm (right, anterior, superior).
 
         `route` overrides the choice by spacing. `at` (world mm) segments only a box of the
-        trained size around that point; labels outside it are 0. Labels lie on the scan's own
+        trained size around that point, or around each of several, [point, 3]; `at_voxel` the same
+        around voxels of the scan's stored axes. Labels outside the boxes are 0; where boxes
+        overlap those of the box with the nearest centre are taken. Labels lie on the scan's own
         grid; with `spacing_out_mm` on an isotropic grid along the scan's axes that covers what
         was segmented. Raises ScanError where the scan cannot be segmented as it is; with `strict`
         also where it lies outside the training distribution, or its place in the world is
-        doubtful; otherwise the result's flags say so.
+        doubtful; otherwise the result's flags say so. Raises TypeError where an argument is of
+        another type.
         """
         model = self.package.manifest.model
+        self._pool.check_open()
+        route = whole_number("route", route)
+        spacing_out_mm = real_number("spacing_out_mm", spacing_out_mm)
         if strict and model.seen is None:
             raise ScanError(
                 "the package does not describe its training distribution, which a strict run "
@@ -152,60 +183,83 @@ class Segmenter:
             )
         clock = Stopwatch()
         with clock("read"):
-            if not isinstance(scan, Scan):
-                scan = self.read(scan)
-            if scan.validated is scan.volume.voxels:
-                check_channels(scan.volume.voxels.shape, len(model.channels))
-            else:
-                check_voxels(scan.volume.voxels, len(model.channels))
-            refuse_labels(scan.header)
-            remarks = list(scan.remarks)
+            scan = self._checked(scan, affine)
+            points = world_points(scan.volume.grid, at, at_voxel)
         with clock("prepare"):
-            region = select_region(scan.volume, model.field_of_view_mm, at)
+            regions = select_regions(scan.volume, model.field_of_view_mm, points)
+            # Boxes of one scan have its spacing.
             decision = choose_route(
-                region.grid.spacing_mm, list(self._routes.values()), model.spacing_limits_mm, route
+                regions[0].grid.spacing_mm,
+                list(self._routes.values()),
+                model.spacing_limits_mm,
+                route,
             )
-            image = normalise(region.voxels, model.intensity)
-            if model.seen is not None:
-                remarks += out_of_distribution_flags(
-                    image, region.grid, decision.route, model.intensity, model.seen
-                )
-            if strict and remarks:
-                raise ScanError("; ".join(remarks) + ": look at the scan, or leave --strict out")
+            images = [normalise(region.voxels, model.intensity) for region in regions]
+            remarks = [
+                self._remarks(image, region.grid, decision.route)
+                for image, region in zip(images, regions, strict=True)
+            ]
+            doubts = [*scan.remarks, *in_boxes(remarks)]
+            if strict and doubts:
+                raise ScanError("; ".join(doubts) + ": look at the scan, or leave --strict out")
         with clock("plan"):
-            target = region.grid
+            canonical, target = regions[0].canonical, regions[0].canonical.grid
+            boxes = [region.box for region in regions]
             if spacing_out_mm is not None:
-                target = isotropic_grid(target, spacing_out_mm, model.spacing_limits_mm)
+                covered = box_grid(target, _hull(boxes))
+                target = isotropic_grid(covered, spacing_out_mm, model.spacing_limits_mm)
+                boxes = [_box_in(region.grid, target) for region in regions]
             parts = subvoxel_counts(target, model.base_spacing_mm)
-            plan = plan_resampling(
-                region.grid, self._routes[decision.route], target.subdivide(parts)
-            )
+            plans = [
+                plan_resampling(
+                    region.grid,
+                    self._routes[decision.route],
+                    box_grid(target, box).subdivide(parts),
+                )
+                for region, box in zip(regions, boxes, strict=True)
+            ]
 
-        def run(session: Session) -> NDArray[np.uint8]:
-            max_shape = self._max_shape(session, decision.route, plan, scan.volume.voxels, image)
-            return run_tiles(session, PreparedScan(image, plan, max_shape), clock)
+        def run(session: Session) -> list[NDArray[np.uint8]]:
+            fine = []
+            for plan, image in zip(plans, images, strict=True):
+                shape = self._max_shape(session, decision.route, plan, scan.volume.voxels, image)
+                fine.append(run_tiles(session, PreparedScan(image, plan, shape), clock))
+            return fine
 
         session, fine_labels = self._pool.run(decision.route, run, clock)
         with clock("labels"):
-            labels = majority_vote(fine_labels, parts, len(model.labels))
-            touches_edge = _touches_edge(labels)
-            if spacing_out_mm is None:
-                own, labels = scan.volume.grid, region.place(labels)
-            else:
-                own, labels = region.canonical.scan_grid(target), region.canonical.to_scan(labels)
+            labels = [majority_vote(fine, parts, len(model.labels)) for fine in fine_labels]
+            joined = join_boxes(target, boxes, labels)
+            own_labels = canonical.to_scan(joined.labels)
+        classes, voxel_mm3 = len(model.labels), prod(target.spacing_mm) / prod(parts)
+        counts = [count_labels(fine, classes) for fine in fine_labels]
+        owned = [
+            of_box if mask is None else count_labels(_inside(fine, mask, parts), classes)
+            for of_box, fine, mask in zip(counts, fine_labels, joined.owned, strict=True)
+        ]
         return Result(
-            labels=labels,
-            grid=own,
+            labels=own_labels,
+            grid=scan.volume.grid if spacing_out_mm is None else canonical.scan_grid(target),
             scan=scan,
             route=decision,
             backend=session.backend,
             precision=session.precision,
             package=self.package,
             timings_ms=clock.timings_ms,
-            volumes_mm3=_volumes_mm3(fine_labels, target, parts, len(model.labels)),
-            touches_edge=touches_edge,
-            at_mm=at,
-            remarks=tuple(remarks),
+            volumes_mm3=self._volumes_mm3(map(sum, zip(*owned, strict=True)), voxel_mm3),
+            boxes=tuple(
+                SegmentedBox(
+                    at_mm=region.at_mm,
+                    part=canonical.scan_slices(box, target.shape),
+                    volumes_mm3=self._volumes_mm3(of_box, voxel_mm3),
+                    touches_edge=_touches_edge(of_labels),
+                    remarks=tuple(of_remarks),
+                )
+                for region, box, of_box, of_labels, of_remarks in zip(
+                    regions, boxes, counts, labels, remarks, strict=True
+                )
+            ),
+            disputes=tuple(joined.disputes),
         )
 
     def warm(self) -> None:
@@ -235,6 +289,42 @@ class Segmenter:
     ) -> None:
         self.close()
 
+    def _checked(self, given: Any, affine: Any) -> Scan:
+        """The scan, from files, memory or another library, with voxels that passed validation."""
+        channels = len(self.package.manifest.model.channels)
+        paths = _paths(given)
+        if affine is not None and (paths is not None or isinstance(given, Scan)):
+            raise TypeError(
+                "affine goes with an array of voxels; this scan has its own: leave it out"
+            )
+        if paths is not None:
+            scan = self.read(paths)
+        elif isinstance(given, Scan):
+            scan = given
+        else:
+            # Not on the path of files.
+            from rare_trt.scan.arrays import scan_from_memory
+
+            scan = scan_from_memory(given, affine, channels)
+        refuse_labels(scan.header)
+        if scan.validated is scan.volume.voxels:
+            check_channels(scan.volume.voxels.shape, channels)
+        else:
+            check_voxels(scan.volume.voxels, channels)
+        return scan
+
+    def _remarks(self, image: Array, grid: Grid, route: int) -> list[str]:
+        """How a normalised `image` on `grid` differs from those of training."""
+        model = self.package.manifest.model
+        if model.seen is None:
+            return []
+        return out_of_distribution_flags(image, grid, route, model.intensity, model.seen)
+
+    def _volumes_mm3(self, counts: Iterable[int], voxel_mm3: float) -> dict[str, float]:
+        """The volume of each label from 1 up, by its name."""
+        names = self.package.manifest.model.labels[1:]
+        return {name: count * voxel_mm3 for name, count in zip(names, counts, strict=True)}
+
     def _max_shape(
         self, session: Session, route: int, plan: ResamplingPlan, voxels: Array, image: Array
     ) -> Shape:
@@ -250,6 +340,26 @@ class Segmenter:
         return tile_shape(plan, entry, needs, self._memory_limit)
 
 
+def whole_number(name: str, value: Any) -> int | None:
+    """`value` as an int, also one of NumPy's, or None; raises TypeError where it is neither."""
+    try:
+        return None if value is None else index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} is {value!r}; expected a whole number or None") from error
+
+
+def real_number(name: str, value: Any) -> float | None:
+    """`value` as a float, also one of NumPy's, or None; raises TypeError where it is neither."""
+    if value is not None and not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; expected a number or None")
+    return None if value is None else float(value)
+
+
+def count_labels(labels: NDArray[np.uint8], classes: int) -> list[int]:
+    """How many voxels have each label from 1 up."""
+    return [int(np.count_nonzero(labels == label)) for label in range(1, classes)]
+
+
 def isotropic_grid(grid: Grid, spacing_mm: float, limits_mm: tuple[float, float]) -> Grid:
     """The smallest grid of `spacing_mm` along the axes of `grid` that covers its extent."""
     low, high = limits_mm
@@ -262,12 +372,38 @@ def isotropic_grid(grid: Grid, spacing_mm: float, limits_mm: tuple[float, float]
     return grid.regrid((spacing_mm, spacing_mm, spacing_mm), (i, j, k))
 
 
-def _volumes_mm3(
-    labels: NDArray[np.uint8], target: Grid, parts: tuple[int, int, int], classes: int
-) -> tuple[float, ...]:
-    """Volume of each label from 1 up, counted in the `parts` of each voxel of `target`."""
-    voxel = prod(target.spacing_mm) / prod(parts)
-    return tuple(np.count_nonzero(labels == label) * voxel for label in range(1, classes))
+def _paths(files: Any) -> list[str | os.PathLike[str]] | None:
+    """One path, or several, as a list; None for anything else."""
+    paths = [files] if isinstance(files, str | os.PathLike) else files
+    if not isinstance(paths, list | tuple):
+        return None
+    return list(paths) if all(isinstance(path, str | os.PathLike) for path in paths) else None
+
+
+def _inside(fine: NDArray[np.uint8], mask: NDArray[np.bool_], parts: Shape) -> NDArray[np.uint8]:
+    """`fine` labels, 0 in the `parts` of each voxel outside the `mask`."""
+    for axis, count in enumerate(parts):
+        mask = mask.repeat(count, axis)
+    return np.where(mask, fine, np.uint8(0))
+
+
+def _hull(boxes: Sequence[Slices]) -> Slices:
+    """The smallest box that holds all `boxes`."""
+    i, j, k = (
+        slice(min(part.start for part in parts), max(part.stop for part in parts))
+        for parts in zip(*boxes, strict=True)
+    )
+    return i, j, k
+
+
+def _box_in(region: Grid, target: Grid) -> Slices:
+    """The voxels of `target`, a grid along the same axes, that reach into `region`."""
+    faces = region.world_mm(np.array([[-0.5] * 3, np.array(region.shape) - 0.5]))
+    low, high = target.index(faces) + 0.5
+    start = np.maximum(np.floor(low + POSITION_TOLERANCE), 0).astype(int).tolist()
+    stop = np.minimum(np.ceil(high - POSITION_TOLERANCE), target.shape).astype(int).tolist()
+    i, j, k = map(slice, start, stop)
+    return i, j, k
 
 
 def _touches_edge(labels: NDArray[np.uint8]) -> bool:

@@ -242,7 +242,7 @@ def test_the_place_is_the_first_files(
         image.set_qform(moved, 4)
         nib.save(image, paths[number])
         result = segmenter.segment(paths)
-        assert f"channel {number + 1}: {sentence}" in result.flags()
+        assert f"channel {number + 1}: {sentence}" in result.flags
         result.save(tmp_path / "l.nii.gz", overwrite=True)
         labels = nib.load(tmp_path / "l.nii.gz").header
         first = nib.load(paths[0]).header

@@ -112,7 +112,7 @@ def test_a_row_is_measured_on_the_runtimes_labels(case: Case, examples: Path) ->
     assert [row.label for row in rows] == ["anterior hippocampus", "posterior hippocampus"]
     assert [row.dice for row in rows] == pytest.approx(expected, abs=1e-9)
     assert [row.own_dice for row in rows] == pytest.approx(expected, abs=1e-9)
-    assert [row.volume_mm3 for row in rows] == pytest.approx(result.volumes_mm3)
+    assert [row.volume_mm3 for row in rows] == pytest.approx(list(result.volumes_mm3.values()))
     assert [row.expected_mm3 for row in rows] == [(truth == 1).sum(), (truth == 2).sum()]
     assert all(0.0 < row.surface_mm < 1.0 and row.milliseconds > 0.0 for row in rows)
     assert {row.route for row in rows} == {0}

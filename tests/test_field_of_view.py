@@ -17,7 +17,8 @@ from rare_trt.scan.field_of_view import (
     box_at,
     box_grid,
     check_field_of_view,
-    select_region,
+    join_boxes,
+    select_regions,
     without_padding,
 )
 from rare_trt.scan.geometry import Canonical, Grid, Volume
@@ -240,12 +241,13 @@ def test_one_channel_that_varies_keeps_a_slice() -> None:
 def test_padding_does_not_count_as_field_of_view() -> None:
     inner = np.random.default_rng(0).normal(size=(36, 50, 36))
     padded = Volume(np.pad(inner, 40), grid_of((116, 130, 116), (1.0, 1.0, 1.0)))
-    region = select_region(padded, ACCEPTED, None)
+    (region,) = select_regions(padded, ACCEPTED, None)
     assert region.grid.shape == (36, 50, 36)
     assert (region.voxels == inner).all()
-    back = region.place(np.ones((36, 50, 36), np.uint8))
+    inside = [np.ones((36, 50, 36), np.uint8)]
+    back = join_boxes(region.canonical.grid, [region.box], inside).labels
     assert back.shape == (116, 130, 116)
     assert back.sum() == inner.size
     with pytest.raises(ScanError, match="76 x 90 x 76"):
         noisy = np.random.default_rng(1).normal(size=(76, 90, 76))
-        select_region(Volume(noisy, grid_of((76, 90, 76), (1.0, 1.0, 1.0))), ACCEPTED, None)
+        select_regions(Volume(noisy, grid_of((76, 90, 76), (1.0, 1.0, 1.0))), ACCEPTED, None)

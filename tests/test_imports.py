@@ -23,7 +23,7 @@ FLOORS = (
     ("plan",),
     ("package",),
     ("sessions",),
-    ("overlay", "options"),
+    ("overlay", "options", "points"),
     ("result",),
     ("segmenter",),
     ("evaluation",),

@@ -70,14 +70,14 @@ def scans(case: Case, seed: int, recipe: Recipe) -> Iterator[Volume]:
 def remarks(package: Package, volume: Volume) -> list[str]:
     """What a run would say of `volume`, without the run."""
     from rare_trt.plan.routing import choose_route
-    from rare_trt.scan.field_of_view import select_region
+    from rare_trt.scan.field_of_view import select_regions
     from rare_trt.scan.intensity import normalise
     from rare_trt.scan.out_of_distribution import out_of_distribution_flags
 
     manifest = package.manifest
     model = manifest.model
     assert model.seen is not None
-    region = select_region(volume, model.field_of_view_mm, None)
+    (region,) = select_regions(volume, model.field_of_view_mm, None)
     routes = [route_from_entry(entry) for entry in manifest.routes]
     route = choose_route(region.grid.spacing_mm, routes, model.spacing_limits_mm, None).route
     image = normalise(region.voxels, model.intensity)
@@ -130,8 +130,8 @@ def test_a_box_of_a_tumour_is_remarked_on(
     brightest = np.argwhere(voxels >= np.percentile(voxels, 99.9))
     x, y, z = canonical.grid.world_mm(np.median(brightest, axis=0)).tolist()
     result = segmenter.segment(path, at=(x, y, z))
-    assert any(flag.startswith("unlike the training data") for flag in result.flags())
-    assert result.report()["flags"] == result.flags()
+    assert any(flag.startswith("unlike the training data") for flag in result.flags)
+    assert result.report()["flags"] == result.flags
     with pytest.raises(ScanError, match="unlike the training data"):
         segmenter.segment(path, at=(x, y, z), strict=True)
     box = box_at(canonical.grid, (x, y, z), package.manifest.model.field_of_view_mm.typical)
@@ -141,8 +141,8 @@ def test_a_box_of_a_tumour_is_remarked_on(
 def test_an_example_is_nothing_strange(segmenter: Segmenter, examples: Path) -> None:
     for name in ("hippocampus_1mm", "hippocampus_2mm"):
         result = segmenter.segment(examples / f"{name}.nii.gz", strict=True)
-        assert result.remarks == ()
-        assert result.flags() == []
+        assert result.boxes[0].remarks == ()
+        assert result.flags == []
 
 
 def test_whole_heads_of_a_small_field_are_told_apart(
@@ -151,7 +151,7 @@ def test_whole_heads_of_a_small_field_are_told_apart(
     """The two edge cases that the network takes by their size and spacing alone."""
     for name in ("anatomical", "reoriented_anat_moved"):
         path = shared_data / "nifti_edge" / "nibabel" / f"{name}.nii"
-        assert segmenter.segment(path).remarks
+        assert segmenter.segment(path).boxes[0].remarks
         with pytest.raises(ScanError, match="unlike the training data"):
             segmenter.segment(path, strict=True)
 

@@ -96,6 +96,8 @@ def until(condition: Callable[[], bool]) -> None:
         ("hippocampus_2mm", "", ()),
         ("hippocampus_2mm", "&spacing_out=1", ("--spacing-out", "1")),
         ("hippocampus_1mm", "&route=2", ("--route", "2")),
+        ("hippocampus_1mm", "&at=20,25,17&at=18,28,16", ("--at", "20,25,17", "--at=18,28,16")),
+        ("hippocampus_1mm", "&at_voxel=20,25,17", ("--at-voxel", "20,25,17")),
     ],
 )
 def test_a_posted_scan_gets_what_infer_writes(
@@ -114,7 +116,16 @@ def test_a_posted_scan_gets_what_infer_writes(
     assert without_timings(files["report.json"]) == without_timings(expected["report"])
 
 
-@pytest.mark.parametrize("options", [(), ("--spacing-out", "1.5"), ("--route", "0")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--spacing-out", "1.5"),
+        ("--route", "0"),
+        ("--at", "18,27,17", "--at", "21,24,16"),
+        ("--at-voxel", "9,13,8", "--at-voxel", "10,12,8"),
+    ],
+)
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_infer_through_a_server_is_infer(
     server: Running,
@@ -204,6 +215,23 @@ def test_strict_is_refused_with_infers_sentence(
         printed.append(capsys.readouterr())
     assert printed[0] == printed[1]
     assert "leave --strict out" in printed[0].err
+
+
+def test_points_of_a_table_go_through_a_server(server: Running, scan: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        shutil.copy(scan, folder / name)
+    table = folder / "points.tsv"
+    table.write_text("scan\tx\ty\tz\na.nii.gz\t18\t27\t17\nb.nii.gz\t20\t25\t16\n")
+    written = []
+    for number, options in enumerate(([], ["--server", server.address])):
+        out = tmp_path / str(number)
+        command = ["infer", str(folder), "-o", str(out), "--points", str(table), *options]
+        assert main(command) == 0
+        written.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+    assert written[0] == written[1]
+    assert written[0]["a.nii.gz"] != written[0]["b.nii.gz"]
 
 
 def test_a_folder_through_a_server_goes_on_after_a_bad_scan(
@@ -408,8 +436,10 @@ def test_a_client_loads_nothing_that_computes(
         ("?at=1,2", b"", {}, 400, "not a valid point"),
         ("?spacing_out=fine", b"", {}, 400, "is not a number"),
         ("?rote=1", b"", {}, 400, "'rote' is not an option; expected one of route, at"),
-        ("?x=1", b"", {}, 400, "spacing_out, strict, picture"),
-        ("?route=1&route=2", b"", {}, 400, "is given twice"),
+        ("?rote=1", b"", {}, 400, "spacing_out, strict, picture"),
+        ("?route=1&route=2", b"", {}, 400, "route is given twice"),
+        ("?picture=yes&picture=yes", b"", {}, 400, "picture is given twice"),
+        ("?at_voxel=1,2,3.5", b"", {}, 400, "not a valid voxel"),
         ("?route", b"", {}, 400, "query is malformed"),
         ("?route=%ff", b"", {}, 400, "query is malformed"),
         ("?" + "&".join(f"o{i}=1" for i in range(99)), b"", {}, 400, "query is malformed"),

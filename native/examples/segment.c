@@ -1,13 +1,16 @@
-/* Segments a NIfTI scan:  segment PACKAGE SCAN.nii[.gz] LABELS.nii.gz [X Y Z]
+/* Segments a NIfTI scan:  segment PACKAGE SCAN.nii[.gz] LABELS.nii.gz [X Y Z]...
  *
- * X Y Z: a point in world mm; only a box of the trained size around it is segmented. NIfTI is read
- * and written by nifticlib's nifti2_io; FreeSurfer's files are not read. Research use only.
+ * X Y Z: a point in world mm; only a box of the trained size around it is segmented, or around each
+ * of several. NIfTI is read and written by nifticlib's nifti2_io; FreeSurfer's files are not read.
+ * Research use only.
  */
 #include <nifti2_io.h>
 #include <rare_trt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define MOST_POINTS 16
 
 static int fail(const char* sentence) {
   fprintf(stderr, "segment: %s\n", sentence);
@@ -183,8 +186,8 @@ static void warn(void* user_data, const char* message) {
   fprintf(stderr, "segment: %s\n", message);
 }
 
-static int segment(const char* package, nifti_image* nim, nifti_image* labels,
-                   const double* at_mm) {
+static int segment(const char* package, nifti_image* nim, nifti_image* labels, const double* at_mm,
+                   size_t at_count) {
   rare_trt_segmenter* segmenter = NULL;
   rare_trt_options options;
   rare_trt_request request;
@@ -196,7 +199,8 @@ static int segment(const char* package, nifti_image* nim, nifti_image* labels,
   options.on_warning = warn;
   memset(&request, 0, sizeof request);
   request.size = sizeof request;
-  request.at_mm = at_mm;
+  request.at_mm = at_count != 0 ? at_mm : NULL;
+  request.at_count = at_count;
   report.size = sizeof report;
   done = set_scan(nim, &scan);
   if (done && rare_trt_open(package, &options, &segmenter) != RARE_TRT_OK) {
@@ -220,19 +224,19 @@ static int is_freesurfer(const char* path) {
 }
 
 static int usage(void) {
-  fprintf(stderr, "usage: segment PACKAGE SCAN.nii[.gz] LABELS.nii.gz [X Y Z]\n");
+  fprintf(stderr, "usage: segment PACKAGE SCAN.nii[.gz] LABELS.nii.gz [X Y Z]...\n");
   return 2;
 }
 
 int main(int argc, char** argv) {
   nifti_image *nim = NULL, *labels = NULL;
-  double at_mm[3];
-  int axis, done = 0;
-  if (argc != 4 && argc != 7) return usage();
-  for (axis = 0; axis < argc - 4; ++axis) {
+  double at_mm[3 * MOST_POINTS];
+  int at, done = 0;
+  if (argc < 4 || argc > 4 + 3 * MOST_POINTS || (argc - 4) % 3 != 0) return usage();
+  for (at = 0; at < argc - 4; ++at) {
     char* end = NULL;
-    at_mm[axis] = strtod(argv[4 + axis], &end);
-    if (end == argv[4 + axis] || *end != '\0') return usage();
+    at_mm[at] = strtod(argv[4 + at], &end);
+    if (end == argv[4 + at] || *end != '\0') return usage();
   }
   if (is_freesurfer(argv[2])) {
     fail_at(argv[2],
@@ -248,7 +252,7 @@ int main(int argc, char** argv) {
     if (labels == NULL) {
       fail_at(argv[3], "exists already, or does not end as NIfTI files do: choose another name");
     } else {
-      done = segment(argv[1], nim, labels, argc == 7 ? at_mm : NULL);
+      done = segment(argv[1], nim, labels, at_mm, (size_t)(argc - 4) / 3);
     }
   }
   nifti_image_free(labels);

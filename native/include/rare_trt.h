@@ -12,7 +12,8 @@
  *
  * Structs: each begins with its size, which the caller sets to sizeof. All other fields may be zero
  * unless their comment says otherwise. A program built with this header therefore runs with every
- * later library of the same major version. A struct of an unknown size is refused.
+ * later library of the same major version, which takes structs of every size that a header has had.
+ * A struct of an unknown size is refused.
  *
  * Threads: every function may be called from any thread at any time, also on one segmenter from
  * several threads at once. Only rare_trt_close must be the last call on its segmenter.
@@ -116,9 +117,11 @@ typedef struct rare_trt_request {
   size_t size;
   /* The route to use instead of the one that fits the spacing; NULL: the one that fits. */
   const int32_t* route;
-  /* A world point, 3 values in mm: segments a box of the trained size around it, and labels outside
-   * the box are 0; NULL: the whole scan. */
+  /* World points, 3 values in mm each: segments a box of the trained size around each, and labels
+   * outside the boxes are 0; NULL: the whole scan. Where boxes overlap, a voxel gets the label of
+   * the box whose centre is nearest. */
   const double* at_mm;
+  size_t at_count; /* the number of points at at_mm; 0: one */
 } rare_trt_request;
 
 /* How a scan was segmented. Arrays of 3 are along canonical axes. */
@@ -138,7 +141,7 @@ typedef struct rare_trt_report {
   /* The run. */
   char backend[16];        /* "openvino" or "tensorrt" */
   char arithmetic[16];     /* "fp32", "fp16", "int8", "fp16+bf16", ... */
-  int32_t touches_edge;    /* not 0: a label reaches the edge of the segmented region */
+  int32_t touches_edge;    /* not 0: a label reaches the edge of a segmented region */
   int32_t tiles;           /* runs of the network */
   double volumes_mm3[256]; /* by label, counted on the network's output grid; [0] is 0 */
   /* Times. load_ms includes the golden-vector check of a route's first scan. */
@@ -149,6 +152,7 @@ typedef struct rare_trt_report {
   double graph_ms;
   double labels_ms;
   double total_ms;
+  int64_t disputed_voxels; /* voxels that two overlapping boxes label differently */
 } rare_trt_report;
 
 /* Returns the version of the library, such as "1.2.3". Never NULL; valid as long as the library is

@@ -1,6 +1,8 @@
 // The C API: checks arguments, and turns exceptions into a status and a sentence.
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
@@ -63,10 +65,18 @@ void check_not_null(const void* argument, const char* name) {
   }
 }
 
-// Each struct has had one size so far. A version that adds fields must accept this one, too.
+// The size of a struct in headers before its last field was added; of those that never grew,
+// today's.
+template <class Struct>
+constexpr std::size_t kFirstSize = sizeof(Struct);
+template <>
+constexpr std::size_t kFirstSize<rare_trt_request> = offsetof(rare_trt_request, at_count);
+template <>
+constexpr std::size_t kFirstSize<rare_trt_report> = offsetof(rare_trt_report, disputed_voxels);
+
 template <class Struct>
 void check_size(const Struct& value, const char* name) {
-  if (value.size == sizeof(Struct)) return;
+  if (value.size == sizeof(Struct) || value.size == kFirstSize<Struct>) return;
   throw ArgumentError(text(name, "->size is ", value.size, "; expected ", sizeof(Struct),
                            ": set it to sizeof, and use a library as new as the header"));
 }
@@ -199,7 +209,18 @@ Request request_of(const rare_trt_request* from) {
   if (from == nullptr) return found;
   check_size(*from, "request");
   if (from->route != nullptr) found.route = *from->route;
-  if (from->at_mm != nullptr) found.at_mm = {from->at_mm[0], from->at_mm[1], from->at_mm[2]};
+  const bool counts = from->size == sizeof *from;
+  const std::size_t count = counts && from->at_count != 0 ? from->at_count : 1;
+  if (from->at_mm == nullptr) {
+    if (counts && from->at_count != 0) {
+      throw ArgumentError(text("request->at_mm is NULL, with an at_count of ", from->at_count,
+                               "; expected the address of its points: pass them"));
+    }
+    return found;
+  }
+  for (const double* point = from->at_mm; point != from->at_mm + 3 * count; point += 3) {
+    found.points_mm.push_back({point[0], point[1], point[2]});
+  }
   return found;
 }
 
@@ -242,7 +263,14 @@ rare_trt_report report_of(const Report& from) {
   report.graph_ms = from.timings.graph;
   report.labels_ms = from.timings.labels;
   report.total_ms = from.timings.total;
+  report.disputed_voxels = from.disputed_voxels;
   return report;
+}
+
+// Copies `found` to the caller's report, of which an older header has fewer fields.
+void copy(rare_trt_report found, rare_trt_report& to) {
+  found.size = to.size;
+  std::memcpy(&to, &found, found.size);
 }
 
 void open(const char* folder, const rare_trt_options* options, rare_trt_segmenter** segmenter) {
@@ -279,7 +307,7 @@ void segment(rare_trt_segmenter* segmenter, const rare_trt_scan* scan,
   Report found{};
   segmenter->segmenter.segment(from, Grid(from.shape, affine(*scan)), request_of(request), to,
                                found);
-  if (report != nullptr) *report = report_of(found);
+  if (report != nullptr) copy(report_of(found), *report);
 }
 
 void decide_route(const rare_trt_segmenter* segmenter, const double* spacing_mm,
@@ -291,7 +319,7 @@ void decide_route(const rare_trt_segmenter* segmenter, const double* spacing_mm,
   std::optional<int> forced;
   if (route != nullptr) forced = *route;
   const Triple spacing = {spacing_mm[0], spacing_mm[1], spacing_mm[2]};
-  *report = report_of(segmenter->segmenter.choose(spacing, forced));
+  copy(report_of(segmenter->segmenter.choose(spacing, forced)), *report);
 }
 
 const std::vector<std::string>& label_names(const rare_trt_segmenter& segmenter) {

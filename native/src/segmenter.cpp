@@ -26,35 +26,51 @@ bool touches_edge(const std::vector<std::uint8_t>& labels, const Shape& shape) {
   return false;
 }
 
-// Volume of each label, counted in the sub-voxels of `grid`, of which there are `parts` per axis.
-std::vector<double> volumes_mm3(const std::vector<std::uint8_t>& fine_labels, const Grid& grid,
-                                const Shape& parts, std::size_t classes) {
-  std::vector<std::int64_t> counts(classes);
-  for (const std::uint8_t label : fine_labels) ++counts[label];
+// Adds the volume of each label, counted in the sub-voxels of the voxels that are `owned`, of which
+// there are `parts` per axis and voxel, and `shape` voxels.
+void count(const std::vector<std::uint8_t>& fine_labels, const std::vector<std::uint8_t>& owned,
+           const Shape& shape, const Shape& parts, std::vector<std::int64_t>& counts) {
+  auto label = fine_labels.begin();
+  for (std::int64_t i = 0; i < shape[0] * parts[0]; ++i) {
+    for (std::int64_t j = 0; j < shape[1] * parts[1]; ++j) {
+      const std::int64_t row = (i / parts[0] * shape[1] + j / parts[1]) * shape[2];
+      for (std::int64_t k = 0; k < shape[2] * parts[2]; ++k, ++label) {
+        if (owned[static_cast<std::size_t>(row + k / parts[2])] != 0) ++counts[*label];
+      }
+    }
+  }
+}
+
+std::vector<double> volumes_mm3(const std::vector<std::int64_t>& counts, const Grid& grid,
+                                const Shape& parts) {
   const auto [x, y, z] = grid.spacing_mm();
   const double voxel = x * y * z / static_cast<double>(parts[0] * parts[1] * parts[2]);
-  std::vector<double> volumes(classes);
-  for (std::size_t label = 1; label < classes; ++label) {
+  std::vector<double> volumes(counts.size());
+  for (std::size_t label = 1; label < counts.size(); ++label) {
     volumes[label] = static_cast<double>(counts[label]) * voxel;
   }
   return volumes;
 }
 
-// Writes 0 everywhere and `region` [i, j, k] into `box`, all in canonical order.
-void write(const Labels& labels, const Box& box, const std::vector<std::uint8_t>& region) {
-  const auto at = [&](std::int64_t i, std::int64_t j, std::int64_t k) {
-    return labels.data + i * labels.strides[0] + j * labels.strides[1] + k * labels.strides[2];
-  };
+// Writes 0 everywhere.
+void clear(const Labels& labels) {
   for (std::int64_t i = 0; i < labels.shape[0]; ++i) {
     for (std::int64_t j = 0; j < labels.shape[1]; ++j) {
-      for (std::int64_t k = 0; k < labels.shape[2]; ++k) *at(i, j, k) = 0;
+      for (std::int64_t k = 0; k < labels.shape[2]; ++k) *labels.at(i, j, k) = 0;
     }
   }
+}
+
+// Writes those labels of `region` [i, j, k] that are `owned` into `box`, all in canonical order.
+void write(const Labels& labels, const Box& box, const std::vector<std::uint8_t>& region,
+           const std::vector<std::uint8_t>& owned) {
   auto label = region.begin();
+  auto is_owned = owned.begin();
   for (std::int64_t i = 0; i < box.shape[0]; ++i) {
     for (std::int64_t j = 0; j < box.shape[1]; ++j) {
-      for (std::int64_t k = 0; k < box.shape[2]; ++k) {
-        *at(box.start[0] + i, box.start[1] + j, box.start[2] + k) = *label++;
+      for (std::int64_t k = 0; k < box.shape[2]; ++k, ++label) {
+        if (*is_owned++ == 0) continue;
+        *labels.at(box.start[0] + i, box.start[1] + j, box.start[2] + k) = *label;
       }
     }
   }
@@ -84,38 +100,68 @@ void Segmenter::segment(const Voxels& scan, const Grid& grid, const Request& req
   const auto classes = static_cast<int>(model.labels.size());
   Timings& timings = report.timings;
   const Stopwatch total(timings.total);
-  std::optional<Region> region;
-  PreparedScan prepared;
+  std::vector<Region> regions;
+  std::vector<PreparedScan> prepared;
   {
     const Stopwatch clock(timings.prepare);
     check_voxels(scan, model.channels.size());
-    region = select_region(scan, grid, model.field_of_view_mm, request.at_mm);
-    report.route = choose(region->grid.spacing_mm(), request.route);
-    prepared.image = normalise(region->voxels, model.intensity);
+    if (request.points_mm.empty()) {
+      regions.push_back(select_region(scan, grid, model.field_of_view_mm, std::nullopt));
+    }
+    for (const Triple& point : request.points_mm) {
+      regions.push_back(select_region(scan, grid, model.field_of_view_mm, point));
+    }
+    // Boxes of one scan have its spacing.
+    report.route = choose(regions.front().grid.spacing_mm(), request.route);
+    for (const Region& region : regions) {
+      prepared.emplace_back().image = normalise(region.voxels, model.intensity);
+    }
   }
   const Route& route = package_.route(report.route.route);
   Shape parts;
   {
     const Stopwatch clock(timings.plan);
-    parts = subvoxel_counts(region->grid, model.base_spacing_mm);
-    prepared.plan = plan_resampling(region->grid, route, region->grid.subdivide(parts));
+    parts = subvoxel_counts(regions.front().grid, model.base_spacing_mm);
+    for (std::size_t at = 0; at < regions.size(); ++at) {
+      const Grid& box = regions[at].grid;
+      prepared[at].plan = plan_resampling(box, route, box.subdivide(parts));
+    }
   }
-  std::vector<std::uint8_t> fine_labels;
+  std::vector<std::vector<std::uint8_t>> fine_labels(regions.size());
   pool_.run(
       route.index,
       [&](Session& session) {
-        prepared.max_shape = max_shape(session, route, prepared.plan, scan, region->box.shape);
-        report.tiles = static_cast<int>(tiles(prepared.plan, prepared.max_shape).size());
-        fine_labels = run_tiles(session, prepared, classes, timings);
+        report.tiles = 0;
+        for (std::size_t at = 0; at < regions.size(); ++at) {
+          PreparedScan& one = prepared[at];
+          one.max_shape = max_shape(session, route, one.plan, scan, regions[at].box.shape);
+          report.tiles += static_cast<int>(tiles(one.plan, one.max_shape).size());
+          fine_labels[at] = run_tiles(session, one, classes, timings);
+        }
         report.backend = session.backend;
         report.arithmetic = session.arithmetic;
       },
       timings.load);
   const Stopwatch clock(timings.labels);
-  const auto found = majority_vote(fine_labels, prepared.plan.output_shape(), parts, classes);
-  report.touches_edge = touches_edge(found, region->box.shape);
-  report.volumes_mm3 = volumes_mm3(fine_labels, region->grid, parts, model.labels.size());
-  write(region->canonical.from_scan(labels), region->box, found);
+  std::vector<std::vector<std::uint8_t>> found;
+  std::vector<Box> boxes;
+  report.touches_edge = false;
+  for (std::size_t at = 0; at < regions.size(); ++at) {
+    boxes.push_back(regions[at].box);
+    found.push_back(
+        majority_vote(fine_labels[at], prepared[at].plan.output_shape(), parts, classes));
+    report.touches_edge |= touches_edge(found.back(), boxes.back().shape);
+  }
+  const auto divided = divide_overlaps(regions.front().grid.spacing_mm(), boxes, found);
+  report.disputed_voxels = divided.disputed_voxels;
+  const Labels canonical = regions.front().canonical.from_scan(labels);
+  std::vector<std::int64_t> counts(model.labels.size());
+  clear(canonical);
+  for (std::size_t at = 0; at < regions.size(); ++at) {
+    count(fine_labels[at], divided.owned[at], boxes[at].shape, parts, counts);
+    write(canonical, boxes[at], found[at], divided.owned[at]);
+  }
+  report.volumes_mm3 = volumes_mm3(counts, regions.front().grid, parts);
 }
 
 Shape Segmenter::max_shape(const Session& session, const Route& route, const ResamplingPlan& plan,

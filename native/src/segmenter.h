@@ -1,6 +1,11 @@
 // From a scan to labels on its own grid. The C API is a thin layer over this class.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
 #include "package/reading.h"
 #include "plan/resampling.h"
 #include "scan/voxels.h"
@@ -9,11 +14,11 @@
 
 namespace rare_trt {
 
-// How to segment a scan: a route other than the one that fits, a point in world mm for a box around
-// it.
+// How to segment a scan: a route other than the one that fits, points in world mm for a box around
+// each; without any the whole scan.
 struct Request {
   std::optional<int> route;
-  std::optional<Triple> at_mm;
+  std::vector<Triple> points_mm;
 };
 
 // How a scan was segmented.
@@ -24,6 +29,7 @@ struct Report {
   bool touches_edge;
   int tiles;
   std::vector<double> volumes_mm3;  // by label; 0 for the background
+  std::int64_t disputed_voxels;     // that two boxes label differently
   Timings timings;
 };
 

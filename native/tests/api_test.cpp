@@ -99,6 +99,29 @@ TEST_CASE("structs of an unknown size are refused") {
   CHECK(std::string(rare_trt_last_error()).find("scan->size") == 0);
 }
 
+TEST_CASE("structs of an older header are taken, and not written beyond their size") {
+  const Segmenter tiny(kTiny);
+  Ball ball;
+  const double point[3] = {20, 24, 20};
+  rare_trt_request request{};
+  request.size = offsetof(rare_trt_request, at_count);
+  request.at_mm = point;
+  request.at_count = 1000;
+  rare_trt_report report{};
+  report.size = offsetof(rare_trt_report, disputed_voxels);
+  report.disputed_voxels = -7;
+  REQUIRE(rare_trt_segment(tiny.get(), &ball.scan, &request, ball.labels.data(), nullptr,
+                           &report) == RARE_TRT_OK);
+  CHECK(report.disputed_voxels == -7);
+  CHECK(report.size == offsetof(rare_trt_report, disputed_voxels));
+  CHECK(report.total_ms > 0);
+  request.size = sizeof request;
+  request.at_mm = nullptr;
+  CHECK(rare_trt_segment(tiny.get(), &ball.scan, &request, ball.labels.data(), nullptr, nullptr) ==
+        RARE_TRT_ERROR_ARGUMENT);
+  CHECK(std::string(rare_trt_last_error()).find("at_count of 1000") != std::string::npos);
+}
+
 TEST_CASE("the number of channels and the names of labels") {
   const Segmenter tiny(kTiny);
   CHECK(rare_trt_channel_count(tiny.get()) == 1);

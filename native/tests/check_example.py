@@ -27,11 +27,11 @@ PACKAGE = SHIPPED / "hippocampus.rare"
 
 def main(program: str) -> None:
     with tempfile.TemporaryDirectory() as folder, Segmenter.load(PACKAGE, "openvino") as segmenter:
-        for scan, point in scans(Path(folder)):
+        for scan, points in scans(Path(folder)):
             labels = scan.with_name(f"labels_{scan.name}")
-            command = [program, str(PACKAGE), str(scan), str(labels), *map(str, point or ())]
+            command = [program, str(PACKAGE), str(scan), str(labels), *map(str, sum(points, ()))]
             subprocess.run(command, check=True)
-            known = segmenter.segment(scan, at=point)
+            known = segmenter.segment(scan, at=points or None)
             found = nib.nifti1.load(labels)
             assert np.array_equal(np.asarray(found.dataobj), known.labels), scan.name
             assert np.allclose(found.affine, nib.nifti1.load(scan).affine, atol=1e-4), scan.name
@@ -80,12 +80,12 @@ def refusal(
     return done.stderr
 
 
-def scans(folder: Path) -> Iterator[tuple[Path, Triple | None]]:
-    """Scans as files, each with the point of its box, or none."""
+def scans(folder: Path) -> Iterator[tuple[Path, list[Triple]]]:
+    """Scans as files, each with the points of its boxes."""
     for path in sorted((REPOSITORY / "examples").glob("*.nii.gz")):
         copy = folder / path.name
         copy.write_bytes(path.read_bytes())
-        yield copy, None
+        yield copy, []
     image = nib.nifti1.load(REPOSITORY / "examples" / "hippocampus_1mm.nii.gz")
     voxels, affine = np.asarray(image.dataobj), image.affine
 
@@ -96,23 +96,25 @@ def scans(folder: Path) -> Iterator[tuple[Path, Triple | None]]:
 
     scaled = nib.nifti1.Nifti1Image((voxels / voxels.max() * 3.7 + 0.2).astype(np.float64), affine)
     scaled.header.set_data_dtype(np.int16)
-    yield saved("scaled.nii.gz", scaled), None
+    yield saved("scaled.nii.gz", scaled), []
     placed = nib.nifti1.Nifti1Image(voxels, affine)
     placed.set_sform(None, 0)
     placed.set_qform(affine, 1)
-    yield saved("qform.nii", placed), None
+    yield saved("qform.nii", placed), []
     turned = nib.nifti1.Nifti1Image(voxels.transpose(2, 0, 1)[::-1], affine[:, [2, 0, 1, 3]])
-    yield saved("turned.nii.gz", turned), None
+    yield saved("turned.nii.gz", turned), []
     metres = nib.nifti1.Nifti1Image(voxels, np.diag([1e-3, 1e-3, 1e-3, 1]) @ affine)
     metres.header.set_xyzt_units("meter")
-    yield saved("metres.nii.gz", metres), None
+    yield saved("metres.nii.gz", metres), []
     head = np.random.default_rng(0).integers(0, 30, (100, 100, 100)).astype(voxels.dtype)
     i, j, k = voxels.shape
     head[30 : 30 + i, 20 : 20 + j, 40 : 40 + k] = voxels
     moved = affine.copy()
     moved[:3, 3] -= affine[:3, :3] @ (30, 20, 40)
     x, y, z = (moved[:3, :3] @ (30 + i / 2, 20 + j / 2, 40 + k / 2) + moved[:3, 3]).tolist()
-    yield saved("head.nii.gz", nib.nifti1.Nifti1Image(head, moved)), (x, y, z)
+    yield saved("head.nii.gz", nib.nifti1.Nifti1Image(head, moved)), [(x, y, z)]
+    two = nib.nifti1.Nifti1Image(head, moved)
+    yield saved("two.nii.gz", two), [(x, y, z), (x - 8, y, z + 3)]
 
 
 if __name__ == "__main__":

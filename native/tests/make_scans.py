@@ -41,7 +41,7 @@ class Case:
     package: str
     volume: Volume
     route: int | None = None
-    at_mm: Triple | None = None
+    at_mm: list[Triple] | None = None
 
 
 def main(folder: Path) -> None:
@@ -190,7 +190,20 @@ def elsewhere(one: Volume) -> Iterator[Case]:
     noise[30 : 30 + i, 25 : 25 + j, 35 : 35 + k] = one.voxels
     grid = Grid(noise.shape, one.grid.box((-30, -25, -35), one.grid.shape).affine)
     x, y, z = grid.world_mm(np.array([30 + i / 2, 25 + j / 2, 35 + k / 2])).tolist()
-    yield Case("around a point", "hippocampus", Volume(noise, grid), at_mm=(x, y, z))
+    head = Volume(noise, grid)
+    yield Case("around a point", "hippocampus", head, at_mm=[(x, y, z)])
+    yield Case("around two points", "hippocampus", head, at_mm=[(x, y, z), (x + 9, y - 4, z + 2)])
+    apart = [(x + 6, y, z), (x - 6, y, z), (x, y + 5, z)]
+    yield Case("around three points", "hippocampus", head, at_mm=apart)
+    i, j, k = (n // 2 for n in head.grid.shape)
+    halved = Volume(
+        head.voxels[: 2 * i : 2, : 2 * j : 2, : 2 * k : 2],
+        head.grid.regrid((2.0, 2.0, 2.0), (i, j, k)),
+    )
+    yield Case("2 mm around two points", "hippocampus", halved, at_mm=apart[:2])
+    yield Case(
+        "permuted around three points", "hippocampus", permuted(head, (2, 0, 1)), at_mm=apart
+    )
 
 
 def real_scans() -> Iterator[Case]:
@@ -238,7 +251,8 @@ def write_case(case: Case, segmenter: Segmenter, folder: Path) -> dict[str, Any]
         "expected_route": result.route.route,
         "expected_arithmetic": result.precision,
         "touches_edge": result.touches_edge,
-        "volumes_mm3": [float(volume) for volume in result.volumes_mm3],
+        "disputed_voxels": sum(count for _, _, count in result.disputes),
+        "volumes_mm3": list(result.volumes_mm3.values()),
     }
 
 

@@ -31,7 +31,7 @@ from rare_trt.plan.resampling import (
     tiles,
 )
 from rare_trt.plan.routing import Route, choose_route
-from rare_trt.scan.field_of_view import FieldOfView, box_at, select_region, without_padding
+from rare_trt.scan.field_of_view import FieldOfView, box_at, select_regions, without_padding
 from rare_trt.scan.geometry import Canonical, Grid, Shape, Triple, Volume
 from rare_trt.scan.intensity import IntensityRule, normalise
 from rare_trt.scan.out_of_distribution import NAMES
@@ -372,7 +372,8 @@ def region_vector(
     given: dict[str, Any] = {"shape": shape, "affine": numbers(matrix), "at_mm": at_mm}
     given["field_of_view_mm"] = asdict(FIELD_OF_VIEW)
     try:
-        region = select_region(Volume(voxels, Grid(shape, matrix)), FIELD_OF_VIEW, at_mm)
+        points = None if at_mm is None else [at_mm]
+        (region,) = select_regions(Volume(voxels, Grid(shape, matrix)), FIELD_OF_VIEW, points)
     except ScanError:
         return given | REFUSED
     return given | {

@@ -57,8 +57,11 @@ struct Scan {
       request.route = &route;
     }
     if (!entry.at("at_mm").is_null()) {
-      for (std::size_t axis = 0; axis < 3; ++axis) point[axis] = entry.at("at_mm")[axis];
-      request.at_mm = point;
+      for (const Json& point : entry.at("at_mm")) {
+        for (std::size_t axis = 0; axis < 3; ++axis) points.push_back(point[axis]);
+      }
+      request.at_mm = points.data();
+      request.at_count = points.size() / 3;
     }
   }
   Scan(const Scan&) = delete;
@@ -74,7 +77,7 @@ struct Scan {
 
  private:
   std::int32_t route = 0;
-  double point[3] = {};
+  std::vector<double> points;
 };
 
 // A segmenter that is closed with this object.

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -63,6 +64,13 @@ def add_parser(commands: Parsers) -> None:
     )
     add_options(parser)
     parser.add_argument(
+        "--points",
+        type=Path,
+        metavar="FILE.tsv",
+        help="as --at, for every scan: a table with the columns scan, x, y and z (world mm), one "
+        "row per box",
+    )
+    parser.add_argument(
         "--memory-limit",
         type=byte_count,
         metavar="BYTES",
@@ -104,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
     is_one = len(arguments.scans) == 1 and not arguments.scans[0].is_dir()
     jobs = [plan_one(arguments)] if is_one else plan_several(arguments)
     skipped: dict[Job, Outcome] = {}
+    if arguments.points is not None:
+        jobs = _with_points(jobs, arguments)
     if arguments.skip_existing:
         from rare_trt.batch.jobs_from_scans import resume
 
@@ -212,6 +222,16 @@ def plan_several(arguments: argparse.Namespace) -> list[Job]:
     check_outputs(jobs, arguments.table)
     _print_list("left out", left_out)
     return jobs
+
+
+def _with_points(jobs: Sequence[Job], arguments: argparse.Namespace) -> list[Job]:
+    """The jobs with the points of the table `--points`."""
+    if arguments.at or arguments.at_voxel:
+        raise ScanError("--points and --at give points for the same scans: leave one out")
+    from rare_trt.points import points_of_scans
+
+    points = points_of_scans(arguments.points, [job.scan for job in jobs])
+    return [replace(job, options={"at": points[job.scan]}) for job in jobs]
 
 
 def _run_one(executor: Executor, job: Job, outcomes: dict[Job, Outcome]) -> None:

@@ -174,7 +174,7 @@ def _measure_scan(
             surface_mm=mean_surface_distance_mm(
                 found == label, case.labels == label, case.grid.spacing_mm
             ),
-            volume_mm3=fine.volumes_mm3[label - 1],
+            volume_mm3=fine.volumes_mm3[model.labels[label]],
             expected_mm3=np.count_nonzero(inside & (case.labels == label)) * voxel,
             milliseconds=sum(fine.timings_ms.values()) - fine.timings_ms["load"],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from rare_trt.scan.validation import grid_difference
 from rare_trt.storage.naming import MAX_BYTES
 
 
-def read_channels(paths: Sequence[Path]) -> Scan:
+def read_channels(paths: Sequence[str | os.PathLike[str]]) -> Scan:
     """The scan whose channels lie in files of their own, one 3D file per channel, in their order.
 
     Voxels are [i, j, k, channel], of a type that fits those of every file. Grid and header are
@@ -25,7 +26,7 @@ def read_channels(paths: Sequence[Path]) -> Scan:
     they do not lie on one grid.
     """
     found: list[tuple[Path, Scan]] = []
-    for path in paths:
+    for path in map(Path, paths):
         scan = read_scan(path)
         try:
             refuse_labels(scan.header)

@@ -135,6 +135,14 @@ class Canonical:
         ni, nj, nk = (grid.shape[axis] for axis in np.argsort(self._back[:, 0]))
         return Grid((ni, nj, nk), grid.affine @ inv_ornt_aff(self._back, grid.shape))
 
+    def scan_slices(self, box: Slices, shape: Shape) -> Slices:
+        """A box of voxels of `shape` in canonical order -> the same one in the scan's order."""
+        own = []
+        for world, direction in self._ornt.astype(int).tolist():
+            part, size = box[world], shape[world]
+            own.append(part if direction > 0 else slice(size - part.stop, size - part.start))
+        return own[0], own[1], own[2]
+
     def from_scan(self, voxels: Array) -> Array:
         """Voxels in the scan's own order [i, j, k, ...] -> canonical order, contiguous.
 

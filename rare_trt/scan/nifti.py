@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -49,14 +50,14 @@ class Scan:
     channel_sha256: tuple[str, ...] = ()
 
 
-def read_scan(path: Path, channels: int = 1) -> Scan:
+def read_scan(path: str | os.PathLike[str], channels: int = 1) -> Scan:
     """The scan at `path` (NIfTI, or FreeSurfer's .mgz or .mgh) with `channels` channels, on a grid
     in millimetres.
 
     Spacing comes from the affine (sform before qform), not from pixdim. Raises ScanError with one
     sentence for whatever cannot be segmented: no such file, or bytes that are not valid.
     """
-    return scan_from_bytes(read_scan_file(path), str(path), channels)
+    return scan_from_bytes(read_scan_file(Path(path)), os.fspath(path), channels)
 
 
 def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:

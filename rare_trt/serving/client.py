@@ -70,7 +70,7 @@ class Client:
         ScanError with the server's sentence where the scan cannot be segmented as it is, and
         BackendError where the server cannot be reached, fails, or stays busy for RETRY_SECONDS.
         """
-        query = query_from_options(options) | ({"picture": "yes"} if picture else {})
+        query = query_from_options(options) + ([("picture", "yes")] if picture else [])
         target = f"/v1/segment?{urlencode(query)}"
         last_try = monotonic() + RETRY_SECONDS
         status, retry_after, body = self._post(target, scan)

@@ -10,9 +10,13 @@ from typing import Final
 from urllib.parse import parse_qsl
 
 from rare_trt.errors import RareTrtError
-from rare_trt.options import YES_OR_NO, SegmentOptions, options_from_query
+from rare_trt.options import OPTIONS, YES_OR_NO, SegmentOptions, options_from_query
 
-MAX_FIELDS: Final = 16
+# Of a query: more boxes than anybody segments in one scan.
+MAX_FIELDS: Final = 64
+
+# The option of a request that is not one of a segmentation.
+PICTURE: Final = "picture"
 
 
 class RequestError(RareTrtError):
@@ -60,11 +64,21 @@ def request_from_head(
             HTTPStatus.BAD_REQUEST, "Content-Length is not a number; expected the body's bytes"
         )
     fields = _query_fields(query)
-    picture = fields.pop("picture", "no")
+    names = [*(option.name for option in OPTIONS), PICTURE]
+    unknown = [name for name, _ in fields if name not in names]
+    if unknown:
+        raise RequestError(
+            HTTPStatus.BAD_REQUEST,
+            f"{unknown[0]!r} is not an option; expected one of {', '.join(names)}",
+        )
+    pictures = [text for name, text in fields if name == PICTURE] or ["no"]
+    if len(pictures) > 1:
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"{PICTURE} is given twice: give it once")
+    (picture,) = pictures
     if picture not in YES_OR_NO:
-        raise RequestError(HTTPStatus.BAD_REQUEST, f"picture is {picture!r}; expected yes or no")
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"{PICTURE} is {picture!r}; expected yes or no")
     try:
-        options = options_from_query(fields, "picture")
+        options = options_from_query(field for field in fields if field[0] != PICTURE)
     except argparse.ArgumentTypeError as error:
         raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from error
     # Beyond 18 digits a number is too large for any file, and slow to read.
@@ -81,9 +95,9 @@ def check_body_size(size: int, max_bytes: int) -> None:
         )
 
 
-def _query_fields(query: bytes) -> dict[str, str]:
+def _query_fields(query: bytes) -> list[tuple[str, str]]:
     try:
-        pairs = parse_qsl(
+        return parse_qsl(
             query.decode("ascii"),
             keep_blank_values=True,
             strict_parsing=bool(query),
@@ -92,9 +106,7 @@ def _query_fields(query: bytes) -> dict[str, str]:
         )
     except ValueError as error:
         raise RequestError(
-            HTTPStatus.BAD_REQUEST, "the query is malformed; expected name=value&name=value"
+            HTTPStatus.BAD_REQUEST,
+            "the query is malformed; expected name=value&name=value, of at most "
+            f"{MAX_FIELDS} values",
         ) from error
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise RequestError(HTTPStatus.BAD_REQUEST, "an option is given twice: give it once")
-    return fields

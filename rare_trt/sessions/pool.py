@@ -48,6 +48,7 @@ class SessionPool:
         shapes of this scan did not fit. Raises BackendError where the last one fails too.
         """
         clock = clock or Stopwatch()
+        self.check_open()
         with clock("load"):
             *better, last = self._candidates_of(route)
         for place, candidate in enumerate(better):
@@ -56,6 +57,8 @@ class SessionPool:
                     session = self._open(route, candidate)
                 return session, work(session)
             except BackendError as error:
+                # Closed by another thread in the meantime: no other session opens either.
+                self.check_open()
                 self._pass_over(route, candidate, error, [*better, last][place + 1])
         with clock("load"):
             session = self._open(route, last)
@@ -65,6 +68,11 @@ class SessionPool:
     def device_bytes(self) -> int:
         """What loaded engines and their working memory take of the GPU's memory."""
         return self._choice.device_bytes
+
+    def check_open(self) -> None:
+        """Raises BackendError after `close`."""
+        if self._closed:
+            raise BackendError("the segmenter was closed; expected an open one: load it again")
 
     def close(self) -> None:
         """Releases all loaded graphs and engines; safe to call twice."""
@@ -81,8 +89,7 @@ class SessionPool:
 
     def _open(self, route: int, candidate: Candidate) -> Session:
         with self._lock:
-            if self._closed:
-                raise BackendError("the segmenter was closed; expected an open one: load it again")
+            self.check_open()
             if candidate not in self._sessions:
                 session = candidate.open()
                 try:

@@ -96,6 +96,25 @@ void check_field_of_view(const Grid& grid, const Grid& whole, const FieldOfView&
                        join(high, ", "), " mm (right, anterior, superior): choose a point inside"));
 }
 
+// Four times the squared distance of `voxel` to the centre of `box`: whole numbers until spacing
+// comes in, so that mirrored voxels tie.
+double squared_mm(const Triple& spacing_mm, const Box& box, const Shape& voxel) {
+  double sum = 0;
+  for (int axis = 0; axis < 3; ++axis) {
+    const std::int64_t twice = 2 * voxel[axis] - (2 * box.start[axis] + box.shape[axis] - 1);
+    const double away = static_cast<double>(twice) * spacing_mm[axis];
+    sum += away * away;
+  }
+  return sum;
+}
+
+// The place of a voxel of the whole grid among those of `box`, k fastest.
+std::size_t offset_in(const Box& box, const Shape& voxel) {
+  const auto [i, j, k] = box.start;
+  return static_cast<std::size_t>(((voxel[0] - i) * box.shape[1] + (voxel[1] - j)) * box.shape[2] +
+                                  (voxel[2] - k));
+}
+
 }  // namespace
 
 Box without_padding(const Voxels& voxels) {
@@ -142,6 +161,38 @@ Region select_region(const Voxels& scan, const Grid& grid, const FieldOfView& ac
   const Grid part = canonical.grid.box(box.start, box.shape);
   check_field_of_view(part, canonical.grid, accepted, at_mm.has_value());
   return {canonical, box, part, voxels.part(box)};
+}
+
+Ownership divide_overlaps(const Triple& spacing_mm, const std::vector<Box>& boxes,
+                          const std::vector<std::vector<std::uint8_t>>& labels) {
+  Ownership found{{}, 0};
+  for (const auto& part : labels) found.owned.emplace_back(part.size(), std::uint8_t{1});
+  for (std::size_t a = 0; a < boxes.size(); ++a) {
+    for (std::size_t b = a + 1; b < boxes.size(); ++b) {
+      const Box& one = boxes[a];
+      const Box& two = boxes[b];
+      Shape low, high;
+      for (int axis = 0; axis < 3; ++axis) {
+        low[axis] = std::max(one.start[axis], two.start[axis]);
+        high[axis] = std::min(one.start[axis] + one.shape[axis], two.start[axis] + two.shape[axis]);
+      }
+      const bool one_is_first = one.start <= two.start;
+      for (std::int64_t i = low[0]; i < high[0]; ++i) {
+        for (std::int64_t j = low[1]; j < high[1]; ++j) {
+          for (std::int64_t k = low[2]; k < high[2]; ++k) {
+            const Shape voxel = {i, j, k};
+            const double to_one = squared_mm(spacing_mm, one, voxel);
+            const double to_two = squared_mm(spacing_mm, two, voxel);
+            const bool is_one = one_is_first ? to_one <= to_two : to_one < to_two;
+            const auto in_one = offset_in(one, voxel), in_two = offset_in(two, voxel);
+            (is_one ? found.owned[b][in_two] : found.owned[a][in_one]) = 0;
+            found.disputed_voxels += labels[a][in_one] != labels[b][in_two];
+          }
+        }
+      }
+    }
+  }
+  return found;
 }
 
 }  // namespace rare_trt

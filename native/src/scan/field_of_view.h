@@ -2,7 +2,9 @@
 // around a point.
 #pragma once
 
+#include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "scan/voxels.h"
 
@@ -34,5 +36,18 @@ Box without_padding(const Voxels& voxels);
 // The box of `size_mm` around the world point `point_mm`, cut off at the faces of `grid`. Throws
 // ScanError where the point lies outside the scan.
 Box box_at(const Grid& grid, const Triple& point_mm, const Triple& size_mm);
+
+// Which voxels of overlapping boxes belong to which: `owned` has a byte per voxel of each box, not
+// 0 where its labels are taken; `disputed_voxels` counts those that two boxes label differently.
+struct Ownership {
+  std::vector<std::vector<std::uint8_t>> owned;
+  std::int64_t disputed_voxels;
+};
+
+// Divides `boxes` of a grid of `spacing_mm`, with the `labels` of each. A voxel belongs to the box
+// whose centre is nearest, and of those that are equally near to the one that begins first along i,
+// then j, then k.
+Ownership divide_overlaps(const Triple& spacing_mm, const std::vector<Box>& boxes,
+                          const std::vector<std::vector<std::uint8_t>>& labels);
 
 }  // namespace rare_trt

@@ -68,6 +68,10 @@ struct Labels {
   std::uint8_t* data;
   Shape shape;
   Strides strides;
+
+  std::uint8_t* at(std::int64_t i, std::int64_t j, std::int64_t k) const {
+    return data + i * strides[0] + j * strides[1] + k * strides[2];
+  }
 };
 
 }  // namespace rare_trt
