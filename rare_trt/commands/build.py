@@ -38,7 +38,9 @@ def add_parser(commands: Parsers) -> None:
         "build",
         help="build engines for a package, or a package from a checkpoint",
         description="Without CHECKPOINT: builds one engine per route and adds them to the package, "
-        "or to a copy of it (-o). With CHECKPOINT: exports one graph per route and precision, "
+        "or to a copy of it (-o). Engines for a package that ships with rare-trt go into your own "
+        "folder ($RARE_TRT_HOME, by default the platform's folder for data), where every command "
+        "finds them. With CHECKPOINT: exports one graph per route and precision, "
         "checks each against the network on real scans, records golden vectors, calibrates and "
         "writes the package -o.",
     )
@@ -140,7 +142,7 @@ def _build_engines(options: argparse.Namespace) -> int:
         size = package.manifest.files[entry.file].bytes / 2**20
         origin = f"built in {item.seconds:.1f} s" if item.seconds else "exists already"
         print(f"route {entry.route}: {entry.backend} {entry.precision}, {size:.1f} MiB, {origin}")
-    print(package.folder)
+    print(package.folder if options.output else package.engines_folder or package.folder)
     return 0
 
 

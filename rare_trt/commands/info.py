@@ -28,8 +28,11 @@ def run(options: argparse.Namespace) -> int:
     """Prints the package's facts, its routes, and its engines where it has any."""
     package = open_package(options.package, require_signature=options.require_signature)
     manifest = package.manifest
+    facts = [*describe_model(manifest), ("folder", str(package.folder))]
+    if package.engines_folder is not None:
+        facts.append(("engines", str(package.engines_folder)))
     tables = [
-        [*describe_model(manifest), ("folder", str(package.folder))],
+        facts,
         describe_routes(manifest),
     ]
     if manifest.engines:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from platformdirs import user_cache_path, user_data_path
 
 from rare_trt.constants import DIGEST_BYTES, MAX_CACHE_BYTES
 from rare_trt.errors import OutputError
@@ -72,6 +72,20 @@ class Cache:
 
     def _path(self, key: tuple[str, ...]) -> Path:
         return self.folder / f"{_digest(key, b'').hex()}.bin"
+
+
+def home_folder() -> Path | None:
+    """The folder for what a user makes and keeps: $RARE_TRT_HOME, or the platform's own place for
+    data. None where there is neither, as for a user without a home."""
+    named = os.environ.get("RARE_TRT_HOME")
+    if named:
+        return Path(named)
+    try:
+        folder = user_data_path("rare-trt")
+    except RuntimeError:
+        return None
+    # Older releases of platformdirs return ~ itself where no home is known.
+    return folder if folder.is_absolute() else None
 
 
 def _digest(key: tuple[str, ...], content: bytes) -> bytes:
