@@ -53,6 +53,12 @@ def add_parser(commands: Parsers) -> None:
         metavar="DIR",
         help="with CHECKPOINT: labelled scans for the checks; some become golden vectors",
     )
+    parser.add_argument(
+        "--no-int8",
+        action="store_true",
+        help="with CHECKPOINT: leave out the calibration with its search for INT8, which takes "
+        "nearly all of the time; `calibrate` does it later",
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="NAME.rare")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing package")
     engines = parser.add_argument_group("engines")
@@ -100,8 +106,8 @@ def run(options: argparse.Namespace) -> int:
                 "engines for a package, name it with --package"
             )
         return _build_package(options)
-    if options.data is not None:
-        options.parser.error("--data goes with CHECKPOINT")
+    if options.data is not None or options.no_int8:
+        options.parser.error("--data and --no-int8 go with CHECKPOINT")
     if options.overwrite and options.output is None:
         options.parser.error("--overwrite goes with -o")
     return _print_plan(options) if options.plan else _build_engines(options)
@@ -113,7 +119,11 @@ def _build_package(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise missing_extra(error, "calibrate") from error
     package, agreements = build_package(
-        options.checkpoint, options.data, options.output, overwrite=options.overwrite
+        options.checkpoint,
+        options.data,
+        options.output,
+        overwrite=options.overwrite,
+        int8=not options.no_int8,
     )
     for agreement in agreements:
         print(agreement)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from os.path import isfile, realpath
+from os.path import realpath
 from pathlib import Path
+from typing import Final
 
 from rare_trt.backends import Precision
 from rare_trt.constants import MAX_MANIFEST_BYTES
@@ -25,6 +26,7 @@ from rare_trt.package.manifest import (
     GraphEntry,
     Manifest,
     RouteEntry,
+    TrainingRecord,
 )
 from rare_trt.package.manifest_json import manifest_from_json, schema_json
 from rare_trt.plan.routing import Route
@@ -36,6 +38,9 @@ from rare_trt.storage.files import (
 
 SHIPPED = Path(__file__).parents[1] / "packages"
 SUFFIX = ".rare"
+
+# A label with less Dice than this on the validation cases is not segmented.
+MIN_VALIDATION_DICE: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,28 @@ def route_from_entry(entry: RouteEntry) -> Route:
     )
 
 
+def describe_data(training: TrainingRecord) -> str:
+    """The training data and their licence, as the recipe names them."""
+    named = [text for text in (training.data, training.licence) if text]
+    return ", ".join(named) or "not recorded, because the recipe does not name them"
+
+
+def describe_unsegmented(labels: Sequence[str], dice: Sequence[Sequence[float]]) -> str | None:
+    """The routes with labels whose Dice on the validation cases, `dice[route][label - 1]`, is below
+    MIN_VALIDATION_DICE, with the worst label of each; None where there is no such label. `labels`
+    are the names, that of the background first."""
+    found = []
+    for route, scores in enumerate(dice):
+        low = [label for label, score in enumerate(scores) if not score >= MIN_VALIDATION_DICE]
+        if low:
+            worst = min(low, key=lambda label: scores[label])
+            found.append(
+                f"route {route}: {len(low)} of {len(scores)} labels, the lowest "
+                f"{scores[worst]:.3f} ({labels[worst + 1]})"
+            )
+    return "; ".join(found) or None
+
+
 def is_fp16_within_budget(manifest: Manifest, route: int) -> bool:
     """Whether fp16 keeps the Dice budget on `route`; True where no calibration measured it."""
     measured = [entry.variants for entry in manifest.calibration if entry.route == route]
@@ -157,7 +184,11 @@ def _with_own_engines(package: Package) -> Package:
     Raises PackageError where they are damaged, made for another package, or may be another user's.
     """
     folder = engines_folder(package.manifest_sha256)
-    if folder is None or not isfile(folder / MANIFEST):
+    try:
+        if folder is None or not (folder / MANIFEST).is_file():
+            return package
+    except PermissionError:
+        # $HOME is another user's.
         return package
     remedy = f"remove {folder} and build the engines again"
     if not is_private(folder):

@@ -74,6 +74,12 @@ class Cache:
         return self.folder / f"{_digest(key, b'').hex()}.bin"
 
 
+def _digest(key: tuple[str, ...], content: bytes) -> bytes:
+    digest = sha256(chr(0).join(key).encode() + b"\0\0")
+    digest.update(content)
+    return digest.digest()
+
+
 def home_folder() -> Path | None:
     """The folder for what a user makes and keeps: $RARE_TRT_HOME, or the platform's own place for
     data. None where there is neither, as for a user without a home."""
@@ -86,9 +92,3 @@ def home_folder() -> Path | None:
         return None
     # Older releases of platformdirs return ~ itself where no home is known.
     return folder if folder.is_absolute() else None
-
-
-def _digest(key: tuple[str, ...], content: bytes) -> bytes:
-    digest = sha256(chr(0).join(key).encode() + b"\0\0")
-    digest.update(content)
-    return digest.digest()
