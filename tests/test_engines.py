@@ -847,6 +847,20 @@ def test_own_engines_that_are_replaced_are_removed(
     second.check()
 
 
+def test_best_keeps_the_fastest_of_the_users_own_engines(
+    gpu: FakeGpu, installed: tuple[Package, Path], failing: set[tuple[str, int]]
+) -> None:
+    package, home = installed
+    here, before = this_machine(), files_of(package.folder)
+    first, _ = build_engines(package, "tensorrt", "fp32", BuilderOptions(), here)
+    found, _ = build_engines(first, "tensorrt", "best", BuilderOptions(), here)
+    assert [entry.precision for entry in found.manifest.engines] == ["fp16", "fp16"]
+    found.check()
+    folder = home / "engines" / package.manifest_sha256
+    assert len(list(folder.rglob("*.engine"))) == 2
+    assert files_of(package.folder) == before
+
+
 def test_engines_never_meet_another_package(gpu: FakeGpu, installed: tuple[Package, Path]) -> None:
     package, home = installed
     build_engines(package, "tensorrt", "fp32", BuilderOptions(), this_machine())

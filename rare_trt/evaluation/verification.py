@@ -109,8 +109,10 @@ def check_session(package: Package, route: int, candidate: Candidate) -> None:
     Raises BackendError, which names the vector and what was measured.
     """
     session = candidate.open()
-    fault = find_disagreement(session, package, route)
-    session.close()
+    try:
+        fault = find_disagreement(session, package, route)
+    finally:
+        session.close()
     if fault is not None:
         raise BackendError(
             f"route {route}: {fault}, so machines would refuse the package and it was not written. "
