@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tqdm import tqdm
-
 from rare_trt.backends import Arithmetic
+from rare_trt.calibration.progress import Steps
 from rare_trt.calibration.route_calibration import (
     MIN_BOUNDS,
     RANGE_SCANS,
     SEARCH_SCANS,
     RouteCalibration,
     calibrate_route,
+    count_steps,
 )
 from rare_trt.errors import RareTrtError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
-from rare_trt.export.graph_files import GraphFiles, files_from_models
+from rare_trt.evaluation.verification import check_session, find_sessions
+from rare_trt.export.graph_files import GraphFiles, files_from_models, load_graph
 from rare_trt.package.manifest import GoldenEntry, GraphEntry, Manifest
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import refuse_changed, write_package
+from rare_trt.sessions.candidates import Candidate
 from rare_trt.storage.cache import Cache
 
 # Mean Dice that INT8 may lose on the two finest routes; coarser ones, where a structure is a few
@@ -41,16 +44,21 @@ def calibrate_package(
 
     `data` holds labelled scans: ranges and search use those that the network was trained on, the
     check of the result those held out. Raises RareTrtError, with nothing written, where the package
-    or a scan cannot be used.
+    or a scan cannot be used, or where the result does not reproduce its golden vectors here.
     """
-    manifest, contents = compute_calibration(package, data, dice_budget, Cache())
+    cache = Cache()
+    fp32 = [package.graph(entry.index, "fp32") for entry in package.manifest.routes]
+    models = [load_graph(package.read(one.file), package.read(one.weights)) for one in fp32]
+    with Steps("calibrating", count_steps(models)) as steps:
+        manifest, contents = compute_calibration(package, data, dice_budget, cache, steps)
+        check_draft(manifest, contents, cache, steps)
     if out.exists() and out.samefile(package.folder):
         refuse_changed(package)
     return write_package(out, manifest, contents, overwrite=overwrite)
 
 
 def compute_calibration(
-    package: Package, data: Path, dice_budget: float, cache: Cache
+    package: Package, data: Path, dice_budget: float, cache: Cache, steps: Steps
 ) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest and all files of `package`, calibrated on the labelled scans in `data`."""
     weights, fp16_files = _read_fp16_files(package)
@@ -63,8 +71,9 @@ def compute_calibration(
             held_out_cases,
             dice_budget if entry.index < FINE_ROUTES else min(1.0, 2.0 * dice_budget),
             cache,
+            steps,
         )
-        for entry in tqdm(package.manifest.routes, "calibrating", unit="route")
+        for entry in package.manifest.routes
     ]
     int8 = [(one.entry.route, one.model) for one in routes if one.model is not None]
     folder, _, weights_name = weights.rpartition("/")
@@ -79,6 +88,25 @@ def compute_calibration(
     unchanged = _find_unchanged_files(package.manifest, manifest) - contents.keys()
     contents |= {name: package.read(name) for name in sorted(unchanged)}
     return manifest, contents
+
+
+def check_draft(
+    manifest: Manifest, contents: Mapping[str, bytes], cache: Cache, steps: Steps
+) -> None:
+    """Raises BackendError where the package of `manifest` and `contents`, written into a temporary
+    folder, fails a machine's own check of its golden vectors in any precision."""
+    with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
+        draft = write_package(Path(folder) / "draft.rare", manifest, contents, overwrite=False)
+        sessions = find_sessions(draft, cache)
+        steps.expect(len(sessions))
+        check_sessions(draft, sessions, steps)
+
+
+def check_sessions(draft: Package, sessions: Iterable[tuple[int, Candidate]], steps: Steps) -> None:
+    """Raises BackendError where one of `sessions`, each with its route, fails the golden vectors of
+    the package `draft`; each is one of `steps`."""
+    for route, candidate in steps.each(sessions, "check of golden vectors"):
+        check_session(draft, route, candidate)
 
 
 def _read_fp16_files(package: Package) -> tuple[str, GraphFiles]:

@@ -21,6 +21,7 @@ from rare_trt.calibration.int8 import (
     int8_from_float32,
     measure_ranges,
 )
+from rare_trt.calibration.progress import Steps
 from rare_trt.calibration.search import MIN_SPEEDUP, Budget, Outcome, search
 from rare_trt.calibration.trial import Trials
 from rare_trt.evaluation.cases import Case
@@ -90,17 +91,19 @@ def calibrate_route(
     held_out_cases: Sequence[Case],
     dice_budget: float,
     cache: Cache,
+    steps: Steps,
 ) -> RouteCalibration:
     """Calibrates the route `entry` of `package`.
 
     Ranges and search use `training_cases`, the check of the result `held_out_cases`; `dice_budget`
-    is the mean Dice against manual labels that a variant may lose. Raises RareTrtError where a
+    is the mean Dice against manual labels that a variant may lose. It takes as many of `steps` as
+    `count_steps` expects, and those of later rounds of the search. Raises RareTrtError where a
     graph cannot be quantised.
     """
     manifest = package.manifest
     graph = package.graph(entry.index, "fp32")
     model = load_graph(package.read(graph.file), package.read(graph.weights))
-    budget = Budget(dice_budget)
+    budget, name = Budget(dice_budget), f"route {entry.index}"
     range_cases = training_cases[-RANGE_SCANS:]
     scans = [
         inputs
@@ -110,17 +113,18 @@ def calibrate_route(
     digest = sha256(b"".join(array.tobytes() for scan in scans for array in scan.values()))
     ranges = {
         method: _load_ranges(model, manifest.graph_sha256(graph), method, scans, digest, cache)
-        for method in METHODS
+        for method in steps.each(METHODS, f"{name}: ranges")
     }
     trials = _make_trials(manifest, entry, model, training_cases[:SEARCH_SCANS])
     stricter = replace(budget, agreement=SEARCH_AGREEMENT, moved=SEARCH_SHARE * budget.moved)
-    outcome = search(model, ranges, trials, stricter, bf16=_has_bf16())
+    outcome = search(model, ranges, trials, stricter, steps, bf16=_has_bf16())
     graphs: dict[Precision, ModelProto] = {}
     if outcome.names:
         graphs["int8"] = int8_from_float32(model, ranges[outcome.method], outcome.names)
     check = _make_trials(manifest, entry, model, held_out_cases)
     graphs["fp16"] = fp16_from_float32(model)
-    variants = _measure_variants(graphs, check, budget)
+    with steps.one(f"{name}: variants"):
+        variants = _measure_variants(graphs, check, budget)
     outcome, graphs = _confirm_int8(outcome, graphs, variants)
     variants = [v for v in variants if GRAPH_PRECISION[v.arithmetic] in graphs]
     return RouteCalibration(
@@ -141,6 +145,12 @@ def calibrate_route(
         table=outcome.table(),
         bounds=_measure_bounds(package, entry.index, graphs, variants),
     )
+
+
+def count_steps(models: Sequence[ModelProto]) -> int:
+    """The steps that calibrating every route, whose float32 graphs are `models`, takes at least:
+    ranges by each method, one round of the search, the variants."""
+    return sum(len(METHODS) + len(find_quantisable(model)) + 1 for model in models)
 
 
 def _make_trials(

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from onnx import ModelProto
-from tqdm import tqdm
 
 from rare_trt.calibration.int8 import Method, Ranges, find_quantisable, int8_from_float32
+from rare_trt.calibration.progress import Steps
 from rare_trt.calibration.trial import Score, Trials
 from rare_trt.evaluation.verification import MIN_AGREEMENT
 
@@ -97,41 +97,45 @@ def search(
     ranges: Mapping[Method, Ranges],
     trials: Trials,
     budget: Budget,
+    steps: Steps,
     *,
     bf16: bool = False,
 ) -> Outcome:
     """The convolutions of the float32 `model` to run in INT8, and the method of `ranges` to use.
 
     With `bf16` all else is computed in bf16, as a CPU that supports it runs the graph; INT8 gains
-    less time there, and returning a convolution costs less.
+    less time there, and returning a convolution costs less. Every graph of a round is one of
+    `steps`, where those of the first round are expected already.
     """
     names = find_quantisable(model)
     all_int8 = {
         method: trials.score(int8_from_float32(model, by_method, names), bf16=bf16)
         for method, by_method in ranges.items()
     }
-    steps = [Step(0, method, None, len(names), score) for method, score in all_int8.items()]
+    tried = [Step(0, method, None, len(names), score) for method, score in all_int8.items()]
     method = max(all_int8, key=lambda one: all_int8[one].agreement)
     score = all_int8[method]
     number = 0
     while names:
         number += 1
+        if number > 1:
+            steps.expect(len(names))
         scores = {}
-        for name in tqdm(names, f"searching, round {number}", unit="graph", leave=False):
+        for name in steps.each(names, f"INT8 search, round {number}"):
             rest = [other for other in names if other != name]
             scores[name] = trials.score(int8_from_float32(model, ranges[method], rest), bf16=bf16)
-            steps.append(Step(number, method, name, len(rest), scores[name]))
+            tried.append(Step(number, method, name, len(rest), scores[name]))
         chosen = _choose(scores, score, budget)
         if chosen is None:
             break
         names, score = [name for name in names if name != chosen], scores[chosen]
     if not names:
         reason = "no convolution can be INT8 within the budget"
-        return Outcome(method, (), None, reason, tuple(steps))
+        return Outcome(method, (), None, reason, tuple(tried))
     if score.speed < MIN_SPEEDUP:
         reason = f"INT8 runs at {score.speed:.2f} times the speed of float32"
-        return Outcome(method, (), None, reason, tuple(steps))
-    return Outcome(method, tuple(names), score, None, tuple(steps))
+        return Outcome(method, (), None, reason, tuple(tried))
+    return Outcome(method, tuple(names), score, None, tuple(tried))
 
 
 def _choose(scores: dict[str, Score], now: Score, budget: Budget) -> str | None:

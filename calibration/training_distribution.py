@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from rare_trt.errors import RareTrtError, ScanError
 from rare_trt.evaluation.cases import Case
@@ -74,7 +73,7 @@ def measure_training_distribution(
     geometries = [route_from_entry(entry) for entry in routes]
     found: dict[int, list[list[dict[str, float]]]] = {entry.index: [] for entry in routes}
     extents: list[Triple] = []
-    for number, case in enumerate(tqdm(kept, "measuring the training scans", unit="case")):
+    for number, case in enumerate(kept):
         for volume in _simulate(case, np.random.default_rng(number), recipe):
             try:
                 image, grid = _prepare(volume, model)

@@ -1,4 +1,4 @@
-"""Engines from a package: one per route, built in turn, stored in the package or in a copy."""
+"""Engines from a package: one per route, built in turn, stored where package_update.py says."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from rare_trt.engines.profiles import profile_from_route
 from rare_trt.errors import BackendError, OutputError
 from rare_trt.package.manifest import BuilderOptions, EngineEntry, GraphEntry
 from rare_trt.package.reading import Package
+from rare_trt.package.writing import own_engines_folder
 from rare_trt.sessions.candidates import portable_graph
 from rare_trt.sessions.machine import Machine
 from rare_trt.storage.files import sha256, write_files
@@ -50,7 +51,8 @@ def build_engines(
     out: Path | None = None,
     overwrite: bool = False,
 ) -> tuple[Package, list[BuiltEngine]]:
-    """Builds one engine per route, into the package itself or into a copy of it at `out`.
+    """Builds one engine per route, into the package itself or into a copy of it at `out`; for a
+    package that ships with rare-trt, into the user's own folder.
 
     An engine of the same graph, target, options and library version is not built again. With the
     precision "best" engines of every precision are built and timed on this machine's GPU; per route
@@ -63,7 +65,8 @@ def build_engines(
             f"--precision best measures on the GPU ({machine.no_gpu}): name a precision"
         )
     package = open_target(package, out, overwrite=overwrite)
-    timings = _timing_file(out or package.folder, backend, machine)
+    folder = own_engines_folder(package) if package.is_shipped else package.folder
+    timings = _timing_file(out or folder, backend, machine)
     builder = EngineBuilder(backend, options, machine, _read_if_present(timings))
     available = {graph.precision for graph in package.manifest.graphs}
     precisions = [p for p in PRECISIONS if p in available] if precision == "best" else [precision]
@@ -169,7 +172,8 @@ def _find_existing(engines: Sequence[EngineEntry], wanted: EngineEntry) -> Engin
 
 
 def _timing_file(folder: Path, backend: EngineBackend, machine: Machine) -> Path:
-    """The file of kernel timings: beside the package, per library release and kind of GPU."""
+    """The file of kernel timings: beside the engines' `folder`, per library release and kind of
+    GPU."""
     gpu = "none" if machine.gpu is None else f"sm{machine.gpu.compute_capability.replace('.', '')}"
     version = machine.libraries.get(backend, "none")
     folder = folder.resolve()

@@ -1,4 +1,6 @@
-"""Where built engines go: into the package they were built for, or into a copy of it."""
+"""Where built engines go: into the package they were built for, or into a copy of it. Those for a
+package that ships with rare-trt go into the user's own folder: nothing writes to the
+installation."""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ from pathlib import Path
 
 from rare_trt.errors import OutputError
 from rare_trt.package.manifest import EngineEntry
-from rare_trt.package.reading import Package, open_package
+from rare_trt.package.reading import Package, open_package, without_engines
 from rare_trt.package.writing import (
     is_package,
+    own_engines_folder,
     refuse_folder,
     store_engines,
     with_engines,
@@ -24,6 +27,9 @@ def open_target(package: Package, out: Path | None, *, overwrite: bool) -> Packa
 
     Raises OutputError, before any work, where the engines could not be written in the end.
     """
+    if out is None and package.is_shipped:
+        own_engines_folder(package)
+        return package
     if out is None:
         if not os.access(package.folder, os.W_OK):
             raise OutputError(
@@ -36,7 +42,7 @@ def open_target(package: Package, out: Path | None, *, overwrite: bool) -> Packa
     copy = open_package(out)
     # All but the engines must be equal, hashes of graphs and weights included: engines are built
     # from the copy's graphs.
-    if with_engines(copy.manifest, (), {}) != with_engines(package.manifest, (), {}):
+    if without_engines(copy.manifest) != without_engines(package.manifest):
         raise OutputError(
             f"{out}: exists and is not a copy of the package: name another output or pass "
             "--overwrite"
@@ -66,7 +72,7 @@ def write_target(
     *,
     overwrite: bool,
 ) -> Package:
-    """Writes `package`, or a copy of it at `out`, with `engines`.
+    """Writes `engines` for `package`, or a copy of it at `out` with them.
 
     `contents` holds the files of the engines that are new. Raises OutputError.
     """

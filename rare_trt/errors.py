@@ -35,5 +35,9 @@ class EngineWarning(UserWarning):
     """An engine failed or does not fit; another backend was used."""
 
 
+class AccuracyWarning(UserWarning):
+    """A network segments a label hardly or not at all."""
+
+
 class SignatureWarning(UserWarning):
     """A signed package was changed, and is no longer signed."""

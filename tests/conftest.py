@@ -51,9 +51,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keeps tests away from the user's own cache."""
+def _own_cache(
+    cache_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Keeps tests away from the user's own cache and engines."""
     monkeypatch.setenv("RARE_TRT_CACHE", str(cache_folder))
+    monkeypatch.setenv("RARE_TRT_HOME", str(tmp_path_factory.getbasetemp() / "no-home"))
     yield
 
 

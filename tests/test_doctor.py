@@ -125,6 +125,30 @@ def test_a_library_that_breaks_at_import_is_a_line(
     assert "Known vulnerabilities" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("module", "name"), [("cuda.bindings", "cuda-bindings"), ("pycuda", "PyCUDA")]
+)
+def test_bindings_that_need_a_driver_are_not_to_be_installed(
+    tmp_path: Path, tiny_package_folder: Path, module: str, name: str
+) -> None:
+    """They are there, and what is missing is the driver that they load."""
+    path = tmp_path.joinpath(*module.split("."), "driver.py")
+    path.parent.mkdir(parents=True)
+    for folder in (path.parent, tmp_path / module.split(".")[0]):
+        (folder / "__init__.py").touch()
+    path.write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
+    other = "cuda" if module == "pycuda" else "pycuda"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules[{other!r}] = None; "
+    code += (
+        f"from rare_trt.cli import main; sys.exit(main(['doctor', {str(tiny_package_folder)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    (gpu,) = (line for line in done.stdout.splitlines() if line.startswith("  GPU "))
+    assert f"{name} cannot be loaded (libcuda.so.1: cannot open" in gpu
+    assert "install NVIDIA's driver" in gpu and "pip install" not in gpu
+
+
 def test_a_package_that_cannot_be_opened_is_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

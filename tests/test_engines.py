@@ -29,14 +29,17 @@ from rare_trt.engines.profiles import profile_from_route
 from rare_trt.engines.rtx import RTX_CAPABILITIES
 from rare_trt.engines.targets import TARGETS, Target, plan_builds
 from rare_trt.errors import BackendError, OutputError, PackageError
+from rare_trt.package import reading
 from rare_trt.package.manifest import BuilderOptions, EngineEntry
 from rare_trt.package.manifest_json import json_with_seal
 from rare_trt.package.reading import Package, open_package
-from rare_trt.package.writing import write_package
+from rare_trt.package.signing import PRIVATE_KEY, PUBLIC_KEY
+from rare_trt.package.writing import sign_package, write_package
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.device import Gpu
 from rare_trt.sessions.machine import Machine, this_machine, this_platform
 from rare_trt.sessions.session import INPUT_NAMES, Inputs, Session
+from rare_trt.storage import cache
 from rare_trt.training.checkpoint import TrainingFacts
 
 HERE = this_platform()
@@ -767,3 +770,199 @@ def test_damaged_engines_do_not_hide_in_the_manifest(rtx_engines: Package, tmp_p
     seal_anew(folder, values)
     with pytest.raises(PackageError, match="is named but not among the files"):
         open_package(folder)
+
+
+# Engines for a package that ships with rare-trt lie in the user's own folder
+
+
+@pytest.fixture
+def installed(
+    half: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Package, Path]:
+    """A small package in an installation that cannot be written to, and this user's folder."""
+    shipped, home = tmp_path / "site-packages" / "packages", tmp_path / "home"
+    shutil.copytree(half.folder, shipped / "tiny.rare")
+    for path in (*shipped.rglob("*"), shipped):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    monkeypatch.setattr(reading, "SHIPPED", shipped)
+    monkeypatch.setenv("RARE_TRT_HOME", str(home))
+    return open_package("tiny"), home
+
+
+def test_engines_for_a_shipped_package_lie_outside_the_installation(
+    gpu: FakeGpu,
+    installed: tuple[Package, Path],
+    tiny_scan: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    package, home = installed
+    before = files_of(package.folder.parent)
+    assert main(["build", "--package", "tiny", "--precision", "fp16"]) == 0
+    folder = home / "engines" / package.manifest_sha256
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder)
+    assert files_of(package.folder.parent) == before
+    assert folder.stat().st_mode & 0o077 == 0
+    # Every command finds them by the package's name.
+    found = open_package("tiny")
+    assert [entry.precision for entry in found.manifest.engines] == ["fp16", "fp16"]
+    assert found.manifest_sha256 == package.manifest_sha256
+    assert main(["info", "tiny"]) == 0
+    shown = capsys.readouterr().out
+    assert str(folder) in shown and shown.count("runs here") == 2
+    assert main(["doctor", "tiny"]) == 0
+    assert "tensorrt fp16  runs" in capsys.readouterr().out
+    assert main(["verify", "tiny"]) == 0
+    assert capsys.readouterr().out.count("tensorrt fp16") == 2
+    out = tmp_path / "labels.nii.gz"
+    command = ["infer", str(tiny_scan), "-o", str(out), "--package", "tiny"]
+    assert main([*command, "--backend", "tensorrt", "--report", str(tmp_path / "r.json")]) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["backend"], report["precision"]) == ("tensorrt", "fp16")
+    # A second build builds nothing, another precision stands beside the first.
+    capsys.readouterr()
+    assert main(["build", "--package", "tiny", "--precision", "fp16"]) == 0
+    assert capsys.readouterr().out.count("exists already") == 2
+    assert main(["build", "--package", "tiny", "--precision", "fp32"]) == 0
+    assert len(open_package("tiny").manifest.engines) == 4
+    open_package("tiny").check()
+    # A copy takes them along, and finds all in itself.
+    assert main(["build", "--package", "tiny", "-o", str(tmp_path / "copy.rare")]) == 0
+    copy = open_package(tmp_path / "copy.rare")
+    assert len(copy.manifest.engines) == 4 and copy.engines_folder is None
+    copy.check()
+    assert files_of(package.folder.parent) == before
+
+
+def test_own_engines_that_are_replaced_are_removed(
+    gpu: FakeGpu, installed: tuple[Package, Path]
+) -> None:
+    package, _ = installed
+    here = this_machine()
+    first, _ = build_engines(package, "tensorrt", "fp32", BuilderOptions(), here)
+    gpu.trt.__version__ = "10.14.1"
+    second, built = build_engines(first, "tensorrt", "fp32", BuilderOptions(), this_machine())
+    assert all(item.seconds for item in built) and len(second.manifest.engines) == 2
+    assert {entry.library for entry in second.manifest.engines} == {"10.14.1"}
+    second.check()
+
+
+def test_best_keeps_the_fastest_of_the_users_own_engines(
+    gpu: FakeGpu, installed: tuple[Package, Path], failing: set[tuple[str, int]]
+) -> None:
+    package, home = installed
+    here, before = this_machine(), files_of(package.folder)
+    first, _ = build_engines(package, "tensorrt", "fp32", BuilderOptions(), here)
+    found, _ = build_engines(first, "tensorrt", "best", BuilderOptions(), here)
+    assert [entry.precision for entry in found.manifest.engines] == ["fp16", "fp16"]
+    found.check()
+    folder = home / "engines" / package.manifest_sha256
+    assert len(list(folder.rglob("*.engine"))) == 2
+    assert files_of(package.folder) == before
+
+
+def test_engines_never_meet_another_package(gpu: FakeGpu, installed: tuple[Package, Path]) -> None:
+    package, home = installed
+    build_engines(package, "tensorrt", "fp32", BuilderOptions(), this_machine())
+    folder = home / "engines" / package.manifest_sha256
+    # The package is another one after an update: its engines are built anew.
+    manifest = package.folder / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["created_with"] = "rare-trt 9.9"
+    for path in (manifest, package.folder):
+        path.chmod(0o755)
+    seal_anew(package.folder, values)
+    updated = open_package("tiny")
+    assert updated.manifest.engines == ()
+    # Nor are the old ones used under the new one's name.
+    shutil.copytree(folder, home / "engines" / updated.manifest_sha256)
+    with pytest.raises(PackageError, match=r"its engines are not those of the package.+remove"):
+        open_package("tiny")
+
+
+def test_own_engines_that_are_damaged_or_not_private_are_refused(
+    gpu: FakeGpu, installed: tuple[Package, Path], tiny_scan: Path
+) -> None:
+    package, home = installed
+    built, _ = build_engines(package, "tensorrt", "fp32", BuilderOptions(), this_machine())
+    folder = home / "engines" / package.manifest_sha256
+    remedy = f"remove {folder} and build the engines again"
+    engine = folder / built.manifest.engines[0].file
+    data = engine.read_bytes()
+    engine.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(PackageError, match=f"damaged or tampered with: {remedy}"):
+        open_package("tiny").check()
+    with (
+        Segmenter.load("tiny", "tensorrt") as segmenter,
+        pytest.raises(PackageError, match="damaged or tampered"),
+    ):
+        segmenter.segment(tiny_scan)
+    engine.write_bytes(data)
+    (folder / "other.engine").write_bytes(b"?")
+    with pytest.raises(PackageError, match="the manifest does not name it"):
+        open_package("tiny").check()
+    (folder / "other.engine").unlink()
+    manifest = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(manifest[:-10])
+    with pytest.raises(PackageError, match=remedy):
+        open_package("tiny")
+    (folder / "manifest.json").write_bytes(manifest)
+    folder.chmod(0o777)
+    for attempt in (
+        lambda: open_package("tiny"),
+        lambda: build_engines(package, "tensorrt", "fp16", BuilderOptions(), this_machine()),
+    ):
+        with pytest.raises((PackageError, OutputError), match="others may write to it"):
+            attempt()
+    folder.chmod(0o700)
+    assert len(open_package("tiny").manifest.engines) == 2
+
+
+def test_a_failed_build_leaves_nothing_in_the_users_folder(
+    gpu: FakeGpu, installed: tuple[Package, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, home = installed
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OutputError, match="No space left"):
+        build_engines(package, "tensorrt", "fp32", BuilderOptions(), this_machine())
+    assert not home.exists()
+
+
+def test_a_user_without_a_home_reads_what_to_set(
+    gpu: FakeGpu, installed: tuple[Package, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless(name: str) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("RARE_TRT_HOME")
+    monkeypatch.setattr(cache, "user_data_path", homeless)
+    package = open_package("tiny")
+    assert package.manifest.engines == ()
+    with pytest.raises(OutputError, match="set RARE_TRT_HOME, or name a copy"):
+        build_engines(package, "tensorrt", "fp32", BuilderOptions(), this_machine())
+    assert gpu.trt.configs == []
+
+
+def test_a_signature_stays_valid_beside_own_engines(
+    gpu: FakeGpu, installed: tuple[Package, Path], tmp_path: Path
+) -> None:
+    package, _ = installed
+    package.folder.chmod(0o755)
+    for command in (PRIVATE_KEY, PUBLIC_KEY):
+        subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    sign_package("tiny", tmp_path / "key.pem")
+    signed = open_package("tiny", require_signature=tmp_path / "public.pem")
+    build_engines(signed, "tensorrt", "fp32", BuilderOptions(), this_machine())
+    again = open_package("tiny", require_signature=tmp_path / "public.pem")
+    assert len(again.manifest.engines) == 2
+
+
+def test_the_installation_is_not_calibrated_in_place(
+    installed: tuple[Package, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", "tiny", "--data", "x"]) == 1
+    assert "is part of the installation" in capsys.readouterr().err

@@ -29,6 +29,7 @@ from rare_trt.calibration.int8 import (
     measure_ranges,
 )
 from rare_trt.calibration.package_calibration import calibrate_package
+from rare_trt.calibration.progress import Steps
 from rare_trt.calibration.route_calibration import _confirm_int8
 from rare_trt.calibration.search import Budget, Outcome, search
 from rare_trt.calibration.trial import Score, Trials
@@ -297,6 +298,11 @@ def quantised_convolutions(trt, network) -> list[str]:  # type: ignore[no-untype
     return found
 
 
+def steps() -> Steps:
+    """The steps of a search alone."""
+    return Steps("searching", 0)
+
+
 class Scripted:
     """Scores by a rule instead of by running anything: what each convolution costs and gains."""
 
@@ -359,11 +365,21 @@ def test_the_search_keeps_all_where_all_hold_the_budget(
 ) -> None:
     names = find_quantisable(model)
     trials = Scripted(dict.fromkeys(names, 1e-4), dict.fromkeys(names, 0.1))
-    outcome = search(model, {"minmax": ranges}, trials, Budget(0.003))
+    outcome = search(model, {"minmax": ranges}, trials, Budget(0.003), steps())
     assert outcome.names == tuple(names)
     assert outcome.reason is None
     rows = list(csv.DictReader(io.StringIO(outcome.table().decode())))
     assert [row["back in fp16"] for row in rows] == ["", *names]
+
+
+def test_every_graph_of_a_search_is_a_step(model: ModelProto, ranges: dict[str, float]) -> None:
+    names = find_quantisable(model)
+    cost = dict.fromkeys(names, 1e-4) | {names[4]: 0.004}
+    rules = Scripted(cost, dict.fromkeys(names, 0.1))
+    with Steps("searching", len(names)) as one_bar:
+        outcome = search(model, {"minmax": ranges}, rules, Budget(0.003), one_bar)
+        assert len({step.round for step in outcome.steps}) > 2
+        assert one_bar._bar.n == one_bar._bar.total == len(outcome.steps) - 1
 
 
 def test_the_search_takes_the_ranges_that_move_the_fewest_labels(
@@ -379,7 +395,7 @@ def test_the_search_takes_the_ranges_that_move_the_fewest_labels(
 
     narrower = {name: top / 2 for name, top in ranges.items()}
     both: dict[Method, dict[str, float]] = {"minmax": ranges, "entropy": narrower}
-    outcome = search(model, both, Preferring(), Budget(0.003, agreement=0.0))
+    outcome = search(model, both, Preferring(), Budget(0.003, agreement=0.0), steps())
     assert outcome.method == "entropy"
     rows = list(csv.DictReader(io.StringIO(outcome.table().decode())))
     assert [row["ranges"] for row in rows[:3]] == ["minmax", "entropy", "entropy"]
@@ -391,10 +407,10 @@ def test_the_search_gives_back_what_costs_most_for_least_time(
     names = find_quantisable(model)
     cost = dict.fromkeys(names, 1e-4) | {names[2]: 0.004, names[4]: 0.003}
     gain = dict.fromkeys(names, 0.1) | {names[2]: 0.3}
-    outcome = search(model, {"minmax": ranges}, Scripted(cost, gain), Budget(0.0055))
+    outcome = search(model, {"minmax": ranges}, Scripted(cost, gain), Budget(0.0055), steps())
     # The fifth regains .003 for .1, the third .004 for .3: the fifth goes, and that is enough.
     assert outcome.names == tuple(name for name in names if name != names[4])
-    tighter = search(model, {"minmax": ranges}, Scripted(cost, gain), Budget(0.0015))
+    tighter = search(model, {"minmax": ranges}, Scripted(cost, gain), Budget(0.0015), steps())
     assert tighter.names == tuple(n for n in names if n not in (names[2], names[4]))
     assert tighter.score is not None and tighter.score.dice_lost <= 0.0015
 
@@ -405,10 +421,10 @@ def test_the_search_gives_back_what_moves_most_labels_for_least_time(
     names = find_quantisable(model)
     cost, gain = dict.fromkeys(names, 1e-4), dict.fromkeys(names, 0.1) | {names[1]: 0.3}
     moves = {names[1]: 6e-5, names[2]: 5e-5, names[4]: 1e-5}
-    outcome = search(model, {"minmax": ranges}, Scripted(cost, gain, moves), Budget(0.003))
+    outcome = search(model, {"minmax": ranges}, Scripted(cost, gain, moves), Budget(0.003), steps())
     assert outcome.names == tuple(name for name in names if name != names[2])
     steady = Budget(0.003, moved=0.0)
-    outcome = search(model, {"minmax": ranges}, Scripted(cost, gain, moves), steady)
+    outcome = search(model, {"minmax": ranges}, Scripted(cost, gain, moves), steady, steps())
     assert outcome.names == tuple(name for name in names if name not in moves)
     rows = list(csv.DictReader(io.StringIO(outcome.table().decode())))
     assert float(rows[0]["labels moved"]) == pytest.approx(1.2e-4)
@@ -420,7 +436,7 @@ def test_the_search_gives_back_what_is_slower_in_int8(
     names = find_quantisable(model)
     gain = dict.fromkeys(names, 0.1) | {names[0]: -0.2, names[3]: -0.01}
     trials = Scripted(dict.fromkeys(names, 0.0), gain)
-    outcome = search(model, {"minmax": ranges}, trials, Budget(0.003))
+    outcome = search(model, {"minmax": ranges}, trials, Budget(0.003), steps())
     # The fourth costs less than a timing can tell.
     assert outcome.names == tuple(names[1:])
 
@@ -428,11 +444,11 @@ def test_the_search_gives_back_what_is_slower_in_int8(
 def test_the_search_says_why_there_is_no_int8(model: ModelProto, ranges: dict[str, float]) -> None:
     names = find_quantisable(model)
     dear = Scripted(dict.fromkeys(names, 0.1), dict.fromkeys(names, 0.1))
-    outcome = search(model, {"minmax": ranges}, dear, Budget(0.003))
+    outcome = search(model, {"minmax": ranges}, dear, Budget(0.003), steps())
     assert (outcome.names, outcome.score) == ((), None)
     assert outcome.reason == "no convolution can be INT8 within the budget"
     slow = Scripted(dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.001))
-    outcome = search(model, {"minmax": ranges}, slow, Budget(0.003))
+    outcome = search(model, {"minmax": ranges}, slow, Budget(0.003), steps())
     assert outcome.names == ()
     assert outcome.reason is not None and "times the speed of float32" in outcome.reason
 

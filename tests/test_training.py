@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,18 +24,27 @@ from rare_trt.building.model_card import card_from_manifest
 from rare_trt.building.package_from_checkpoint import build_package, graphs_from_checkpoint
 from rare_trt.cli import main
 from rare_trt.commands.info import describe_model
-from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
+from rare_trt.errors import (
+    AccuracyWarning,
+    BackendError,
+    OutputError,
+    RareTrtError,
+    ScanError,
+)
 from rare_trt.evaluation.cases import Case, CaseFiles, find_cases, load_cases, split_by_subject
 from rare_trt.export.agreement import Agreement
 from rare_trt.export.graph_files import GraphFiles
-from rare_trt.package.reading import Package
+from rare_trt.package.reading import Package, describe_unsegmented, open_package
 from rare_trt.package.writing import write_package
 from rare_trt.scan.geometry import Canonical
 from rare_trt.scan.intensity import IntensityRule
+from rare_trt.sessions.golden import GoldenVector
+from rare_trt.sessions.session import Session
 from rare_trt.training import trainer
 from rare_trt.training.augmentation import augment
 from rare_trt.training.checkpoint import Checkpoint, load_checkpoint
 from rare_trt.training.downsampling import average_blocks
+from rare_trt.training.head_cases import HeadCase
 from rare_trt.training.inputs import route_inputs
 from rare_trt.training.losses import segmentation_loss
 from rare_trt.training.network import NetworkConfig
@@ -107,7 +117,8 @@ def build(
     out = tmp_path_factory.mktemp("built") / "x.rare"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "graphs_from_checkpoint", kept)
-        package, agreements = build_package(trained, labelled, out, overwrite=False)
+        with pytest.warns(AccuracyWarning, match="route 0: 2 of 2 labels, the lowest 0"):
+            package, agreements = build_package(trained, labelled, out, overwrite=False)
     return Built(package, agreements, graphs)
 
 
@@ -190,9 +201,113 @@ def test_graphs_whose_labels_differ_from_the_networks_are_not_packed(
     # Exporting takes most of the time, and these are of the same checkpoint.
     monkeypatch.setattr(building, "graphs_from_checkpoint", lambda checkpoint: build.graphs)
     monkeypatch.setattr(building, "check_against_network", wrong)
-    with pytest.raises(BackendError, match="do not give the network's labels"):
+    with (
+        pytest.warns(AccuracyWarning),
+        pytest.raises(BackendError, match="do not give the network's labels"),
+    ):
         build_package(trained, labelled, tmp_path / "x.rare", overwrite=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_package_that_its_own_machine_refuses_is_not_written(
+    build: Built,
+    trained: Path,
+    labelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+) -> None:
+    measure = GoldenVector.disagreement
+
+    def disagreement(vector: GoldenVector, session: Session) -> float:
+        return 0.125 if session.precision == precision else measure(vector, session)
+
+    monkeypatch.setattr(GoldenVector, "disagreement", disagreement)
+    monkeypatch.setattr(building, "graphs_from_checkpoint", lambda checkpoint: build.graphs)
+    refused = rf"route 0: openvino {precision} labels 12\.5% .+ not written.+ train it longer"
+    with pytest.warns(AccuracyWarning), pytest.raises(BackendError, match=refused):
+        build_package(trained, labelled, tmp_path / "x.rare", overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_labels_that_rounding_decides_are_not_packed(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """41 classes after one epoch: `infer` refused the package on the machine that built it."""
+    case = shared_data / "reported" / "case-13"
+    command = ["build", str(case / "ck"), "--data", str(case / "data")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main([*command, "-o", str(tmp_path / "p.rare"), "--no-int8"]) == 1
+    shown = capsys.readouterr().err
+    assert "route 0: 40 of 40 labels" in shown
+    error = shown.splitlines()[-1]
+    assert "differently than the package (at most 0.01% may differ)" in error
+    assert "train it longer" in error and "this machine" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_without_int8_warns_of_labels_that_are_not_segmented(
+    build: Built,
+    trained: Path,
+    labelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(building, "graphs_from_checkpoint", lambda checkpoint: build.graphs)
+    loaded = load_checkpoint(trained)
+    nameless = replace(loaded.recipe, data_source="", data_licence="")
+    replace(loaded, recipe=nameless).save(tmp_path / "checkpoint")
+    out = tmp_path / "x.rare"
+    command = ["build", str(tmp_path / "checkpoint"), "--data", str(labelled), "-o", str(out)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main([*command, "--no-int8"]) == 0
+    shown = capsys.readouterr().err
+    assert "rare-trt: warning: the network does not segment every label" in shown
+    # One bar over everything but the reading of scans, and it ends at its total.
+    bars = shown.replace("\r", "\n").splitlines()
+    titles = {line.split(":")[0] for line in bars if "%|" in line}
+    assert titles == {"building", "reading"}
+    assert any("building: 100%" in line and "8/8" in line for line in bars)
+    package = open_package(out)
+    assert package.manifest.calibration == ()
+    assert {graph.precision for graph in package.manifest.graphs} == {"fp32", "fp16"}
+    card = package.read("MODEL_CARD.md").decode()
+    assert "Data: not recorded, because the recipe does not name them." in card
+    assert "Not every label is segmented: Dice is below 0.1 on route 0: 2 of 2 labels" in card
+    assert main(["info", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "not segmented" in shown and "route 0: 2 of 2 labels" in shown
+    assert "Decathlon" not in card + shown
+
+
+def test_info_and_card_of_a_trained_network_have_no_warning() -> None:
+    package = open_package("hippocampus")
+    assert "not segmented" not in dict(describe_model(package.manifest))
+    training = package.manifest.model.training
+    assert describe_unsegmented(package.manifest.model.labels, training.dice) is None
+
+
+def test_data_are_named_where_a_recipe_names_them(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default recipe is for the Decathlon's hippocampus, and `--data` may be any other."""
+    found: list[Recipe] = []
+
+    def stop(data: list[Path], out: Path, recipe: Recipe, heads: list[HeadCase]) -> Checkpoint:
+        found.append(recipe)
+        raise RareTrtError("not trained")
+
+    monkeypatch.setattr(trainer, "train", stop)
+    command = ["train", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    for option in ([], ["--recipe", "hippocampus"]):
+        assert main([*command, *option]) == 1
+    assert [bool(one.data_source and one.data_licence) for one in found] == [False, True]
+    assert found[0] == replace(found[1], data_source="", data_licence="")
 
 
 def test_a_card_claims_no_unknown_training(

@@ -1,11 +1,13 @@
 // The mathematics, compared with the vectors that Python wrote.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <numeric>
 
 #include "errors.h"
 #include "package/manifest_json.h"
+#include "package/reading.h"
 #include "plan/memory.h"
 #include "scan/field_of_view.h"
 #include "scan/intensity.h"
@@ -308,6 +310,29 @@ TEST_CASE("manifests are accepted and refused as in Python") {
       CHECK_THROWS_AS(manifest_from_json(data), PackageError);
     }
   }
+}
+
+TEST_CASE("the user's own engines lie where Python's do") {
+  std::map<std::string, std::optional<std::string>> before;
+  for (const char* name : {"RARE_TRT_HOME", "XDG_DATA_HOME", "HOME"}) {
+    const char* value = std::getenv(name);
+    before[name] = value == nullptr ? std::nullopt : std::optional<std::string>(value);
+  }
+  const auto set = [](const std::string& name, const std::optional<std::string>& value) {
+    value ? setenv(name.c_str(), value->c_str(), 1) : unsetenv(name.c_str());
+  };
+  for (const Json& vector : vectors("engines_folders")) {
+    CAPTURE(vector.dump());
+    const Json& environment = vector.at("environment");
+    for (const auto& [name, value] : before) {
+      set(name, environment.contains(name)
+                    ? std::optional<std::string>(environment.at(name).get<std::string>())
+                    : std::nullopt);
+    }
+    const auto folder = engines_folder(vector.at("manifest_sha256").get<std::string>());
+    CHECK(folder == vector.at("folder").get<std::string>());
+  }
+  for (const auto& [name, value] : before) set(name, value);
 }
 
 TEST_CASE("engines are compatible with the same machines as in Python") {

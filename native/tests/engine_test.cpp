@@ -240,6 +240,9 @@ TEST_CASE("an engine with wrong labels does not pass the golden vectors") {
     CHECK(found.labels == expected(0));
     REQUIRE(best.warnings.size() == 1);
     CHECK(best.warnings[0].find("tensorrt fp32 is not used for route 0 any more") == 0);
+    // The package may be at fault as well as the machine.
+    const char* remedy = "where it fails there too, build the package again";
+    CHECK((best.warnings[0].find(remedy) != std::string::npos) == (spoil != std::string("nothing")));
     CHECK(segment(best.segmenter, 0).report.backend == "openvino");
     CHECK(best.warnings.size() == 1);
   }
@@ -489,6 +492,89 @@ TEST_CASE("a tampered engine is never loaded") {
   write(package.path() / "engines" / "0.engine", "something else");
   Warned best(package, Backend::automatic);
   CHECK_THROWS_AS(segment(best.segmenter, 0), PackageError);
+}
+
+// The engines of a package in the user's own folder, and the package without them, as `rare-trt
+// build` leaves both for a package that it may not write to.
+class OwnEngines {
+ public:
+  explicit OwnEngines(const EnginePackage& package) {
+    const char* named = std::getenv("RARE_TRT_HOME");
+    if (named != nullptr) before_ = named;
+    setenv("RARE_TRT_HOME", home_.path().c_str(), 1);
+    const std::string with = read_file(package.path() / "manifest.json", 1 << 20);
+    Json values = Json::parse(with);
+    for (const Json& engine : values["engines"]) {
+      values["files"].erase(engine.at("file").get<std::string>());
+    }
+    values["engines"] = Json::array();
+    write(package.path() / "manifest.json", values.dump());
+    folder = home_.path() / "engines" / sha256_hex(values.dump());
+    fs::create_directories(folder);
+    fs::permissions(folder, fs::perms::owner_all);
+    fs::rename(package.path() / "engines", folder / "engines");
+    write(folder / "manifest.json", with);
+  }
+  ~OwnEngines() { setenv("RARE_TRT_HOME", before_.c_str(), 1); }
+
+  fs::path folder;
+
+ private:
+  TemporaryFolder home_;
+  std::string before_;
+};
+
+TEST_CASE("engines in the user's own folder run beside the package") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  const OwnEngines own(package);
+  const Package opened = package.open();
+  CHECK(opened.manifest.engines.size() == 2);
+  CHECK(opened.engines_folder == own.folder);
+  CHECK(opened.manifest_sha256 == own.folder.filename());
+  Warned best(package, Backend::automatic);
+  const Segmented found = segment(best.segmenter, 0);
+  CHECK(found.report.backend == "tensorrt");
+  CHECK(found.labels == expected(0));
+  CHECK(best.warnings.empty());
+  // Another package, by one byte of its manifest, does not meet them.
+  std::ofstream(package.path() / "manifest.json", std::ios::app) << '\n';
+  CHECK(package.open().manifest.engines.empty());
+}
+
+TEST_CASE("the user's own engines are refused where they are damaged or may be another user's") {
+  const FreshGpu machine;
+  const EnginePackage package;
+  const OwnEngines own(package);
+  const fs::path engine = own.folder / "engines" / "0.engine";
+  const std::string data = read_file(engine, 1 << 20);
+  write(engine, data + " ");
+  const std::string remedy = "remove " + own.folder.string() + " and build the engines again";
+  try {
+    Warned best(package, Backend::automatic);
+    segment(best.segmenter, 0);
+    FAIL("a damaged engine was loaded");
+  } catch (const PackageError& error) {
+    CHECK(std::string(error.what()).find(remedy) != std::string::npos);
+  }
+  write(engine, data);
+  const std::string manifest = read_file(own.folder / "manifest.json", 1 << 20);
+  Json other = Json::parse(manifest);
+  other["files"]["golden/route0_min.nii.gz"]["sha256"] = std::string(64, '0');
+  for (const std::string& changed : {std::string("{}"), other.dump()}) {
+    write(own.folder / "manifest.json", changed);
+    try {
+      package.open();
+      FAIL("engines of another package were opened");
+    } catch (const PackageError& error) {
+      CHECK(std::string(error.what()).find(remedy) != std::string::npos);
+    }
+  }
+  write(own.folder / "manifest.json", manifest);
+  fs::permissions(own.folder, fs::perms::all);
+  CHECK_THROWS_AS(package.open(), PackageError);
+  fs::permissions(own.folder, fs::perms::owner_all);
+  CHECK(package.open().manifest.engines.size() == 2);
 }
 
 TEST_CASE("two threads share one GPU") {

@@ -8,11 +8,13 @@ Both test suites read native/tests/vectors (tests/test_native_vectors.py, native
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -22,6 +24,7 @@ from rare_trt.backends import Arithmetic
 from rare_trt.errors import PackageError, ScanError
 from rare_trt.package.manifest import EngineEntry, Manifest
 from rare_trt.package.manifest_json import SEAL_BYTES, json_with_seal, manifest_from_json
+from rare_trt.package.reading import engines_folder
 from rare_trt.plan.memory import MIB, MemoryNeeds, bytes_per_voxel, tile_shape
 from rare_trt.plan.resampling import (
     ResamplingPlan,
@@ -44,6 +47,9 @@ VECTORS: Final = Path(__file__).parent / "vectors"
 TINY: Final = Path(__file__).parents[2] / "tests" / "data" / "tiny_v1.rare" / "manifest.json"
 
 CLASSES: Final = 3
+
+# Where the user's own folder lies.
+FOLDER_VARIABLES: Final = ("RARE_TRT_HOME", "XDG_DATA_HOME", "HOME")
 
 ROUTES: Final = tuple(
     Route(index, 2.0**index, (0.95, 1.05), 16 >> index, (80 >> index, 96 >> index, 80 >> index))
@@ -74,7 +80,29 @@ def vectors() -> dict[str, list[dict[str, Any]]]:
         "majority_votes": [majority_vote_vector(*case) for case in majority_vote_cases()],
         "manifests": [manifest_vector(case) for case in manifest_cases()],
         "compatibility": [compatibility_vector(*case) for case in compatibility_cases()],
+        "engines_folders": [engines_folder_vector(case) for case in engines_folder_cases()],
     }
+
+
+def engines_folder_cases() -> list[dict[str, str]]:
+    """Environments; a variable that is not named is not set."""
+    return [
+        {"RARE_TRT_HOME": "/data/rare", "XDG_DATA_HOME": "/data/xdg", "HOME": "/home/user"},
+        {"RARE_TRT_HOME": "below/here", "HOME": "/home/user"},
+        {"RARE_TRT_HOME": "", "XDG_DATA_HOME": "/data/xdg", "HOME": "/home/user"},
+        {"XDG_DATA_HOME": "/data/xdg/", "HOME": "/home/user"},
+        {"XDG_DATA_HOME": "", "HOME": "/home/user"},
+        {"HOME": "/home/user"},
+        {"HOME": "/home/user/"},
+    ]
+
+
+def engines_folder_vector(environment: dict[str, str]) -> dict[str, Any]:
+    digest = "0123456789abcdef" * 4
+    others = {k: v for k, v in os.environ.items() if k not in FOLDER_VARIABLES}
+    with patch.dict(os.environ, {**others, **environment}, clear=True):
+        folder = engines_folder(digest)
+    return {"environment": environment, "manifest_sha256": digest, "folder": str(folder)}
 
 
 def route_cases() -> list[tuple[Triple, int | None]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from rare_trt.package.manifest import Manifest, Model, TrainingRecord
+from rare_trt.package.reading import MIN_VALIDATION_DICE, describe_data, describe_unsegmented
 from rare_trt.training.recipe import Recipe
 
 MODEL_CARD: Final = "MODEL_CARD.md"
@@ -38,7 +39,7 @@ def card_from_manifest(manifest: Manifest, recipe: Recipe) -> bytes:
         "",
         "## Training data",
         "",
-        f"- Data: {training.data}, {training.licence}.",
+        f"- Data: {describe_data(training)}.",
         *(_training_lines(model, recipe) if training.cases else _unknown_lines(training)),
         "",
         "## Accuracy",
@@ -53,6 +54,7 @@ def card_from_manifest(manifest: Manifest, recipe: Recipe) -> bytes:
             for entry, scores in zip(manifest.routes, training.dice, strict=True)
         ),
         "",
+        *_unsegmented_lines(model),
         f"`rare-trt evaluate {manifest.name} --data DIR -o FOLDER` measures more acquisitions; "
         "its scans end with their last whole voxel, which lowers Dice of coarse ones.",
         "",
@@ -98,6 +100,18 @@ def _training_lines(model: Model, recipe: Recipe) -> list[str]:
             f"{model.base_spacing_mm:g} mm, the rest the labels."
         ]
     return [*lines, "- Volumes were balanced on the training scans."]
+
+
+def _unsegmented_lines(model: Model) -> list[str]:
+    """A warning about labels that the network does not segment, where there are any."""
+    unsegmented = describe_unsegmented(model.labels, model.training.dice)
+    if unsegmented is None:
+        return []
+    return [
+        f"**Not every label is segmented: Dice is below {MIN_VALIDATION_DICE:g} on "
+        f"{unsegmented}. Do not use these labels.**",
+        "",
+    ]
 
 
 def _unknown_lines(training: TrainingRecord) -> list[str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import torch
-from tqdm import tqdm
 
 from rare_trt.backends import Precision
 from rare_trt.building.manifest_from_checkpoint import (
+    UNCALIBRATED,
     WEIGHTS,
     field_of_view_from_facts,
     graph_path,
@@ -21,15 +22,23 @@ from rare_trt.building.manifest_from_checkpoint import (
 from rare_trt.building.model_card import MODEL_CARD, card_from_manifest
 from rare_trt.calibration.fp16 import fp16_from_float32
 from rare_trt.calibration.golden import make_golden_vectors
-from rare_trt.calibration.package_calibration import DICE_BUDGET, compute_calibration
+from rare_trt.calibration.package_calibration import (
+    DICE_BUDGET,
+    check_draft,
+    check_sessions,
+    compute_calibration,
+)
+from rare_trt.calibration.progress import Steps
+from rare_trt.calibration.route_calibration import count_steps
 from rare_trt.calibration.training_distribution import MAX_CASES, measure_training_distribution
-from rare_trt.errors import BackendError, RareTrtError
+from rare_trt.errors import AccuracyWarning, BackendError, RareTrtError
 from rare_trt.evaluation.cases import Case, check_cases, find_cases, load_cases
+from rare_trt.evaluation.verification import find_sessions
 from rare_trt.export.agreement import Agreement, compare_with_network
-from rare_trt.export.graph_files import GraphFiles, files_from_models
+from rare_trt.export.graph_files import GraphFiles, files_from_models, load_graph
 from rare_trt.export.onnx_from_route import onnx_from_route
 from rare_trt.package.manifest import Manifest
-from rare_trt.package.reading import Package
+from rare_trt.package.reading import MIN_VALIDATION_DICE, Package, describe_unsegmented
 from rare_trt.package.writing import refuse_folder, write_package
 from rare_trt.scan.out_of_distribution import TrainingDistribution
 from rare_trt.sessions.openvino import OpenVinoSession
@@ -42,16 +51,22 @@ from rare_trt.training.recipe import Recipe
 
 MAX_CHECK_CASES: Final = 24
 
+# Steps of a build besides the checks of golden vectors and the calibration: graphs, golden vectors,
+# training distribution, agreement with the network.
+OTHER_STEPS: Final = 4
+
 
 def build_package(
-    checkpoint_folder: Path, data: Path, out: Path, *, overwrite: bool
+    checkpoint_folder: Path, data: Path, out: Path, *, overwrite: bool, int8: bool = True
 ) -> tuple[Package, list[Agreement]]:
-    """Exports and checks the network of a checkpoint, calibrates it, and writes the package `out`.
+    """Exports and checks the network of a checkpoint, calibrates it unless `int8` is false, and
+    writes the package `out`.
 
     `data` holds labelled scans; those held out from training are preferred for the check and the
-    golden vectors. Returns the package and the agreement of each route's graph with the network.
-    Raises RareTrtError for an unfinished checkpoint and BackendError where a graph's labels differ
-    from the network's, with nothing written.
+    golden vectors. Returns the package and the agreement of each route's graph with the network;
+    labels that the network hardly segments are an AccuracyWarning. Raises RareTrtError for an
+    unfinished checkpoint and BackendError where a graph's labels differ from the network's, or a
+    precision does not reproduce the golden vectors here, with nothing written.
     """
     refuse_folder(out, overwrite=overwrite)
     checkpoint = load_checkpoint(checkpoint_folder)
@@ -62,25 +77,39 @@ def build_package(
             "epochs, not validated; expected a finished run: run `rare-trt train` again to go on"
         )
     cases = load_check_cases(data, checkpoint)
-    graphs = graphs_from_checkpoint(checkpoint)
-    view = field_of_view_from_facts(facts, recipe.base_spacing_mm)
-    golden = make_golden_vectors(checkpoint, cases, view)
-    manifest = manifest_from_checkpoint(out.stem, checkpoint, view, golden)
-    seen = _measure_distribution(manifest, data, recipe)
-    manifest = replace(manifest, model=replace(manifest.model, seen=seen))
-    card = card_from_manifest(manifest, recipe)
-    contents = {MODEL_CARD: card, **contents_from_graphs(graphs), **golden.files}
-    with tempfile.TemporaryDirectory(prefix="rare-trt-") as folder:
+    _warn_unsegmented(checkpoint)
+    with (
+        tempfile.TemporaryDirectory(prefix="rare-trt-") as folder,
+        Steps("building", len(UNCALIBRATED) * recipe.network.routes + OTHER_STEPS) as steps,
+    ):
+        with steps.one("graphs"):
+            graphs = graphs_from_checkpoint(checkpoint)
+        if int8:
+            fp32 = graphs["fp32"]
+            steps.expect(count_steps([load_graph(one, fp32.weights) for one in fp32.graphs]))
+        view = field_of_view_from_facts(facts, recipe.base_spacing_mm)
+        with steps.one("golden vectors"):
+            golden = make_golden_vectors(checkpoint, cases, view)
+        manifest = manifest_from_checkpoint(out.stem, checkpoint, view, golden)
+        with steps.one("training distribution"):
+            seen = _measure_distribution(manifest, data, recipe)
+        manifest = replace(manifest, model=replace(manifest.model, seen=seen))
+        card = card_from_manifest(manifest, recipe)
+        contents = {MODEL_CARD: card, **contents_from_graphs(graphs), **golden.files}
         draft = write_package(Path(folder) / out.name, manifest, contents, overwrite=False)
         cache = Cache(Path(folder) / "cache")
-        agreements = check_against_network(draft, checkpoint, cases, cache)
+        with steps.one("agreement with the network"):
+            agreements = check_against_network(draft, checkpoint, cases, cache)
         differing = [str(result) for result in agreements if not result.within_bounds]
         if differing:
             raise BackendError(
                 f"the exported graphs do not give the network's labels ({'; '.join(differing)}); "
                 "no package was written: report the versions of torch, onnx and openvino"
             )
-        manifest, contents = compute_calibration(draft, data, DICE_BUDGET, cache)
+        check_sessions(draft, find_sessions(draft, cache), steps)
+        if int8:
+            manifest, contents = compute_calibration(draft, data, DICE_BUDGET, cache, steps)
+            check_draft(manifest, contents, cache, steps)
     return write_package(out, manifest, contents, overwrite=overwrite), agreements
 
 
@@ -120,7 +149,7 @@ def check_against_network(
 ) -> list[Agreement]:
     """The agreement of every route's float32 graph with the network on `cases`."""
     found = []
-    for route in tqdm(range(checkpoint.recipe.network.routes), "checking", unit="route"):
+    for route in range(checkpoint.recipe.network.routes):
         session = OpenVinoSession(package, package.graph(route, "fp32"), cache)
         scans = [_inputs_from_case(case, route, checkpoint.recipe) for case in cases]
         found.append(compare_with_network(checkpoint.network, route, session, scans))
@@ -136,6 +165,19 @@ def _inputs_from_case(case: Case, route: int, recipe: Recipe) -> Inputs:
     return {
         name: tensor.numpy() for name, tensor in zip(INPUT_NAMES, inputs.tensors(), strict=True)
     }
+
+
+def _warn_unsegmented(checkpoint: Checkpoint) -> None:
+    """Gives an AccuracyWarning where the network does not segment a label."""
+    unsegmented = describe_unsegmented(checkpoint.recipe.labels, checkpoint.facts.dice)
+    if unsegmented is not None:
+        warnings.warn(
+            f"the network does not segment every label: Dice on the validation scans is below "
+            f"{MIN_VALIDATION_DICE:g} ({unsegmented}). The package is built all the same, and its "
+            "model card says so: train longer before you use it",
+            AccuracyWarning,
+            stacklevel=3,
+        )
 
 
 def _measure_distribution(manifest: Manifest, data: Path, recipe: Recipe) -> TrainingDistribution:

@@ -38,7 +38,9 @@ def add_parser(commands: Parsers) -> None:
         "build",
         help="build engines for a package, or a package from a checkpoint",
         description="Without CHECKPOINT: builds one engine per route and adds them to the package, "
-        "or to a copy of it (-o). With CHECKPOINT: exports one graph per route and precision, "
+        "or to a copy of it (-o). Engines for a package that ships with rare-trt go into your own "
+        "folder ($RARE_TRT_HOME, by default the platform's folder for data), where every command "
+        "finds them. With CHECKPOINT: exports one graph per route and precision, "
         "checks each against the network on real scans, records golden vectors, calibrates and "
         "writes the package -o.",
     )
@@ -50,6 +52,12 @@ def add_parser(commands: Parsers) -> None:
         type=Path,
         metavar="DIR",
         help="with CHECKPOINT: labelled scans for the checks; some become golden vectors",
+    )
+    parser.add_argument(
+        "--no-int8",
+        action="store_true",
+        help="with CHECKPOINT: leave out the calibration with its search for INT8, which takes "
+        "nearly all of the time; `calibrate` does it later",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="NAME.rare")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing package")
@@ -98,8 +106,8 @@ def run(options: argparse.Namespace) -> int:
                 "engines for a package, name it with --package"
             )
         return _build_package(options)
-    if options.data is not None:
-        options.parser.error("--data goes with CHECKPOINT")
+    if options.data is not None or options.no_int8:
+        options.parser.error("--data and --no-int8 go with CHECKPOINT")
     if options.overwrite and options.output is None:
         options.parser.error("--overwrite goes with -o")
     return _print_plan(options) if options.plan else _build_engines(options)
@@ -111,7 +119,11 @@ def _build_package(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise missing_extra(error, "calibrate") from error
     package, agreements = build_package(
-        options.checkpoint, options.data, options.output, overwrite=options.overwrite
+        options.checkpoint,
+        options.data,
+        options.output,
+        overwrite=options.overwrite,
+        int8=not options.no_int8,
     )
     for agreement in agreements:
         print(agreement)
@@ -140,7 +152,7 @@ def _build_engines(options: argparse.Namespace) -> int:
         size = package.manifest.files[entry.file].bytes / 2**20
         origin = f"built in {item.seconds:.1f} s" if item.seconds else "exists already"
         print(f"route {entry.route}: {entry.backend} {entry.precision}, {size:.1f} MiB, {origin}")
-    print(package.folder)
+    print(package.folder if options.output else package.engines_folder or package.folder)
     return 0
 
 

@@ -29,7 +29,11 @@ def add_parser(commands: Parsers) -> None:
     add_package_arguments(parser)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="labelled scans")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="NAME.rare", help="default: the package itself"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="NAME.rare",
+        help="default: the package, if it is yours",
     )
     parser.add_argument(
         "--dice-budget",
@@ -52,6 +56,11 @@ def run(options: argparse.Namespace) -> int:
     if not 0.0 <= budget <= 1.0:
         raise OutputError(f"the Dice budget is {budget:g}; expected 0 to 1: correct --dice-budget")
     package = open_package(options.package, require_signature=options.require_signature)
+    if options.output is None and package.is_shipped:
+        raise OutputError(
+            f"{package.folder}: is part of the installation, which is not written to: name a copy "
+            "with -o"
+        )
     out = options.output or package.folder
     overwrite = options.overwrite or options.output is None
     refuse_folder(out, overwrite=overwrite)

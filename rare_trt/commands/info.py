@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 from rare_trt.commands import add_package_arguments
 from rare_trt.commands.tables import text_table
 from rare_trt.package.manifest import BuilderOptions, Manifest, TrainingRecord
-from rare_trt.package.reading import open_package
+from rare_trt.package.reading import (
+    MIN_VALIDATION_DICE,
+    describe_data,
+    describe_unsegmented,
+    open_package,
+)
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.machine import Machine, this_machine
 
@@ -28,8 +33,11 @@ def run(options: argparse.Namespace) -> int:
     """Prints the package's facts, its routes, and its engines where it has any."""
     package = open_package(options.package, require_signature=options.require_signature)
     manifest = package.manifest
+    facts = [*describe_model(manifest), ("folder", str(package.folder))]
+    if package.engines_folder is not None:
+        facts.append(("engines", str(package.engines_folder)))
     tables = [
-        [*describe_model(manifest), ("folder", str(package.folder))],
+        facts,
         describe_routes(manifest),
     ]
     if manifest.engines:
@@ -43,6 +51,7 @@ def describe_model(manifest: Manifest) -> list[tuple[str, ...]]:
     model = manifest.model
     low, high = model.spacing_limits_mm
     view = model.field_of_view_mm
+    unsegmented = describe_unsegmented(model.labels, model.training.dice)
     return [
         ("package", f"{manifest.name}: {model.task}"),
         ("labels", ", ".join(f"{value} {name}" for value, name in enumerate(model.labels))),
@@ -54,6 +63,11 @@ def describe_model(manifest: Manifest) -> list[tuple[str, ...]]:
         ),
         ("view", f"{_mm(view.min)} to {_mm(view.max)} mm (right, anterior, superior)"),
         ("trained", _describe_training(model.training)),
+        *(
+            [("not segmented", f"Dice below {MIN_VALIDATION_DICE:g} on {unsegmented}")]
+            if unsegmented
+            else []
+        ),
         ("made with", manifest.created_with),
     ]
 
@@ -108,7 +122,7 @@ def _describe_training(training: TrainingRecord) -> str:
     used = f"{training.cases - len(training.validation_cases)} of {training.cases} cases"
     return (
         f"{training.epochs} epochs on {used if training.cases else 'unknown cases'}: "
-        f"{training.data}, {training.licence}"
+        f"{describe_data(training)}"
     )
 
 

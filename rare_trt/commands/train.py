@@ -35,7 +35,11 @@ def add_parser(commands: Parsers) -> None:
         help="once per folder; scans of a folder may be coarser than another's",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint")
-    parser.add_argument("--recipe", default="hippocampus", metavar="NAME|FILE.json")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME|FILE.json",
+        help="default: hippocampus without its data's name, because --data may be others",
+    )
     parser.add_argument(
         "--epochs", type=int, help="one cycle of this length; default: the recipe's"
     )
@@ -59,7 +63,11 @@ def run(options: argparse.Namespace) -> int:
         from rare_trt.training.trainer import train
     except ImportError as error:
         raise missing_extra(error, "train") from error
-    recipe = load_recipe(options.recipe)
+    if options.recipe is None:
+        # The package's model card names the data that the recipe names.
+        recipe = replace(load_recipe("hippocampus"), data_source="", data_licence="")
+    else:
+        recipe = load_recipe(options.recipe)
     if options.epochs is not None:
         recipe = replace(recipe, cycles=(options.epochs,))
     sources = [HeadSource.from_text(text) for text in options.heads]

@@ -14,10 +14,15 @@ from rare_trt.evaluation.dice import dice
 from rare_trt.package.manifest import GraphEntry
 from rare_trt.package.reading import Package
 from rare_trt.sessions.candidates import Candidate, SessionCandidates
-from rare_trt.sessions.golden import check_golden_vectors, read_golden_vectors
+from rare_trt.sessions.golden import (
+    check_golden_vectors,
+    find_disagreement,
+    read_golden_vectors,
+)
 from rare_trt.sessions.openvino import OpenVinoProbe
 from rare_trt.sessions.run import PreparedScan, run_tiles
 from rare_trt.sessions.session import Session
+from rare_trt.storage.cache import Cache
 
 # Bounds for fp32 and fp16: least Dice with the float32 labels, mean over scans and labels, and
 # largest loss of Dice against manual labels.
@@ -87,6 +92,34 @@ def compare_with_float32(
             yield reference.compare(candidate, None)
     for candidate in candidates.engines(route):
         yield reference.compare(candidate, None)
+
+
+def find_sessions(package: Package, cache: Cache) -> list[tuple[int, Candidate]]:
+    """Every session of the graphs of `package` that this CPU can run, in every precision, each with
+    its route."""
+    candidates = SessionCandidates(package, "openvino", cache)
+    routes = [entry.index for entry in package.manifest.routes]
+    return [(route, candidate) for route in routes for candidate in candidates.find_all(route)]
+
+
+def check_session(package: Package, route: int, candidate: Candidate) -> None:
+    """Checks `candidate` against the golden vectors of `package`, which is not published yet, as
+    every machine does before its first scan.
+
+    Raises BackendError, which names the vector and what was measured.
+    """
+    session = candidate.open()
+    try:
+        fault = find_disagreement(session, package, route)
+    finally:
+        session.close()
+    if fault is not None:
+        raise BackendError(
+            f"route {route}: {fault}, so machines would refuse the package and it was not written. "
+            "Where a network is hardly trained, labels are nearly equal and rounding decides "
+            "between them: train it longer (`cycles` of the recipe); where it is trained well, "
+            "report the versions of torch, onnx and openvino"
+        )
 
 
 class Reference:

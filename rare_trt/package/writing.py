@@ -14,7 +14,16 @@ from pathlib import Path
 from rare_trt.errors import OutputError, SignatureWarning
 from rare_trt.package.manifest import MANIFEST, SIGNATURE, EngineEntry, FileEntry, Manifest
 from rare_trt.package.manifest_json import json_from_manifest, manifest_from_json
-from rare_trt.package.reading import SUFFIX, Package, open_package, read_manifest, set_aside
+from rare_trt.package.reading import (
+    SUFFIX,
+    Package,
+    engines_folder,
+    inside,
+    is_private,
+    open_package,
+    read_manifest,
+    set_aside,
+)
 from rare_trt.package.signing import sign
 from rare_trt.storage.files import (
     claimed,
@@ -79,32 +88,84 @@ def write_package(
 def store_engines(
     package: Package, engines: Sequence[EngineEntry], contents: Mapping[str, bytes]
 ) -> Package:
-    """Makes `engines` those of the package in its folder; `contents` are the new ones' files.
+    """Makes `engines` those of the package; `contents` are the new ones' files.
 
-    The files come first and the manifest last, each renamed into place, so that the package is
-    whole at every moment. A signature is no longer valid: it is removed, with a SignatureWarning.
-    Raises OutputError, with the package as it was.
+    They go into the package's folder, or for a package that ships with rare-trt into the user's
+    own. The files come first and the manifest last, each renamed into place, so that the package is
+    whole at every moment. Where the package's own manifest changes, a signature is no longer valid:
+    it is removed, with a SignatureWarning. Raises OutputError, with the package as it was.
     """
+    known = package.engine_files
+    if package.is_shipped:
+        folder = own_engines_folder(package)
+        engines = [one for one in engines if one.file in known or one.file in contents]
+    else:
+        folder = package.folder
+        moved = known & {engine.file for engine in engines}
+        contents = {**{name: package.read(name) for name in moved}, **contents}
     manifest = with_engines(package.manifest, engines, contents)
     data = json_from_manifest(manifest)
     manifest_from_json(data)
-    new = {package.inside(name): content for name, content in contents.items()}
-    gone = [package.inside(name) for name in set(package.manifest.files) - set(manifest.files)]
+    new = {inside(folder, name): content for name, content in contents.items()}
+    replaced = known if package.is_shipped else package.manifest.files.keys() - known
+    gone = [inside(folder, name) for name in replaced - manifest.files.keys()]
     refuse_changed(package)
-    # All or none: the manifest is renamed last, and the files before it are removed if it fails.
-    write_files({**new, package.folder / MANIFEST: data}, overwrite=True)
+    new_folders = _make_private(folder)
+    try:
+        # All or none: the manifest is renamed last, and the files before it are removed if it
+        # fails.
+        write_files({**new, inside(folder, MANIFEST): data}, overwrite=True)
+    except BaseException:
+        remove_folders(new_folders)
+        raise
     for path in gone:
         path.unlink(missing_ok=True)
     signature = package.inside(SIGNATURE)
-    if signature.exists():
+    if folder == package.folder and signature.exists():
         signature.unlink()
         _warn_unsigned(package.folder)
     return open_package(package.folder)
 
 
+def own_engines_folder(package: Package) -> Path:
+    """The user's own folder for engines of `package`; raises OutputError where there is none that
+    can be written to and that no other user may write to."""
+    folder = engines_folder(package.manifest_sha256)
+    if folder is None:
+        raise OutputError(
+            f"{package.folder}: is part of the installation, and no folder for this user's engines "
+            "is known (the user has no home): set RARE_TRT_HOME, or name a copy of the package "
+            "with -o"
+        )
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if parent == folder and not is_private(folder):
+        raise OutputError(
+            f"{folder}: is another user's, or others may write to it, and engines are programs: "
+            "remove it, or name a copy of the package with -o"
+        )
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(
+            f"{parent}: cannot be written to: set RARE_TRT_HOME to a folder that can, or name a "
+            "copy of the package with -o"
+        )
+    return folder
+
+
+def _make_private(folder: Path) -> list[Path]:
+    """Creates `folder`, which only its user may enter, where it is missing; returns new folders."""
+    try:
+        new = make_folder(folder)
+        if new:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return new
+
+
 def refuse_changed(package: Package) -> None:
-    """Raises OutputError where what lies in the package's folder is not what was opened."""
-    if open_package(package.folder).manifest_sha256 != package.manifest_sha256:
+    """Raises OutputError where the package in its folder, or its engines in the user's own, are not
+    those that were opened."""
+    if open_package(package.folder) != package:
         raise OutputError(
             f"{package.folder}: was changed by another program meanwhile: run the command again"
         )

@@ -52,11 +52,24 @@ def read_golden_vectors(package: Package, route: int) -> Iterator[GoldenVector]:
 
 
 def check_golden_vectors(session: Session, package: Package, route: int) -> None:
-    """Verifies `session` against the golden vectors of `route`.
+    """Verifies `session` against the golden vectors of `route`, as `find_disagreement` does.
 
-    Raises BackendError where the labels of a vector differ beyond its bound, or where the session
-    was built for the shapes of none of them; vectors of other shapes are left out. Each is run
-    `session.golden_runs` times.
+    Raises BackendError where the labels of a vector differ beyond its bound.
+    """
+    fault = find_disagreement(session, package, route)
+    if fault is not None:
+        raise BackendError(
+            f"{fault}, so it is not used: run `rare-trt verify` on another machine; where it fails "
+            "there too, build the package again, else report the output of `rare-trt doctor` here"
+        )
+
+
+def find_disagreement(session: Session, package: Package, route: int) -> str | None:
+    """The first golden vector of `route` whose labels by `session` differ beyond its bound, in a
+    few words; None where there is none.
+
+    Vectors of other shapes than the session was built for are left out; raises BackendError where
+    that leaves none. Each vector is run `session.golden_runs` times.
     """
     checked = 0
     for vector in read_golden_vectors(package, route):
@@ -67,16 +80,17 @@ def check_golden_vectors(session: Session, package: Package, route: int) -> None
             continue
         checked += 1
         if not share <= bound:
-            raise BackendError(
-                f"{session.backend} {session.precision} labels {share:.2%} of the voxels of golden "
-                f"vector {vector.entry.scan} differently than the package (at most {bound:.2%} may "
-                "differ), so it is not used on this machine: report the output of `rare-trt doctor`"
+            return (
+                f"{session.backend} {session.precision} labels {100 * share:.3g}% of the voxels of "
+                f"golden vector {vector.entry.scan} differently than the package (at most "
+                f"{100 * bound:.3g}% may differ)"
             )
     if not checked:
         raise BackendError(
             f"{session.backend} {session.precision} accepts the shapes of no golden vector of "
             f"route {route}, so its labels cannot be verified: build the engine again"
         )
+    return None
 
 
 def check_golden_vectors_once(session: Session, package: Package, route: int, cache: Cache) -> None:

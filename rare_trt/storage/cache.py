@@ -11,7 +11,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from platformdirs import user_cache_path, user_data_path
 
 from rare_trt.constants import DIGEST_BYTES, MAX_CACHE_BYTES
 from rare_trt.errors import OutputError
@@ -78,3 +78,17 @@ def _digest(key: tuple[str, ...], content: bytes) -> bytes:
     digest = sha256(chr(0).join(key).encode() + b"\0\0")
     digest.update(content)
     return digest.digest()
+
+
+def home_folder() -> Path | None:
+    """The folder for what a user makes and keeps: $RARE_TRT_HOME, or the platform's own place for
+    data. None where there is neither, as for a user without a home."""
+    named = os.environ.get("RARE_TRT_HOME")
+    if named:
+        return Path(named)
+    try:
+        folder = user_data_path("rare-trt")
+    except RuntimeError:
+        return None
+    # Older releases of platformdirs return ~ itself where no home is known.
+    return folder if folder.is_absolute() else None

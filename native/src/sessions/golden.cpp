@@ -66,8 +66,9 @@ void check_golden_vectors(Session& session, const Package& package, int route) {
       throw BackendError(
           text(name, " labels ", number(share * 100, 3), "% of the voxels of golden vector ",
                entry.scan, " differently than the package (at most ", number(bound * 100, 3),
-               "% may differ), so it is not used on this machine: report the output of "
-               "`rare-trt doctor`"));
+               "% may differ), so it is not used: run `rare-trt verify` on another machine; where "
+               "it fails there too, build the package again, else report the output of `rare-trt "
+               "doctor` here"));
     }
   }
   if (checked == 0) {

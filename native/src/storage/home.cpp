@@ -1,0 +1,40 @@
+#include "storage/home.h"
+
+#include <pwd.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <vector>
+
+namespace rare_trt {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+// $HOME, or the home in the passwd entry; empty where there is neither.
+fs::path home_directory() {
+  if (const fs::path named = variable("HOME"); named.is_absolute()) return named;
+  std::vector<char> text(1 << 14);
+  struct passwd entry {};
+  struct passwd* found = nullptr;
+  if (getpwuid_r(getuid(), &entry, text.data(), text.size(), &found) != 0 || found == nullptr) {
+    return {};
+  }
+  return entry.pw_dir;
+}
+
+}  // namespace
+
+fs::path home_folder() {
+  if (const fs::path named = variable("RARE_TRT_HOME"); !named.empty()) return named;
+  if (const fs::path data = variable("XDG_DATA_HOME"); data.is_absolute()) return data / "rare-trt";
+  const fs::path home = home_directory();
+  return home.is_absolute() ? home / ".local" / "share" / "rare-trt" : fs::path();
+}
+
+}  // namespace rare_trt
