@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Array, Grid, Volume
 from rare_trt.scan.gz import compress
-from rare_trt.scan.validation import affine_mm, validate_nifti
+from rare_trt.scan.validation import affine_mm, contradicts_pixdim, validate_nifti
 from rare_trt.storage.files import sha256
 from rare_trt.storage.naming import read_scan_file
 
@@ -77,7 +77,7 @@ def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: b
     """A NIfTI file of `labels` [i, j, k] on `grid`, which is the scan's own or another one.
 
     Where `grid` is the one that the scan's header places it on, affine and codes are the scan's,
-    bit for bit. Nothing else comes along: not scaling, intent or display range, nor text, which can
+    bit for bit, and so are the voxel sizes in pixdim unless they contradict its sform. Nothing else comes along: not scaling, intent or display range, nor text, which can
     contain a patient's name.
     """
     header = type(scan.header)()
@@ -89,6 +89,9 @@ def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: b
         for field in PLACE:
             header[field] = scan.header[field]
         header["pixdim"][:4] = scan.header["pixdim"][:4]
+        if not header["qform_code"] and contradicts_pixdim(scan.header, grid):
+            # The labels' volumes must not depend on which of the two a program reads.
+            header["pixdim"][1:4] = nib.affines.voxel_sizes(header.get_sform())
     else:
         header.set_xyzt_units("mm")
         header.set_sform(grid.affine, code or ALIGNED)
