@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rare_trt.backends import BACKENDS
 from rare_trt.commands import add_signature_option, byte_count, missing_extra
-from rare_trt.errors import EngineWarning, SignatureWarning
+from rare_trt.errors import CacheWarning, EngineWarning, SignatureWarning
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -93,7 +93,7 @@ def _log_warning(
     from rare_trt.serving.log import log
 
     # Third-party warnings may contain user data; omit their text.
-    own = issubclass(category, (EngineWarning, SignatureWarning))
+    own = issubclass(category, (CacheWarning, EngineWarning, SignatureWarning))
     log("warning", kind=category.__name__, message=str(message) if own else f"{filename}:{lineno}")
 
 

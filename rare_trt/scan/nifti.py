@@ -77,8 +77,8 @@ def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: b
     """A NIfTI file of `labels` [i, j, k] on `grid`, which is the scan's own or another one.
 
     Where `grid` is the one that the scan's header places it on, affine and codes are the scan's,
-    bit for bit, and so are the voxel sizes in pixdim unless they contradict its sform. Nothing else comes along: not scaling, intent or display range, nor text, which can
-    contain a patient's name.
+    bit for bit, and so is pixdim unless it contradicts the sform. Nothing else comes along: not
+    scaling, intent or display range, nor text, which can contain a patient's name.
     """
     header = type(scan.header)()
     header.set_data_dtype(np.uint8)
