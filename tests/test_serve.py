@@ -483,7 +483,7 @@ def test_a_socket_is_taken_before_its_server_responds(tmp_path: Path) -> None:
     path = tmp_path / "taken"
     with (
         listen_on_socket(path),
-        pytest.raises(BackendError, match="a server is there already"),
+        pytest.raises(BackendError, match="taken: a server is there already: name another path"),
         listen_on_socket(path),
     ):
         pass

@@ -89,8 +89,8 @@ typedef struct rare_trt_options {
   int32_t preload;
   /* Largest number of bytes of GPU memory for engines and their working memory; 0: no limit. */
   uint64_t gpu_memory_limit;
-  /* Called with one sentence where the best backend cannot be used and the next one runs; NULL: no
-   * warnings. Threads that open or segment call it, several at once where several do. It must not
+  /* Called with one sentence where the best backend cannot be used and the next one runs, or where
+   * the cache cannot be used; NULL: no warnings. Threads that open or segment call it, several at once where several do. It must not
    * call functions of this library. */
   void (*on_warning)(void* user_data, const char* message);
   void* user_data; /* passed to on_warning */
@@ -133,8 +133,8 @@ typedef struct rare_trt_report {
   double effective_spacing_mm;  /* root mean square of the spacing, which decides the route */
   double working_spacing_mm[3]; /* of the network's input */
   double factors[3];            /* working spacing over scan spacing */
-  double distance;              /* effective spacing over the route's */
-  double next_distance;         /* effective spacing over that of next_route; 0: there is none */
+  double distance;              /* a ratio: effective spacing over the route's */
+  double next_distance;         /* the same for next_route; 0: there is none */
   /* The run. */
   char backend[16];        /* "openvino" or "tensorrt" */
   char arithmetic[16];     /* "fp32", "fp16", "int8", "fp16+bf16", ... */

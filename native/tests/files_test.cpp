@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -142,6 +143,65 @@ TEST_CASE("a cache that others may write to is not used") {
   CHECK_FALSE(cache.load({"a"}));
   cache.store({"b"}, "content");
   CHECK(own.files().size() == 1);
+}
+
+TEST_CASE("a cache that cannot be used is one warning") {
+  std::vector<std::string> warnings;
+  const auto warn = [&](const std::string& sentence) { warnings.push_back(sentence); };
+  const TemporaryFolder folder;
+  const CacheFolder own;
+  const auto store_twice = [&] {
+    const Cache cache(warn);
+    cache.store({"a"}, "content");
+    cache.store({"a"}, "content");
+    CHECK_FALSE(cache.load({"a"}));
+    REQUIRE(warnings.size() == 1);
+    const std::string found = warnings.front();
+    warnings.clear();
+    return found;
+  };
+  const auto contains = [](const std::string& sentence, const std::string& part) {
+    return sentence.find(part) != std::string::npos;
+  };
+  write(folder.path() / "file", "in the way");
+  setenv("RARE_TRT_CACHE", (folder.path() / "file" / "cache").c_str(), 1);
+  CHECK(contains(store_twice(), "the cache's folder cannot be written (Not a directory): nothing"));
+  fs::create_directory(folder.path() / "open");
+  chmod((folder.path() / "open").c_str(), 0777);
+  setenv("RARE_TRT_CACHE", (folder.path() / "open").c_str(), 1);
+  CHECK(contains(store_twice(), "others own or may write to the cache's folder: nothing is kept"));
+  // Only root becomes a user that has no passwd entry.
+  if (geteuid() == 0) {
+    const pid_t child = fork();
+    if (child == 0) {
+      unsetenv("RARE_TRT_CACHE");
+      unsetenv("XDG_CACHE_HOME");
+      unsetenv("HOME");
+      if (setuid(54321) != 0) _exit(2);
+      const Cache cache(warn);
+      cache.store({"a"}, "content");
+      _exit(warnings.size() == 1 && contains(warnings[0], "has no home directory") ? 0 : 1);
+    }
+    int status = 1;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK(status == 0);
+  }
+}
+
+TEST_CASE("a file that another process is writing is no warning") {
+  const CacheFolder own;
+  int warnings = 0;
+  const Cache cache([&](const std::string&) { ++warnings; });
+  cache.store({"a"}, "content");
+  const fs::path path = own.files().front();
+  const fs::path part = path.parent_path() / ("." + path.filename().string() + ".part");
+  write(part, "half");
+  const int running = open(part.c_str(), O_RDONLY);
+  REQUIRE(flock(running, LOCK_EX) == 0);
+  cache.store({"a"}, "content");
+  CHECK(warnings == 0);
+  CHECK(cache.load({"a"}) == "content");
+  close(running);
 }
 
 TEST_CASE("a package's files are verified against their hashes") {

@@ -12,6 +12,7 @@ namespace rare_trt {
 SessionPool::SessionPool(const Package& package, Backend backend, std::uint64_t gpu_memory_limit,
                          Warn warn)
     : package_(package),
+      cache_(warn),
       warn_(std::move(warn)),
       candidates_(package_, backend, cache_, gpu_memory_limit, warn_) {}
 
