@@ -56,7 +56,10 @@ class Segmenter:
     one scan on one route: larger volumes are cut in tiles. Without it the bound is 8 GiB, or half
     of the machine's memory if that is less.
     `precision` selects one of the precisions that the package offers; a route without it is
-    refused with BackendError.
+    refused with BackendError. `threads` bounds the threads that OpenVINO computes with; without it
+    RARE_TRT_THREADS does, or the CPUs that this process may use, a container's quota included.
+
+    A process that is forked after the first scan cannot segment: BackendError says so.
     """
 
     def __init__(
@@ -68,9 +71,10 @@ class Segmenter:
         gpu_memory_limit: int | None = None,
         memory_limit: int | None = None,
         precision: Arithmetic | None = None,
+        threads: int | None = None,
     ) -> None:
         self.package = package
-        self._pool = SessionPool(package, backend, gpu_memory_limit, precision)
+        self._pool = SessionPool(package, backend, gpu_memory_limit, precision, threads)
         self._memory_limit = usual_limit() if memory_limit is None else memory_limit
         self._routes = {entry.index: route_from_entry(entry) for entry in package.manifest.routes}
         if preload:
@@ -91,6 +95,7 @@ class Segmenter:
         gpu_memory_limit: int | None = None,
         memory_limit: int | None = None,
         precision: Arithmetic | None = None,
+        threads: int | None = None,
         require_signature: str | os.PathLike[str] | None = None,
     ) -> Segmenter:
         """A package that ships with rare-trt, by name, or the one in a folder.
@@ -105,6 +110,7 @@ class Segmenter:
             gpu_memory_limit=gpu_memory_limit,
             memory_limit=memory_limit,
             precision=precision,
+            threads=threads,
         )
 
     def read(self, files: Files) -> Scan:

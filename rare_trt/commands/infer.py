@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rare_trt.backends import BACKENDS, Backend
-from rare_trt.commands import add_signature_option, byte_count
+from rare_trt.commands import add_signature_option, add_threads_option, byte_count
 from rare_trt.errors import BackendError, OutputError, RareTrtError, ScanError
 from rare_trt.jobs import (
     Executor,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rare_trt.commands import Parsers
 
 # Options of `rare-trt serve`, which are refused beside --server.
-SERVER_OPTIONS: Final = ("package", "backend", "memory_limit", "require_signature")
+SERVER_OPTIONS: Final = ("package", "backend", "memory_limit", "threads", "require_signature")
 
 # Errors of one scan of several that do not end the others.
 FAULTS: Final = (RareTrtError, OSError, MemoryError)
@@ -71,6 +71,7 @@ def add_parser(commands: Parsers) -> None:
         help="host memory for OpenVINO, as 4GiB: larger volumes are cut in tiles (default: 8GiB, "
         "or half of this machine's if less)",
     )
+    add_threads_option(parser)
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="one scan only")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="one scan only")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -106,6 +107,7 @@ def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
         arguments.package or "hippocampus",
         backend,
         memory_limit=arguments.memory_limit,
+        threads=arguments.threads,
         require_signature=arguments.require_signature,
     ) as segmenter:
         yield LocalExecutor(segmenter, options, arguments.overwrite)
