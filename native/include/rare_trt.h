@@ -15,7 +15,12 @@
  * later library of the same major version. A struct of an unknown size is refused.
  *
  * Threads: every function may be called from any thread at any time, also on one segmenter from
- * several threads at once. Only rare_trt_close must be the last call on its segmenter.
+ * several threads at once. Only rare_trt_close must be the last call on its segmenter. OpenVINO
+ * computes with the CPUs that the process may use, a container's quota included, or with as many
+ * threads as the environment variable RARE_TRT_THREADS says.
+ *
+ * Processes: once a scan was segmented or a package preloaded, processes that are forked get
+ * RARE_TRT_ERROR_BACKEND, because a fork leaves the threads behind that compute.
  *
  * Ownership: arguments remain the caller's. The library keeps no pointer to them after a call,
  * except the warning callback of rare_trt_options and its user_data, which it uses until the
@@ -214,7 +219,7 @@ RARE_TRT_API rare_trt_status rare_trt_choose_route(const rare_trt_segmenter* seg
  * backend can run the route. On failure `labels` and `report` are unchanged.
  *
  * Threads: calls on one segmenter prepare their scans in parallel; the network runs one at a time
- * per route with OpenVINO, which uses all cores, and one at a time per GPU with TensorRT. */
+ * per route with OpenVINO, which uses all its threads, and one at a time per GPU with TensorRT. */
 RARE_TRT_API rare_trt_status rare_trt_segment(rare_trt_segmenter* segmenter,
                                               const rare_trt_scan* scan,
                                               const rare_trt_request* request, uint8_t* labels,

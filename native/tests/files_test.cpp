@@ -10,11 +10,13 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 
 #include "errors.h"
 #include "package/manifest_json.h"
 #include "package/reading.h"
 #include "scan/nifti.h"
+#include "sessions/openvino.h"
 #include "storage/cache.h"
 #include "storage/files.h"
 
@@ -202,6 +204,32 @@ TEST_CASE("a file that another process is writing is no warning") {
   CHECK(warnings == 0);
   CHECK(cache.load({"a"}) == "content");
   close(running);
+}
+
+TEST_CASE("CPU quotas of control groups are read in both versions") {
+  const auto quota = [](const std::vector<std::pair<std::string, std::string>>& files) {
+    const TemporaryFolder root;
+    for (const auto& [name, content] : files) {
+      fs::create_directories((root.path() / name).parent_path());
+      write(root.path() / name, content);
+    }
+    return cpu_quota(root.path());
+  };
+  const double none = std::numeric_limits<double>::infinity();
+  const std::string cgroup = "proc/self/cgroup", top = "sys/fs/cgroup/";
+  CHECK(quota({}) == none);
+  CHECK(quota({{cgroup, "0::/\n"}, {top + "cpu.max", "max 100000\n"}}) == none);
+  CHECK(quota({{cgroup, "0::/\n"}, {top + "cpu.max", "150000 100000\n"}}) == 1.5);
+  CHECK(quota({{cgroup, "0::/a/b\n"},
+               {top + "a/cpu.max", "200000 100000\n"},
+               {top + "a/b/cpu.max", "max 100000\n"}}) == 2.0);
+  const std::string v1 = "3:cpuset:/\n2:cpu,cpuacct:/docker/x\n";
+  CHECK(quota({{cgroup, v1},
+               {top + "cpu,cpuacct/cpu.cfs_quota_us", "50000\n"},
+               {top + "cpu,cpuacct/cpu.cfs_period_us", "100000\n"}}) == 0.5);
+  CHECK(quota({{cgroup, v1},
+               {top + "cpu,cpuacct/cpu.cfs_quota_us", "-1\n"},
+               {top + "cpu,cpuacct/cpu.cfs_period_us", "100000\n"}}) == none);
 }
 
 TEST_CASE("a package's files are verified against their hashes") {

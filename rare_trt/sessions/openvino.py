@@ -32,7 +32,7 @@ from rare_trt.storage.cache import Cache
 FLOAT32: Final = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 BFLOAT16: Final = {**FLOAT32, "INFERENCE_PRECISION_HINT": "bf16"}
 
-# The number of threads, which labels do not depend on.
+# The environment variable with the number of threads.
 THREADS: Final = "RARE_TRT_THREADS"
 
 
@@ -68,7 +68,6 @@ class OpenVinoSession:
         key = (files[entry.file].sha256, files[entry.weights].sha256)
         version = core.get_versions("CPU")["CPU"].build_number
         key += (version, cpu, *features, *precision.values())
-        self.identity = "openvino " + " ".join(key)
         # Read, and so verified by their hashes, on every start: a tampered package is refused even
         # where its compiled model is cached.
         graph, weights = package.read(entry.file), package.read(entry.weights)
@@ -81,6 +80,9 @@ class OpenVinoSession:
             exported = BytesIO()
             model.export_model(exported)
             cache.store(exported.getvalue(), "openvino", *key)
+        # The network's normalisation adds up its sums per thread, which rounds otherwise.
+        computing = model.get_property("INFERENCE_NUM_THREADS")
+        self.identity = " ".join(("openvino", *key, f"{computing} threads"))
         self._request = model.create_infer_request()
         self._lock = Lock()
 
@@ -187,7 +189,7 @@ def thread_count(threads: int | None = None) -> int | None:
         allowed = cpu_quota()
         return max(1, ceil(allowed)) if allowed < cpus else None
     try:
-        count = int(given) if isinstance(given, str) else index(given)  # type: ignore[arg-type]
+        count = int(str(given)) if threads is None else index(threads)
     except (TypeError, ValueError):
         count = 0
     if not 0 < count < 1 << 31:
@@ -301,7 +303,7 @@ def _create_core() -> Any:
             "install it again with `pip install openvino`"
         ) from error
     if hasattr(os, "register_at_fork"):
-        # A forked process that destroys it as it ends would wait for threads that it does not have.
+        # A forked process that destroyed it at its end would wait for threads that it lacks.
         os.register_at_fork(
             after_in_child=lambda: ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))
         )
