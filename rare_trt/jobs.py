@@ -178,7 +178,9 @@ class RemoteExecutor:
         start = perf_counter()
         data = scan if isinstance(scan, bytes) else self.read(job)
         with prefix_scan_name(job.files):
-            files = self.client.segment(data, self.options, picture=job.picture is not None)
+            files = self.client.segment(
+                data, self.options, picture=job.picture is not None, name=job.scan.name
+            )
         return files, (perf_counter() - start) * 1e3
 
     def save(self, job: Job, result: tuple[dict[str, bytes], float]) -> ScanSummary:

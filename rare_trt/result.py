@@ -16,7 +16,8 @@ from rare_trt.backends import GRAPH_PRECISION, Arithmetic
 from rare_trt.overlay import picture_png
 from rare_trt.package.reading import Package
 from rare_trt.plan.routing import RouteDecision
-from rare_trt.scan.geometry import Grid, Triple, Volume
+from rare_trt.scan.field_of_view import box_at, box_grid
+from rare_trt.scan.geometry import Canonical, Grid, Triple, Volume
 from rare_trt.scan.nifti import Scan, label_bytes
 from rare_trt.stopwatch import Stopwatch
 from rare_trt.storage.files import write_files
@@ -158,7 +159,13 @@ class Result:
             f"{name} {volume:.0f} mm3" for name, volume in zip(names, self.volumes_mm3, strict=True)
         ]
         labels = Volume(self.labels, self.grid)
-        return picture_png(self.scan.volume, labels, str(self.route), legend)
+        title = [text for text in (self.scan.name, str(self.route)) if text]
+        boxes = []
+        if self.at_mm is not None:
+            grid = Canonical(self.scan.volume.grid).grid
+            typical = self.package.manifest.model.field_of_view_mm.typical
+            boxes = [box_grid(grid, box_at(grid, self.at_mm, typical))]
+        return picture_png(self.scan.volume, labels, title, legend, boxes)
 
     def _names_tsv(self) -> bytes:
         names = self.package.manifest.model.labels

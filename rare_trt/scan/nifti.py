@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +34,8 @@ class Scan:
     `sha256` is that of its file; a scan in several files has `channel_sha256` instead, one per
     channel. A scan made in memory has neither, and for it the header can be left out:
     `Scan(Volume(voxels, grid))`. `validated` are the voxels that passed validation, read-only: they
-    are not checked again. `remarks` say what is odd about its header.
+    are not checked again. `remarks` say what is odd about its header. `name` is its file's name, or
+    that of the first channel's.
     """
 
     volume: Volume
@@ -43,6 +44,7 @@ class Scan:
     validated: Array | None = field(default=None, repr=False)
     remarks: tuple[str, ...] = ()
     channel_sha256: tuple[str, ...] = ()
+    name: str = ""
 
 
 def read_scan(path: Path, channels: int = 1) -> Scan:
@@ -51,7 +53,7 @@ def read_scan(path: Path, channels: int = 1) -> Scan:
     Spacing comes from the affine (sform before qform), not from pixdim. Raises ScanError with one
     sentence for whatever cannot be segmented: no such file, or bytes that are not valid.
     """
-    return scan_from_bytes(read_scan_file(path), str(path), channels)
+    return replace(scan_from_bytes(read_scan_file(path), str(path), channels), name=path.name)
 
 
 def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:

@@ -28,11 +28,13 @@ class RequestError(RareTrtError):
 class SegmentRequest:
     """The query of a request to segment; its body is the scan's file.
 
-    `options` are keywords of Segmenter.segment; `picture` requests a PNG beside the labels.
+    `options` are keywords of Segmenter.segment; `picture` requests a PNG beside the labels, which
+    shows `name`, the scan's.
     """
 
     options: SegmentOptions
     picture: bool
+    name: str = ""
 
 
 def request_from_head(
@@ -63,13 +65,14 @@ def request_from_head(
     picture = fields.pop("picture", "no")
     if picture not in YES_OR_NO:
         raise RequestError(HTTPStatus.BAD_REQUEST, f"picture is {picture!r}; expected yes or no")
+    name = fields.pop("name", "")
     try:
         options = options_from_query(fields)
     except argparse.ArgumentTypeError as error:
         raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from error
     # Beyond 18 digits a number is too large for any file, and slow to read.
     check_body_size(int(length) if len(length) <= 18 else 10**18, max_bytes)
-    return SegmentRequest(options, YES_OR_NO[picture])
+    return SegmentRequest(options, YES_OR_NO[picture], name)
 
 
 def check_body_size(size: int, max_bytes: int) -> None:
