@@ -22,9 +22,9 @@ from rare_trt.backends import (
 from rare_trt.errors import BackendError, EngineWarning
 from rare_trt.package.manifest import EngineEntry, GraphEntry
 from rare_trt.package.reading import Package, is_fp16_within_budget
+from rare_trt.sessions import openvino
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.machine import Machine, this_machine
-from rare_trt.sessions.openvino import OpenVinoSession, openvino_facts, thread_count
 from rare_trt.sessions.session import Session
 from rare_trt.storage.cache import Cache
 
@@ -64,7 +64,7 @@ class SessionCandidates:
         self._memory_limit = memory_limit
         self._precision = precision
         # Raises for an invalid number before anything is loaded.
-        self._threads = thread_count(threads)
+        self._threads = openvino.thread_count(threads)
         self._host: EngineHost | None = None
         self._host_lock = Lock()
         self._warned = False
@@ -99,7 +99,7 @@ class SessionCandidates:
             if entry.route == route
             for variant in entry.variants
         ]
-        capabilities = openvino_facts().capabilities if measured else ()
+        capabilities = openvino.openvino_facts().capabilities if measured else ()
         found = []
         for variant in measured:
             precision, bf16 = GRAPH_PRECISION[variant.arithmetic], variant.arithmetic in NEEDS_BF16
@@ -206,7 +206,9 @@ class SessionCandidates:
         return EngineSession(host, self._package, entry, self._cache)
 
     def _open_graph(self, entry: GraphEntry, bf16: bool) -> Session:
-        return OpenVinoSession(self._package, entry, self._cache, bf16=bf16, threads=self._threads)
+        return openvino.OpenVinoSession(
+            self._package, entry, self._cache, bf16=bf16, threads=self._threads
+        )
 
 
 def _rank(entry: EngineEntry) -> tuple[object, ...]:
