@@ -41,3 +41,7 @@ class AccuracyWarning(UserWarning):
 
 class SignatureWarning(UserWarning):
     """A signed package was changed, and is no longer signed."""
+
+
+class CacheWarning(UserWarning):
+    """The cache cannot be used; everything runs without it, and starts take longer."""

@@ -253,7 +253,9 @@ class RemoteExecutor:
         data = scan if isinstance(scan, bytes) else self.read(job)
         with prefix_scan_name(job.files):
             options = {**self.options, **job.options}
-            files = self.client.segment(data, options, picture=job.picture is not None)
+            files = self.client.segment(
+                data, options, picture=job.picture is not None, name=job.scan.name
+            )
         return files, (perf_counter() - start) * 1e3
 
     def save(self, job: Job, result: tuple[dict[str, bytes], float]) -> ScanSummary:

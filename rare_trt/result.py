@@ -17,6 +17,7 @@ from rare_trt.backends import GRAPH_PRECISION, Arithmetic
 from rare_trt.overlay import picture_png
 from rare_trt.package.reading import Package
 from rare_trt.plan.routing import RouteDecision
+from rare_trt.scan.field_of_view import box_grid
 from rare_trt.scan.geometry import Grid, Slices, Triple, Volume
 from rare_trt.scan.nifti import Scan, label_bytes
 from rare_trt.stopwatch import Stopwatch
@@ -236,7 +237,9 @@ class Result:
     def _picture(self) -> bytes:
         legend = [f"{name} {volume:.0f} mm3" for name, volume in self.volumes_mm3.items()]
         labels = Volume(self.labels, self.grid)
-        return picture_png(self.scan.volume, labels, str(self.route), legend)
+        title = [text for text in (self.scan.name, str(self.route)) if text]
+        boxes = [box_grid(self.grid, box.part) for box in self.boxes if box.at_mm is not None]
+        return picture_png(self.scan.volume, labels, title, legend, boxes)
 
 
 def in_boxes(of_boxes: Sequence[Sequence[str]]) -> list[str]:

@@ -58,7 +58,10 @@ class Segmenter:
     one scan on one route: larger volumes are cut in tiles. Without it the bound is 8 GiB, or half
     of the machine's memory if that is less.
     `precision` selects one of the precisions that the package offers; a route without it is
-    refused with BackendError.
+    refused with BackendError. `threads` bounds the threads that OpenVINO computes with; without it
+    RARE_TRT_THREADS does, or the CPUs that this process may use, a container's quota included.
+
+    A process that is forked after the first scan cannot segment: BackendError says so.
     """
 
     def __init__(
@@ -70,17 +73,19 @@ class Segmenter:
         gpu_memory_limit: int | None = None,
         memory_limit: int | None = None,
         precision: Arithmetic | None = None,
+        threads: int | None = None,
     ) -> None:
         memory_limit = whole_number("memory_limit", memory_limit)
         gpu_memory_limit = whole_number("gpu_memory_limit", gpu_memory_limit)
         self.package = package
-        self._pool = SessionPool(package, backend, gpu_memory_limit, precision)
+        self._pool = SessionPool(package, backend, gpu_memory_limit, precision, threads)
         self._arguments: dict[str, Any] = {
             "package": package,
             "backend": backend,
             "gpu_memory_limit": gpu_memory_limit,
             "memory_limit": memory_limit,
             "precision": precision,
+            "threads": threads,
         }
         self._memory_limit = usual_limit() if memory_limit is None else memory_limit
         self._routes = {entry.index: route_from_entry(entry) for entry in package.manifest.routes}
@@ -102,6 +107,7 @@ class Segmenter:
         gpu_memory_limit: int | None = None,
         memory_limit: int | None = None,
         precision: Arithmetic | None = None,
+        threads: int | None = None,
         require_signature: str | os.PathLike[str] | None = None,
     ) -> Segmenter:
         """A package that ships with rare-trt, by name, or the one in a folder.
@@ -116,6 +122,7 @@ class Segmenter:
             gpu_memory_limit=gpu_memory_limit,
             memory_limit=memory_limit,
             precision=precision,
+            threads=threads,
         )
 
     def __reduce__(self) -> tuple[partial[Segmenter], tuple[()]]:

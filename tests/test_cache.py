@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pytest
 
 from rare_trt import Segmenter
+from rare_trt.errors import CacheWarning
 from rare_trt.storage.cache import Cache
+from rare_trt.storage.files import temporary_name
+
+REPOSITORY: Final = Path(__file__).parents[1]
 
 
 def test_what_was_stored_comes_back_and_only_under_its_key(tmp_path: Path) -> None:
@@ -65,7 +73,8 @@ def test_a_folder_that_others_may_write_is_not_used(tmp_path: Path) -> None:
     cache.store(b"content", "key")
     tmp_path.chmod(0o777)
     assert cache.load("key") is None
-    cache.store(b"other", "key 2")
+    with pytest.warns(CacheWarning, match="others own or may write to the cache's folder"):
+        cache.store(b"other", "key 2")
     tmp_path.chmod(0o700)
     assert cache.load("key") == b"content"
     assert cache.load("key 2") is None
@@ -75,8 +84,76 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     cache = Cache(blocked / "cache")
-    cache.store(b"content", "key")
+    with pytest.warns(
+        CacheWarning, match=r"cannot be written \(Not a directory\): nothing is kept"
+    ):
+        cache.store(b"content", "key")
     assert cache.load("key") is None
+
+
+@pytest.mark.parametrize("found", [RuntimeError("no home"), Path("~/.cache/rare-trt")])
+def test_without_a_home_directory_there_is_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: RuntimeError | Path
+) -> None:
+    """Older releases of platformdirs return a path from "~" on, which would be a folder here."""
+
+    def find(name: str) -> Path:
+        if isinstance(found, RuntimeError):
+            raise found
+        return found
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RARE_TRT_CACHE")
+    monkeypatch.setattr("rare_trt.storage.cache.user_cache_path", find)
+    cache = Cache()
+    with pytest.warns(CacheWarning, match="this user has no home directory: .* RARE_TRT_CACHE"):
+        cache.store(b"content", "key")
+    assert cache.load("key") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_that_write_one_entry_do_not_warn(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.store(b"content", "key")
+    (path,) = tmp_path.iterdir()
+    with temporary_name(path).open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        cache.store(b"content", "key")
+    assert cache.load("key") == b"content"
+
+
+# As under an arbitrary user id in a container: the system knows neither its name nor its home.
+UNKNOWN_USER = """
+import pwd, sys
+def absent(uid): raise KeyError(uid)
+pwd.getpwuid = absent
+from rare_trt.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="passwd entries")
+@pytest.mark.parametrize("command", ["infer", "info", "verify"])
+def test_a_user_without_home_and_passwd_entry_needs_no_cache(
+    tmp_path: Path, tiny_package_folder: Path, tiny_scan: Path, command: str
+) -> None:
+    """Every command runs, with one warning and no traceback."""
+    arguments = [str(tiny_package_folder)]
+    labels = tmp_path / "labels.nii.gz"
+    if command == "infer":
+        arguments = [str(tiny_scan), "-o", str(labels), "--package", *arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", UNKNOWN_USER, command, *arguments],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("this user has no home directory") == 1
+    assert labels.exists() == (command == "infer")
 
 
 def test_labels_are_the_same_with_no_cache_a_fresh_one_and_a_damaged_one(

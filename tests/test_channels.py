@@ -159,7 +159,9 @@ def test_the_order_of_the_files_is_that_of_the_channels(
 def test_every_option_answers_as_for_one_file(
     package: Package, files: list[Path], tmp_path: Path, voxels: Array, affine: Array
 ) -> None:
-    whole = joined(tmp_path / "whole.nii.gz", np.moveaxis(voxels, 3, 0), affine)
+    # The picture shows the first file's name.
+    (tmp_path / "whole").mkdir()
+    whole = joined(tmp_path / "whole" / files[0].name, np.moveaxis(voxels, 3, 0), affine)
     x, y, z = nib.affines.apply_affine(affine, np.array(voxels.shape[:3]) / 2).tolist()
     for number, options in enumerate(([f"--at={x},{y},{z}"], ["--spacing-out", "2"], ["--strict"])):
         made = []

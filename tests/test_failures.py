@@ -179,15 +179,20 @@ def test_no_space_for_a_package_keeps_the_old_one(disk: Path, package: Package) 
     assert [path.name for path in disk.iterdir()] == ["tiny.rare"]
 
 
+@pytest.mark.filterwarnings("default::rare_trt.errors.CacheWarning")
 def test_no_space_for_the_cache_costs_only_time(
     full_disk: Path,
     package: Package,
     tiny_scan: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("RARE_TRT_CACHE", str(full_disk))
     assert main(infer(tiny_scan, package, tmp_path / "labels.nii.gz")) == 0
+    assert (
+        "the cache's folder cannot be written (No space left on device)" in capsys.readouterr().err
+    )
     assert [path.name for path in full_disk.iterdir()] == ["filler"]
 
 

@@ -35,6 +35,14 @@ def test_the_library_builds_and_passes_its_own_tests(tmp_path: Path) -> None:
     assert "0 tests failed" in done.stdout
 
 
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake")
+def test_the_python_with_openvino_may_be_named_relative_to_the_repository(tmp_path: Path) -> None:
+    python = os.path.relpath(sys.executable, REPOSITORY)
+    named = ("-D", f"Python3_EXECUTABLE={python}", "-D", "BUILD_TESTING=OFF")
+    configured = _run("cmake", "-B", tmp_path / "build", "-S", REPOSITORY, *named)
+    assert "OpenVINO 2025.0 or later" not in configured.stderr
+
+
 def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     # Python scripts in the C++ tests set PYTHONPATH themselves, to import this tree.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

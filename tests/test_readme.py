@@ -52,6 +52,14 @@ def test_the_first_command_installs_and_segments_an_example(tmp_path: Path) -> N
     assert "rare-trt" in listed
     for heavy in ("torch", "onnx", "scipy", "matplotlib"):
         assert f"\n{heavy} " not in listed
+    if shutil.which("cmake"):
+        # The compilation takes minutes: tests/test_native.py does it.
+        found = re.search(r"C and C\+\+: `(cmake .*?) && cmake --build build`", README)
+        assert found
+        configured = subprocess.run(
+            ["bash", "-ec", found[1]], cwd=project, env=environment, capture_output=True, text=True
+        )
+        assert "OpenVINO 2025.0 or later" not in configured.stderr
 
 
 def test_the_second_command_is_what_continuous_integration_runs() -> None:

@@ -28,7 +28,7 @@ def test_each_routes_own_spacing_chooses_it(route: Route) -> None:
     s = route.spacing_mm
     decision = choose((s, s, s))
     assert (decision.route, decision.forced) == (route.index, False)
-    assert decision.distance == pytest.approx(1.0)
+    assert decision.spacing_ratio == pytest.approx(1.0)
     assert decision.factors == (1.0, 1.0, 1.0)
     assert decision.working_spacing_mm == (s, s, s)
     assert not decision.resampled
@@ -58,13 +58,14 @@ def test_anisotropic_scan_goes_by_its_root_mean_square() -> None:
 def test_the_coarsest_route_that_is_reached_is_taken(spacing: tuple[float, float, float]) -> None:
     decision = choose(spacing)
     chosen = ROUTES[decision.route]
-    assert decision.distance == pytest.approx(decision.effective_spacing_mm / chosen.spacing_mm)
-    assert decision.distance >= 0.9 or chosen.index == 0
-    assert decision.distance < 1.8 or chosen.index == 3
+    ratio = decision.effective_spacing_mm / chosen.spacing_mm
+    assert decision.spacing_ratio == pytest.approx(ratio)
+    assert decision.spacing_ratio >= 0.9 or chosen.index == 0
+    assert decision.spacing_ratio < 1.8 or chosen.index == 3
     others = [r for r in ROUTES if r.index != chosen.index]
     ratios = {r.index: decision.effective_spacing_mm / r.spacing_mm for r in others}
     nearest = min(ratios, key=lambda index: abs(log(ratios[index])))
-    assert decision.next_distance == pytest.approx(ratios[nearest])
+    assert decision.next_spacing_ratio == pytest.approx(ratios[nearest])
     assert decision.next_route in ratios
 
 
@@ -136,9 +137,9 @@ def test_limits_themselves_are_accepted() -> None:
 def test_forced_route_is_taken_and_the_nearest_other_is_named() -> None:
     decision = choose((1.0, 1.0, 1.0), forced=2)
     assert (decision.route, decision.forced) == (2, True)
-    assert decision.distance == pytest.approx(0.25)
+    assert decision.spacing_ratio == pytest.approx(0.25)
     assert decision.next_route == 0
-    assert decision.next_distance == pytest.approx(1.0)
+    assert decision.next_spacing_ratio == pytest.approx(1.0)
     assert decision.factors == (4.0, 4.0, 4.0)
 
 
@@ -149,4 +150,4 @@ def test_forced_route_that_the_package_lacks_is_refused() -> None:
 
 def test_a_package_of_one_route_has_no_next_one() -> None:
     decision = choose_route((3.0, 3.0, 3.0), ROUTES[:1], LIMITS_MM)
-    assert (decision.route, decision.next_route, decision.next_distance) == (0, None, None)
+    assert (decision.route, decision.next_route, decision.next_spacing_ratio) == (0, None, None)

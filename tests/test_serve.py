@@ -104,7 +104,8 @@ def test_a_posted_scan_gets_what_infer_writes(
     server: Running, examples: Path, tmp_path: Path, name: str, query: str, options: tuple[str, ...]
 ) -> None:
     scan = examples / f"{name}.nii.gz"
-    response = server.call("POST", f"/v1/segment?picture=yes{query}", scan.read_bytes())
+    asked = f"picture=yes&name={scan.name}"
+    response = server.call("POST", f"/v1/segment?{asked}{query}", scan.read_bytes())
     assert response.status == 200, response.body
     assert response.headers["content-type"] == "application/zip"
     files = unpacked(response.body)
@@ -555,6 +556,21 @@ def test_a_body_whose_client_left_is_freed_before_its_turn() -> None:
     queue.close()
 
 
+def test_the_picture_shows_the_name_that_the_client_sends(
+    server: Running, examples: Path, tmp_path: Path
+) -> None:
+    """Also one that is no text, as names of files can be."""
+    odd = tmp_path / os.fsdecode(b"odd \xff & co.nii.gz")
+    odd.write_bytes((examples / "hippocampus_2mm.nii.gz").read_bytes())
+    expected = infer(odd, tmp_path / "local")
+    assert (
+        infer(odd, tmp_path / "remote", "--server", server.address)["picture"]
+        == expected["picture"]
+    )
+    nameless = server.call("POST", "/v1/segment?picture=yes", odd.read_bytes())
+    assert unpacked(nameless.body)["picture.png"] != expected["picture"]
+
+
 def test_a_socket_is_taken_before_its_server_responds(tmp_path: Path) -> None:
     from rare_trt.errors import BackendError
     from rare_trt.serving.listeners import listen_on_socket
@@ -562,7 +578,7 @@ def test_a_socket_is_taken_before_its_server_responds(tmp_path: Path) -> None:
     path = tmp_path / "taken"
     with (
         listen_on_socket(path),
-        pytest.raises(BackendError, match="a server is there already"),
+        pytest.raises(BackendError, match="taken: a server is there already: name another path"),
         listen_on_socket(path),
     ):
         pass

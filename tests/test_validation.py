@@ -19,7 +19,7 @@ from rare_trt import read_scan
 from rare_trt.cli import main
 from rare_trt.errors import ScanError
 from rare_trt.scan.nifti import scan_from_bytes
-from rare_trt.scan.validation import MAX_BYTES
+from rare_trt.scan.validation import MAX_BYTES, parse_header
 
 SHAPE = (4, 5, 6)
 VOXELS = np.random.default_rng(0).integers(0, 900, SHAPE).astype(np.int16)
@@ -124,6 +124,7 @@ def header_bytes(size: int = 348, **fields: object) -> bytes:
     header.set_data_dtype(np.int16)
     header.set_data_shape(SHAPE)
     header.set_sform(np.diag([1.0, 2.0, 3.0, 1.0]), 1)
+    header.set_zooms((1.0, 2.0, 3.0))
     header["vox_offset"] = header.single_vox_offset
     header["magic"] = header.single_magic
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
@@ -491,6 +492,83 @@ def test_a_doubtful_place_is_among_the_flags(examples: Path, tmp_path: Path) -> 
     assert main(["infer", str(tmp_path / "scan.nii.gz"), "--report", str(report)]) == 0
     sentence = "sform and qform place the scan 25 mm apart; the sform was taken"
     assert sentence in json.loads(report.read_text())["flags"]
+
+
+@pytest.mark.parametrize("size", [348, 540])
+@pytest.mark.parametrize(
+    ("pixdim", "units", "stated"),
+    [
+        ([1.0, 2.0, 3.0], 2, None),
+        # Rounding, and the sign by which some programs mark a flipped axis.
+        ([1.00001, 2.0, 2.9999], 2, None),
+        ([-1.0, 2.0, 3.0], 2, None),
+        ([0.5, 1.0, 1.5], 2, "0.5 x 1 x 1.5"),
+        ([1.0, 2.0, 3.06], 2, "1 x 2 x 3.06"),
+        ([0.0, 2.0, 3.0], 2, "0 x 2 x 3"),
+        ([np.nan, 2.0, 3.0], 2, "nan x 2 x 3"),
+        # Millimetres beside an sform in metres.
+        ([1.0, 2.0, 3.0], 1, "1000 x 2000 x 3000"),
+    ],
+)
+def test_voxel_sizes_that_are_stated_twice_are_compared(
+    size: int, pixdim: list[float], units: int, stated: str | None
+) -> None:
+    """pixdim beside an sform, without a qform: other programs count volumes by it."""
+    sform = np.diag([1.0, 2.0, 3.0, 1.0])
+    if units == 1:
+        sform[:3] /= 1000.0
+    rows = {f"srow_{axis}": row for axis, row in zip("xyz", sform, strict=False)}
+    data = nifti(size=size, pixdim=[1.0, *pixdim, 1, 1, 1, 1], xyzt_units=units, **rows)
+    scan = scan_from_bytes(data, "scan")
+    np.testing.assert_allclose(scan.volume.grid.spacing_mm, (1.0, 2.0, 3.0))
+    if stated is None:
+        assert scan.remarks == ()
+    else:
+        (remark,) = scan.remarks
+        assert remark == (
+            f"sform and pixdim differ in scale (voxels of 1 x 2 x 3 mm in one, of {stated} mm in "
+            "the other); the sform was taken"
+        )
+
+
+def test_a_scale_of_two_percent_between_sform_and_qform_is_a_remark() -> None:
+    grown = np.diag([1.02, 1.02, 1.02, 1.0]) @ STRAIGHT
+    (remark,) = scan_from_bytes(placed(STRAIGHT, grown, (1, 1)), "scan").remarks
+    assert "of 1.02 x 2.04 x 3.06 mm in the other" in remark
+
+
+def test_labels_state_one_voxel_size_where_the_scan_states_two(
+    examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.load(examples / "hippocampus_2mm.nii.gz")
+    image.set_qform(None, 0)
+    image.header["pixdim"][1:4] = 1.0
+    scan, labels = tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"
+    nib.save(image, scan)
+    # nibabel corrects pixdim as it saves.
+    data = bytearray(gzip.decompress(scan.read_bytes()))
+    data[80:92] = struct.pack("<3f", 1.0, 1.0, 1.0)
+    scan.write_bytes(gzip.compress(bytes(data)))
+    assert main(["infer", str(scan), "-o", str(labels)]) == 0
+    assert "sform and pixdim differ in scale" in capsys.readouterr().out
+    header = nib.load(labels).header
+    assert header["qform_code"] == 0
+    assert header.get_zooms() == (2.0, 2.0, 2.0)
+    strict = ["infer", str(scan), "-o", str(tmp_path / "strict.nii.gz"), "--strict"]
+    assert main(strict) == 1
+    assert "of 1 x 1 x 1 mm in the other" in capsys.readouterr().err
+
+
+def test_honest_headers_state_one_geometry(shared_data: Path) -> None:
+    """Over all shared scans: rounding is no contradiction."""
+    folders = ("hippocampus", "heads_2mm", "heads_elderly_2mm", "ixi_t1_2mm", "nifti_space48")
+    paths = [path for name in folders for path in (shared_data / name).rglob("*.nii.gz")]
+    assert len(paths) > 500
+    for path in paths:
+        with gzip.open(path) as file:
+            start = file.read(544)
+        channels = max(1, int(nib.load(path).header["dim"][4]))
+        assert parse_header(start, channels).remarks == (), path
 
 
 # Voxels

@@ -26,6 +26,15 @@ endif()
 
 # OpenVINO's headers and libraries are in its wheel, a dependency of rare-trt for Python. The module is
 # not imported, because importing it opens a network connection.
+# README installs it into .venv; an activated environment and -DPython3_EXECUTABLE go first.
+if(NOT DEFINED Python3_EXECUTABLE AND NOT DEFINED ENV{VIRTUAL_ENV}
+   AND EXISTS ${PROJECT_SOURCE_DIR}/.venv/bin/python)
+  set(Python3_EXECUTABLE .venv/bin/python)
+endif()
+if(DEFINED Python3_EXECUTABLE)
+  # CMake ignores relative paths. A link stays a link: an environment's Python is one.
+  get_filename_component(Python3_EXECUTABLE "${Python3_EXECUTABLE}" ABSOLUTE BASE_DIR ${PROJECT_SOURCE_DIR})
+endif()
 find_package(Python3 QUIET COMPONENTS Interpreter)
 set(openvino_wheel "")
 if(Python3_FOUND)

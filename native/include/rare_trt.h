@@ -16,7 +16,12 @@
  * A struct of an unknown size is refused.
  *
  * Threads: every function may be called from any thread at any time, also on one segmenter from
- * several threads at once. Only rare_trt_close must be the last call on its segmenter.
+ * several threads at once. Only rare_trt_close must be the last call on its segmenter. OpenVINO
+ * computes with the CPUs that the process may use, a container's quota included, or with as many
+ * threads as the environment variable RARE_TRT_THREADS says.
+ *
+ * Processes: once a scan was segmented or a package preloaded, processes that are forked get
+ * RARE_TRT_ERROR_BACKEND, because a fork leaves the threads behind that compute.
  *
  * Ownership: arguments remain the caller's. The library keeps no pointer to them after a call,
  * except the warning callback of rare_trt_options and its user_data, which it uses until the
@@ -90,8 +95,8 @@ typedef struct rare_trt_options {
   int32_t preload;
   /* Largest number of bytes of GPU memory for engines and their working memory; 0: no limit. */
   uint64_t gpu_memory_limit;
-  /* Called with one sentence where the best backend cannot be used and the next one runs; NULL: no
-   * warnings. Threads that open or segment call it, several at once where several do. It must not
+  /* Called with one sentence where the best backend cannot be used and the next one runs, or where
+   * the cache cannot be used; NULL: no warnings. Threads that open or segment call it, several at once where several do. It must not
    * call functions of this library. */
   void (*on_warning)(void* user_data, const char* message);
   void* user_data; /* passed to on_warning */
@@ -136,8 +141,8 @@ typedef struct rare_trt_report {
   double effective_spacing_mm;  /* root mean square of the spacing, which decides the route */
   double working_spacing_mm[3]; /* of the network's input */
   double factors[3];            /* working spacing over scan spacing */
-  double distance;              /* effective spacing over the route's */
-  double next_distance;         /* effective spacing over that of next_route; 0: there is none */
+  double distance;              /* a ratio: effective spacing over the route's */
+  double next_distance;         /* the same for next_route; 0: there is none */
   /* The run. */
   char backend[16];        /* "openvino" or "tensorrt" */
   char arithmetic[16];     /* "fp32", "fp16", "int8", "fp16+bf16", ... */
@@ -218,7 +223,7 @@ RARE_TRT_API rare_trt_status rare_trt_choose_route(const rare_trt_segmenter* seg
  * backend can run the route. On failure `labels` and `report` are unchanged.
  *
  * Threads: calls on one segmenter prepare their scans in parallel; the network runs one at a time
- * per route with OpenVINO, which uses all cores, and one at a time per GPU with TensorRT. */
+ * per route with OpenVINO, which uses all its threads, and one at a time per GPU with TensorRT. */
 RARE_TRT_API rare_trt_status rare_trt_segment(rare_trt_segmenter* segmenter,
                                               const rare_trt_scan* scan,
                                               const rare_trt_request* request, uint8_t* labels,

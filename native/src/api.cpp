@@ -244,8 +244,8 @@ rare_trt_report report_of(const RouteDecision& decision) {
   report.effective_spacing_mm = decision.effective_spacing_mm;
   copy(decision.working_spacing_mm, report.working_spacing_mm);
   copy(decision.factors, report.factors);
-  report.distance = decision.distance;
-  report.next_distance = decision.next_distance;
+  report.distance = decision.spacing_ratio;
+  report.next_distance = decision.next_spacing_ratio;
   return report;
 }
 

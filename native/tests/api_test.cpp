@@ -2,8 +2,12 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <thread>
+
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "scans.h"
 
@@ -285,6 +289,48 @@ TEST_CASE("a tampered graph is refused") {
   CHECK(rare_trt_segment(damaged.get(), &ball.scan, nullptr, ball.labels.data(), nullptr,
                          nullptr) == RARE_TRT_ERROR_PACKAGE);
   fs::remove_all(copy);
+}
+
+TEST_CASE("a process that is forked after a scan gets an error instead of waiting for ever") {
+  const Segmenter tiny(kTiny);
+  Ball ball;
+  REQUIRE(rare_trt_segment(tiny.get(), &ball.scan, nullptr, ball.labels.data(), nullptr, nullptr) ==
+          RARE_TRT_OK);
+  const auto is_refused = [&](rare_trt_segmenter* segmenter) {
+    return rare_trt_segment(segmenter, &ball.scan, nullptr, ball.labels.data(), nullptr, nullptr) ==
+               RARE_TRT_ERROR_BACKEND &&
+           std::string(rare_trt_last_error()).find("was forked from process") != std::string::npos;
+  };
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    rare_trt_segmenter* own = nullptr;
+    const bool opened = rare_trt_open(kTiny.c_str(), nullptr, &own) == RARE_TRT_OK;
+    const bool refused = is_refused(tiny.get()) && opened && is_refused(own);
+    rare_trt_close(own);
+    _exit(refused ? 0 : 1);
+  }
+  int status = 1;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
+}
+
+TEST_CASE("an invalid number of threads is refused, and a valid one gives labels") {
+  setenv("RARE_TRT_THREADS", "many", 1);
+  rare_trt_segmenter* segmenter = nullptr;
+  CHECK(rare_trt_open(kTiny.c_str(), nullptr, &segmenter) == RARE_TRT_ERROR_BACKEND);
+  CHECK(segmenter == nullptr);
+  CHECK(rare_trt_last_error() ==
+        std::string("RARE_TRT_THREADS is 'many'; expected a whole number of CPU threads from 1 up: "
+                    "correct it or leave it out"));
+  setenv("RARE_TRT_THREADS", "1", 1);
+  {
+    const Segmenter tiny(kTiny);
+    Ball ball;
+    CHECK(rare_trt_segment(tiny.get(), &ball.scan, nullptr, ball.labels.data(), nullptr, nullptr) ==
+          RARE_TRT_OK);
+  }
+  unsetenv("RARE_TRT_THREADS");
 }
 
 TEST_CASE("each thread has its own last error") {

@@ -127,8 +127,8 @@ TEST_CASE("routes are those of Python") {
     CHECK(decision.effective_spacing_mm == vector.at("effective_spacing_mm"));
     CHECK(decision.working_spacing_mm == vector.at("working_spacing_mm").get<Triple>());
     CHECK(decision.factors == vector.at("factors").get<Triple>());
-    CHECK(decision.distance == vector.at("distance"));
-    CHECK(decision.next_distance == vector.at("next_distance"));
+    CHECK(decision.spacing_ratio == vector.at("spacing_ratio"));
+    CHECK(decision.next_spacing_ratio == vector.at("next_spacing_ratio"));
   }
 }
 

@@ -3,17 +3,20 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <zlib.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 
 #include "errors.h"
 #include "package/manifest_json.h"
 #include "package/reading.h"
 #include "scan/nifti.h"
+#include "sessions/openvino.h"
 #include "storage/cache.h"
 #include "storage/files.h"
 
@@ -142,6 +145,91 @@ TEST_CASE("a cache that others may write to is not used") {
   CHECK_FALSE(cache.load({"a"}));
   cache.store({"b"}, "content");
   CHECK(own.files().size() == 1);
+}
+
+TEST_CASE("a cache that cannot be used is one warning") {
+  std::vector<std::string> warnings;
+  const auto warn = [&](const std::string& sentence) { warnings.push_back(sentence); };
+  const TemporaryFolder folder;
+  const CacheFolder own;
+  const auto store_twice = [&] {
+    const Cache cache(warn);
+    cache.store({"a"}, "content");
+    cache.store({"a"}, "content");
+    CHECK_FALSE(cache.load({"a"}));
+    REQUIRE(warnings.size() == 1);
+    const std::string found = warnings.front();
+    warnings.clear();
+    return found;
+  };
+  const auto contains = [](const std::string& sentence, const std::string& part) {
+    return sentence.find(part) != std::string::npos;
+  };
+  write(folder.path() / "file", "in the way");
+  setenv("RARE_TRT_CACHE", (folder.path() / "file" / "cache").c_str(), 1);
+  CHECK(contains(store_twice(), "the cache's folder cannot be written (Not a directory): nothing"));
+  fs::create_directory(folder.path() / "open");
+  chmod((folder.path() / "open").c_str(), 0777);
+  setenv("RARE_TRT_CACHE", (folder.path() / "open").c_str(), 1);
+  CHECK(contains(store_twice(), "others own or may write to the cache's folder: nothing is kept"));
+  // Only root becomes a user that has no passwd entry.
+  if (geteuid() == 0) {
+    const pid_t child = fork();
+    if (child == 0) {
+      unsetenv("RARE_TRT_CACHE");
+      unsetenv("XDG_CACHE_HOME");
+      unsetenv("HOME");
+      if (setuid(54321) != 0) _exit(2);
+      const Cache cache(warn);
+      cache.store({"a"}, "content");
+      _exit(warnings.size() == 1 && contains(warnings[0], "has no home directory") ? 0 : 1);
+    }
+    int status = 1;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK(status == 0);
+  }
+}
+
+TEST_CASE("a file that another process is writing is no warning") {
+  const CacheFolder own;
+  int warnings = 0;
+  const Cache cache([&](const std::string&) { ++warnings; });
+  cache.store({"a"}, "content");
+  const fs::path path = own.files().front();
+  const fs::path part = path.parent_path() / ("." + path.filename().string() + ".part");
+  write(part, "half");
+  const int running = open(part.c_str(), O_RDONLY);
+  REQUIRE(flock(running, LOCK_EX) == 0);
+  cache.store({"a"}, "content");
+  CHECK(warnings == 0);
+  CHECK(cache.load({"a"}) == "content");
+  close(running);
+}
+
+TEST_CASE("CPU quotas of control groups are read in both versions") {
+  const auto quota = [](const std::vector<std::pair<std::string, std::string>>& files) {
+    const TemporaryFolder root;
+    for (const auto& [name, content] : files) {
+      fs::create_directories((root.path() / name).parent_path());
+      write(root.path() / name, content);
+    }
+    return cpu_quota(root.path());
+  };
+  const double none = std::numeric_limits<double>::infinity();
+  const std::string cgroup = "proc/self/cgroup", top = "sys/fs/cgroup/";
+  CHECK(quota({}) == none);
+  CHECK(quota({{cgroup, "0::/\n"}, {top + "cpu.max", "max 100000\n"}}) == none);
+  CHECK(quota({{cgroup, "0::/\n"}, {top + "cpu.max", "150000 100000\n"}}) == 1.5);
+  CHECK(quota({{cgroup, "0::/a/b\n"},
+               {top + "a/cpu.max", "200000 100000\n"},
+               {top + "a/b/cpu.max", "max 100000\n"}}) == 2.0);
+  const std::string v1 = "3:cpuset:/\n2:cpu,cpuacct:/docker/x\n";
+  CHECK(quota({{cgroup, v1},
+               {top + "cpu,cpuacct/cpu.cfs_quota_us", "50000\n"},
+               {top + "cpu,cpuacct/cpu.cfs_period_us", "100000\n"}}) == 0.5);
+  CHECK(quota({{cgroup, v1},
+               {top + "cpu,cpuacct/cpu.cfs_quota_us", "-1\n"},
+               {top + "cpu,cpuacct/cpu.cfs_period_us", "100000\n"}}) == none);
 }
 
 TEST_CASE("a package's files are verified against their hashes") {

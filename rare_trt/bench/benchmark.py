@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -115,7 +114,7 @@ def bench(
 
 def machine() -> dict[str, str]:
     """What the figures depend on, in words."""
-    from rare_trt.sessions.openvino import openvino_facts
+    from rare_trt.sessions.openvino import openvino_facts, usable_cpus
 
     here = this_machine()
     gpu = "none" if here.gpu is None else f"{here.gpu.name}, driver {here.gpu.driver}"
@@ -127,13 +126,6 @@ def machine() -> dict[str, str]:
         "gpu": gpu,
         "libraries": ", ".join(libraries) or "none",
     }
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may run on (taskset counts), which is how many threads run."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def peak_host_bytes() -> int | None:

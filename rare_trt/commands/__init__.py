@@ -44,6 +44,23 @@ def add_signature_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_threads_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --threads to a command that segments on CPUs."""
+    parser.add_argument(
+        "--threads",
+        type=_thread_count,
+        metavar="N",
+        help="CPU threads for OpenVINO (default: RARE_TRT_THREADS, or the CPUs that this process "
+        "may use, a container's quota included)",
+    )
+
+
+def _thread_count(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9 or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads; expected 1 or more")
+    return int(text)
+
+
 def byte_count(text: str) -> int:
     """Bytes from a text such as 4GiB, as a parser's type."""
     from rare_trt.plan.memory import bytes_of

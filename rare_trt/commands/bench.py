@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING
 from rare_trt.backends import ARITHMETICS, BACKENDS, Arithmetic
 from rare_trt.bench.benchmark import bench
 from rare_trt.bench.figures import Bench, Repeats, Warm
-from rare_trt.commands import add_signature_option
+from rare_trt.commands import add_signature_option, add_threads_option
 from rare_trt.commands.tables import markdown_table
 from rare_trt.package.reading import open_package
+from rare_trt.sessions.openvino import THREADS
 from rare_trt.storage.files import refuse_existing, write_files
 
 if TYPE_CHECKING:
@@ -29,8 +31,7 @@ def add_parser(commands: Parsers) -> None:
         description="Measures scans from file to file: processes from start to end, first calls, "
         "first runs of a shape and repeated ones, their stages, and memory. Without "
         "SCAN on scans of several sizes at every route's spacing, cut out of the package's golden "
-        "vectors. Refuses to report while other processes load the machine. taskset -c 0 "
-        "rare-trt bench measures one thread.",
+        "vectors. Refuses to report while other processes load the machine.",
     )
     parser.add_argument("package", nargs="?", default="hippocampus", metavar="PACKAGE")
     parser.add_argument("scans", nargs="*", type=Path, metavar="SCAN")
@@ -47,6 +48,7 @@ def add_parser(commands: Parsers) -> None:
     parser.add_argument(
         "--anyway", action="store_true", help="report on a loaded machine too, and say so"
     )
+    add_threads_option(parser)
     add_signature_option(parser)
     parser.set_defaults(run=run, repeats=Repeats())
 
@@ -55,6 +57,9 @@ def run(options: argparse.Namespace) -> int:
     """Prints the measurements as Markdown tables, and writes them as JSON with --json."""
     if options.json is not None and not options.overwrite:
         refuse_existing([options.json])
+    if options.threads is not None:
+        # Also for the processes that are measured.
+        os.environ[THREADS] = str(options.threads)
     found = bench(
         open_package(options.package, require_signature=options.require_signature),
         options.backend,

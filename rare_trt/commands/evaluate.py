@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rare_trt.commands import add_package_arguments, require
+from rare_trt.commands import add_package_arguments, add_threads_option, require
 from rare_trt.commands.tables import markdown_table
 from rare_trt.errors import ScanError
 from rare_trt.segmenter import Segmenter
@@ -38,6 +38,7 @@ def add_parser(commands: Parsers) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    add_threads_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -54,7 +55,9 @@ def run(options: argparse.Namespace) -> int:
     paths = [options.output / name for name in ("cases.csv", "summary.csv", "dice.png")]
     if not options.overwrite:
         refuse_existing(paths)
-    with Segmenter.load(options.package, require_signature=options.require_signature) as segmenter:
+    with Segmenter.load(
+        options.package, threads=options.threads, require_signature=options.require_signature
+    ) as segmenter:
         manifest = segmenter.package.manifest
         model = manifest.model
         files = find_cases(options.data)

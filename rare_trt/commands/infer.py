@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from rare_trt.backends import BACKENDS, Backend
 from rare_trt.batch.outcome import FAULTS, Failure, Outcome, failure, flagged_lines, outcome_line
-from rare_trt.commands import add_signature_option, byte_count
+from rare_trt.commands import add_signature_option, add_threads_option, byte_count
 from rare_trt.errors import BackendError, ScanError
 from rare_trt.jobs import (
     Executor,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rare_trt.commands import Parsers
 
 # Options of `rare-trt serve`, which are refused beside --server.
-SERVER_OPTIONS: Final = ("package", "backend", "memory_limit", "require_signature")
+SERVER_OPTIONS: Final = ("package", "backend", "memory_limit", "threads", "require_signature")
 
 # The exit code of --fail-on-flags.
 FLAGGED: Final = 3
@@ -77,6 +77,7 @@ def add_parser(commands: Parsers) -> None:
         help="host memory for OpenVINO, as 4GiB: larger volumes are cut in tiles (default: 8GiB, "
         "or half of this machine's if less)",
     )
+    add_threads_option(parser)
     parser.add_argument(
         "--report", type=Path, metavar="FILE.json|DIR", help="folder for several scans"
     )
@@ -145,6 +146,7 @@ def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
         arguments.package or "hippocampus",
         backend,
         memory_limit=arguments.memory_limit,
+        threads=arguments.threads,
         require_signature=arguments.require_signature,
     ) as segmenter:
         yield LocalExecutor(segmenter, options)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rare_trt.backends import BACKENDS
-from rare_trt.commands import add_signature_option, byte_count, missing_extra
-from rare_trt.errors import EngineWarning, SignatureWarning
+from rare_trt.commands import add_signature_option, add_threads_option, byte_count, missing_extra
+from rare_trt.errors import CacheWarning, EngineWarning, SignatureWarning
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -33,6 +33,7 @@ def add_parser(commands: Parsers) -> None:
     parser.add_argument(
         "--memory-limit", type=byte_count, metavar="BYTES", help="as with infer; default: the same"
     )
+    add_threads_option(parser)
     parser.add_argument(
         "--queue", type=_count, default=8, metavar="N", help="requests that wait; default: 8"
     )
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.package,
         arguments.backend,
         memory_limit=arguments.memory_limit,
+        threads=arguments.threads,
         require_signature=arguments.require_signature,
     )
     listening = (
@@ -93,7 +95,7 @@ def _log_warning(
     from rare_trt.serving.log import log
 
     # Third-party warnings may contain user data; omit their text.
-    own = issubclass(category, (EngineWarning, SignatureWarning))
+    own = issubclass(category, (CacheWarning, EngineWarning, SignatureWarning))
     log("warning", kind=category.__name__, message=str(message) if own else f"{filename}:{lineno}")
 
 

@@ -38,8 +38,9 @@ class RouteDecision:
     """The route taken for a scan and why.
 
     `effective_spacing_mm` is the one number the choice was made by. `factors` is working spacing
-    over scan spacing per axis (1: not resampled, above 1: made coarser). `distance` is effective
-    over route spacing; `next_distance` the same for `next_route`, the nearest other one.
+    over scan spacing per axis (1: not resampled, above 1: made coarser). `spacing_ratio` is
+    effective over route spacing; `next_spacing_ratio` the same for `next_route`, the nearest other
+    one.
     """
 
     route: int
@@ -47,9 +48,9 @@ class RouteDecision:
     effective_spacing_mm: float
     working_spacing_mm: Triple
     factors: Triple
-    distance: float
+    spacing_ratio: float
     next_route: int | None
-    next_distance: float | None
+    next_spacing_ratio: float | None
     forced: bool
 
     @property
@@ -103,9 +104,9 @@ def choose_route(
         effective_spacing_mm=effective,
         working_spacing_mm=working,
         factors=(i, j, k),
-        distance=effective / chosen.spacing_mm,
+        spacing_ratio=effective / chosen.spacing_mm,
         next_route=None if nearest is None else nearest.index,
-        next_distance=None if nearest is None else effective / nearest.spacing_mm,
+        next_spacing_ratio=None if nearest is None else effective / nearest.spacing_mm,
         forced=forced is not None,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Array, Grid, Volume
 from rare_trt.scan.gz import compress, first_bytes
 from rare_trt.scan.label_mark import LABEL_INTENT, LABEL_INTENT_NAME
-from rare_trt.scan.validation import affine_mm, validate_nifti
+from rare_trt.scan.validation import affine_mm, contradicts_pixdim, validate_nifti
 from rare_trt.storage.files import sha256
 from rare_trt.storage.naming import read_scan_file
 
@@ -39,7 +39,8 @@ class Scan:
     `sha256` is that of its file; a scan in several files has `channel_sha256` instead, one per
     channel. A scan made in memory has neither, and for it the header can be left out:
     `Scan(Volume(voxels, grid))`. `validated` are the voxels that passed validation, read-only: they
-    are not checked again. `remarks` say what is odd about its header.
+    are not checked again. `remarks` say what is odd about its header. `name` is its file's name, or
+    that of the first channel's.
     """
 
     volume: Volume
@@ -48,6 +49,7 @@ class Scan:
     validated: Array | None = field(default=None, repr=False)
     remarks: tuple[str, ...] = ()
     channel_sha256: tuple[str, ...] = ()
+    name: str = ""
 
 
 def read_scan(path: str | os.PathLike[str], channels: int = 1) -> Scan:
@@ -57,7 +59,8 @@ def read_scan(path: str | os.PathLike[str], channels: int = 1) -> Scan:
     Spacing comes from the affine (sform before qform), not from pixdim. Raises ScanError with one
     sentence for whatever cannot be segmented: no such file, or bytes that are not valid.
     """
-    return scan_from_bytes(read_scan_file(Path(path)), os.fspath(path), channels)
+    path = Path(path)
+    return replace(scan_from_bytes(read_scan_file(path), str(path), channels), name=path.name)
 
 
 def scan_from_bytes(data: bytes, path: str, channels: int = 1) -> Scan:
@@ -96,7 +99,8 @@ def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: b
     """A NIfTI file of `labels` [i, j, k] on `grid`, which is the scan's own or another one.
 
     Where `grid` is the one that the scan's header places it on, affine and codes are the scan's,
-    bit for bit. Nothing else comes along: not scaling, intent or display range, nor text, which can
+    bit for bit, and so is pixdim unless it contradicts the sform. Nothing else comes along: not
+    scaling, intent or display range, nor text, which can
     contain a patient's name. The file's own intent marks it as labels of rare-trt.
     """
     header = type(scan.header)()
@@ -108,6 +112,9 @@ def label_bytes(labels: NDArray[np.uint8], scan: Scan, grid: Grid, compressed: b
         for field in PLACE:
             header[field] = scan.header[field]
         header["pixdim"][:4] = scan.header["pixdim"][:4]
+        if not header["qform_code"] and contradicts_pixdim(scan.header, grid):
+            # The labels' volumes must not depend on which of the two a program reads.
+            header["pixdim"][1:4] = nib.affines.voxel_sizes(header.get_sform())
     else:
         header.set_xyzt_units("mm")
         header.set_sform(grid.affine, code or ALIGNED)

@@ -61,17 +61,20 @@ class Client:
             )
 
     def segment(
-        self, scan: bytes, options: SegmentOptions, *, picture: bool = False
+        self, scan: bytes, options: SegmentOptions, *, picture: bool = False, name: str = ""
     ) -> dict[str, bytes]:
         """Has the server segment a scan's file (NIfTI or FreeSurfer's) with keywords of
         Segmenter.segment.
 
-        Returns labels.nii.gz, labels_dseg.tsv, report.json and on request picture.png. Raises
-        ScanError with the server's sentence where the scan cannot be segmented as it is, and
-        BackendError where the server cannot be reached, fails, or stays busy for RETRY_SECONDS.
+        Returns labels.nii.gz, labels_dseg.tsv, report.json and on request picture.png, which shows
+        the scan's `name`. Raises ScanError with the server's sentence where the scan cannot be
+        segmented as it is, and BackendError where the server cannot be reached, fails, or stays
+        busy for RETRY_SECONDS.
         """
-        query = query_from_options(options) + ([("picture", "yes")] if picture else [])
-        target = f"/v1/segment?{urlencode(query)}"
+        query = query_from_options(options)
+        if picture:
+            query += [("picture", "yes"), ("name", name)]
+        target = f"/v1/segment?{urlencode(query, errors='replace')}"
         last_try = monotonic() + RETRY_SECONDS
         status, retry_after, body = self._post(target, scan)
         while status == http.HTTPStatus.SERVICE_UNAVAILABLE and monotonic() < last_try:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from math import ceil
 from pathlib import Path
@@ -129,7 +129,7 @@ def segment_to_archive(
     """
     channels = len(segmenter.package.manifest.model.channels)
     try:
-        scan = scan_from_bytes(body, NAMELESS, channels)
+        scan = replace(scan_from_bytes(body, NAMELESS, channels), name=request.name)
         result = segmenter.segment(scan, **request.options)
     except ScanError as error:
         raise ScanError(str(error).removeprefix(f"{NAMELESS}: ")) from error

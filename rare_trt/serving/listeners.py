@@ -82,8 +82,11 @@ def _remove_stale(path: Path) -> None:
         raise BackendError(f"{path}: exists already and is not a socket: name another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         code = probe.connect_ex(str(path))
+    if code == 0:
+        raise BackendError(f"{path}: a server is there already: name another path, or stop it")
     if code != ECONNREFUSED:
         raise BackendError(
-            f"{path}: a server is there already ({os.strerror(code)}): name another path"
+            f"{path}: a socket is there already, and whether a server listens on it cannot be "
+            f"found out ({os.strerror(code)}): name another path"
         )
     path.unlink()

@@ -15,8 +15,10 @@ from rare_trt.options import OPTIONS, YES_OR_NO, SegmentOptions, options_from_qu
 # Of a query: more boxes than anybody segments in one scan.
 MAX_FIELDS: Final = 64
 
-# The option of a request that is not one of a segmentation.
+# Fields of a query beside the options: whether a picture is wanted, and the name that it shows.
 PICTURE: Final = "picture"
+NAME: Final = "name"
+OTHERS: Final = (PICTURE, NAME)
 
 
 class RequestError(RareTrtError):
@@ -32,11 +34,13 @@ class RequestError(RareTrtError):
 class SegmentRequest:
     """The query of a request to segment; its body is the scan's file.
 
-    `options` are keywords of Segmenter.segment; `picture` requests a PNG beside the labels.
+    `options` are keywords of Segmenter.segment; `picture` requests a PNG beside the labels, which
+    shows `name`, the scan's.
     """
 
     options: SegmentOptions
     picture: bool
+    name: str = ""
 
 
 def request_from_head(
@@ -64,26 +68,29 @@ def request_from_head(
             HTTPStatus.BAD_REQUEST, "Content-Length is not a number; expected the body's bytes"
         )
     fields = _query_fields(query)
-    names = [*(option.name for option in OPTIONS), PICTURE]
+    names = [*(option.name for option in OPTIONS), *OTHERS]
     unknown = [name for name, _ in fields if name not in names]
     if unknown:
         raise RequestError(
             HTTPStatus.BAD_REQUEST,
             f"{unknown[0]!r} is not an option; expected one of {', '.join(names)}",
         )
-    pictures = [text for name, text in fields if name == PICTURE] or ["no"]
-    if len(pictures) > 1:
-        raise RequestError(HTTPStatus.BAD_REQUEST, f"{PICTURE} is given twice: give it once")
-    (picture,) = pictures
+    others = {PICTURE: "no", NAME: ""}
+    for name in OTHERS:
+        texts = [text for field, text in fields if field == name]
+        if len(texts) > 1:
+            raise RequestError(HTTPStatus.BAD_REQUEST, f"{name} is given twice: give it once")
+        others[name] = texts[0] if texts else others[name]
+    picture = others[PICTURE]
     if picture not in YES_OR_NO:
         raise RequestError(HTTPStatus.BAD_REQUEST, f"{PICTURE} is {picture!r}; expected yes or no")
     try:
-        options = options_from_query(field for field in fields if field[0] != PICTURE)
+        options = options_from_query(field for field in fields if field[0] not in OTHERS)
     except argparse.ArgumentTypeError as error:
         raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from error
     # Beyond 18 digits a number is too large for any file, and slow to read.
     check_body_size(int(length) if len(length) <= 18 else 10**18, max_bytes)
-    return SegmentRequest(options, YES_OR_NO[picture])
+    return SegmentRequest(options, YES_OR_NO[picture], others[NAME])
 
 
 def check_body_size(size: int, max_bytes: int) -> None:

@@ -22,6 +22,7 @@ from rare_trt.backends import (
 from rare_trt.errors import BackendError, EngineWarning
 from rare_trt.package.manifest import EngineEntry, GraphEntry
 from rare_trt.package.reading import Package, is_fp16_within_budget
+from rare_trt.sessions import openvino
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.machine import Machine, this_machine
 from rare_trt.sessions.session import Session
@@ -45,7 +46,7 @@ class SessionCandidates:
 
     Engines come before OpenVINO, TensorRT before TensorRT for RTX, dynamic shapes before static
     ones, int8 before fp16 before fp32, and of otherwise equal engines the newest first. With
-    `precision` only sessions that compute in it are selected.
+    `precision` only sessions that compute in it are selected. `threads` bounds OpenVINO's threads.
     """
 
     def __init__(
@@ -55,12 +56,15 @@ class SessionCandidates:
         cache: Cache,
         memory_limit: int | None = None,
         precision: Arithmetic | None = None,
+        threads: int | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise BackendError(f"no backend {backend!r}; expected one of {', '.join(BACKENDS)}")
         self._package, self._backend, self._cache = package, backend, cache
         self._memory_limit = memory_limit
         self._precision = precision
+        # Raises for an invalid number before anything is loaded.
+        self._threads = openvino.thread_count(threads)
         self._host: EngineHost | None = None
         self._host_lock = Lock()
         self._warned = False
@@ -89,15 +93,13 @@ class SessionCandidates:
     def variants(self, route: int) -> list[Candidate]:
         """Returns OpenVINO's sessions for `route` that calibration found within the Dice budget
         and that this CPU can compute, fastest first."""
-        from rare_trt.sessions.openvino import openvino_facts
-
         measured = [
             variant
             for entry in self._package.manifest.calibration
             if entry.route == route
             for variant in entry.variants
         ]
-        capabilities = openvino_facts().capabilities if measured else ()
+        capabilities = openvino.openvino_facts().capabilities if measured else ()
         found = []
         for variant in measured:
             precision, bf16 = GRAPH_PRECISION[variant.arithmetic], variant.arithmetic in NEEDS_BF16
@@ -204,10 +206,9 @@ class SessionCandidates:
         return EngineSession(host, self._package, entry, self._cache)
 
     def _open_graph(self, entry: GraphEntry, bf16: bool) -> Session:
-        # Imported with the first session, because it is slow.
-        from rare_trt.sessions.openvino import OpenVinoSession
-
-        return OpenVinoSession(self._package, entry, self._cache, bf16=bf16)
+        return openvino.OpenVinoSession(
+            self._package, entry, self._cache, bf16=bf16, threads=self._threads
+        )
 
 
 def _rank(entry: EngineEntry) -> tuple[object, ...]:

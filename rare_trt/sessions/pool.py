@@ -3,6 +3,7 @@ by the next best where one fails."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,7 @@ from rare_trt.errors import BackendError, EngineWarning, ShapeError
 from rare_trt.package.reading import Package
 from rare_trt.sessions.candidates import Candidate, SessionCandidates
 from rare_trt.sessions.golden import check_golden_vectors_once
+from rare_trt.sessions.openvino import this_process
 from rare_trt.sessions.session import Session
 from rare_trt.stopwatch import Stopwatch
 from rare_trt.storage.cache import Cache
@@ -22,7 +24,10 @@ Output = TypeVar("Output")
 
 
 class SessionPool:
-    """Sessions by route, best first. Safe to use from several threads."""
+    """Sessions by route, best first.
+
+    Safe to use from several threads. A process that is forked after the first run gets an error.
+    """
 
     def __init__(
         self,
@@ -30,14 +35,18 @@ class SessionPool:
         backend: Backend,
         gpu_memory_limit: int | None,
         precision: Arithmetic | None,
+        threads: int | None,
     ) -> None:
         self._package = package
         self._cache = Cache()
-        self._choice = SessionCandidates(package, backend, self._cache, gpu_memory_limit, precision)
+        self._choice = SessionCandidates(
+            package, backend, self._cache, gpu_memory_limit, precision, threads
+        )
         self._candidates: dict[int, list[Candidate]] = {}
         self._sessions: dict[Candidate, Session] = {}
         self._lock = Lock()
         self._closed = False
+        self._used_in: int | None = None
 
     def run(
         self, route: int, work: Callable[[Session], Output], clock: Stopwatch | None = None
@@ -47,6 +56,7 @@ class SessionPool:
         A session that raises BackendError is replaced by the next one: for good, unless only the
         shapes of this scan did not fit. Raises BackendError where the last one fails too.
         """
+        self._used_in = this_process(self._used_in)
         clock = clock or Stopwatch()
         self.check_open()
         with clock("load"):
@@ -76,6 +86,9 @@ class SessionPool:
 
     def close(self) -> None:
         """Releases all loaded graphs and engines; safe to call twice."""
+        if self._used_in not in (None, os.getpid()):
+            # They are the other process's.
+            return
         with self._lock:
             self._closed = True
             self._sessions.clear()

@@ -83,11 +83,11 @@ RouteDecision choose_route(const Triple& spacing_mm, const std::vector<Route>& r
   for (int axis = 0; axis < 3; ++axis) {
     decision.factors[axis] = decision.working_spacing_mm[axis] / spacing_mm[axis];
   }
-  decision.distance = effective / routes[chosen].spacing_mm;
+  decision.spacing_ratio = effective / routes[chosen].spacing_mm;
   decision.forced = forced.has_value();
   if (nearest) {
     decision.next_route = routes[*nearest].index;
-    decision.next_distance = effective / routes[*nearest].spacing_mm;
+    decision.next_spacing_ratio = effective / routes[*nearest].spacing_mm;
   }
   return decision;
 }

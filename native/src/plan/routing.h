@@ -27,10 +27,10 @@ struct RouteDecision {
   Triple spacing_mm;
   double effective_spacing_mm;  // root mean square over the axes, which decides
   Triple working_spacing_mm;
-  Triple factors;   // working over scan spacing; 1: not resampled, above 1: made coarser
-  double distance;  // effective over route spacing
+  Triple factors;        // working over scan spacing; 1: not resampled, above 1: made coarser
+  double spacing_ratio;  // effective over route spacing
   std::optional<int> next_route;  // the nearest other one
-  double next_distance;           // effective over its spacing; 0 where there is none
+  double next_spacing_ratio;      // effective over its spacing; 0 where there is none
   bool forced;
 
   bool resampled() const { return factors != Triple{1.0, 1.0, 1.0}; }

@@ -33,7 +33,9 @@ SessionCandidates::SessionCandidates(const Package& package, Backend backend, co
       backend_(backend),
       cache_(cache),
       gpu_memory_limit_(gpu_memory_limit),
-      warn_(std::move(warn)) {}
+      warn_(std::move(warn)),
+      // Throws for an invalid number before anything is loaded.
+      threads_(thread_count()) {}
 
 std::vector<Candidate> SessionCandidates::select(int route) {
   std::vector<Candidate> found;
@@ -48,8 +50,8 @@ std::vector<Candidate> SessionCandidates::graphs(int route) const {
   const GraphEntry& portable = package_.portable_graph(route);
   const auto candidate = [this](const GraphEntry& entry, const std::string& arithmetic) {
     return Candidate{"openvino " + arithmetic, arithmetic, [this, &entry, arithmetic] {
-                       return open_openvino_session(package_, entry, cache_,
-                                                    needs_bf16(arithmetic));
+                       return open_openvino_session(package_, entry, cache_, needs_bf16(arithmetic),
+                                                    threads_);
                      }};
   };
   std::vector<std::string> measured;

@@ -50,6 +50,7 @@ class SessionCandidates {
   const Cache& cache_;
   std::uint64_t gpu_memory_limit_;
   Warn warn_;
+  std::optional<int> threads_;
   std::optional<Machine> machine_;
   std::shared_ptr<EngineHost> host_;
   bool warned_ = false;

@@ -4,6 +4,7 @@
 
 #include "errors.h"
 #include "sessions/golden.h"
+#include "sessions/openvino.h"
 #include "stopwatch.h"
 #include "text.h"
 
@@ -12,10 +13,12 @@ namespace rare_trt {
 SessionPool::SessionPool(const Package& package, Backend backend, std::uint64_t gpu_memory_limit,
                          Warn warn)
     : package_(package),
+      cache_(warn),
       warn_(std::move(warn)),
       candidates_(package_, backend, cache_, gpu_memory_limit, warn_) {}
 
 void SessionPool::run(int route, const Work& work, double& load_ms) {
+  used_in_ = this_process(used_in_);
   std::vector<Entry*> entries;
   {
     const Stopwatch clock(load_ms);

@@ -2,6 +2,9 @@
 // the next best where one fails.
 #pragma once
 
+#include <sys/types.h>
+
+#include <atomic>
 #include <list>
 #include <map>
 #include <memory>
@@ -11,7 +14,9 @@
 
 namespace rare_trt {
 
-// Sessions by route, best first. Safe to use from several threads.
+// Sessions by route, best first.
+//
+// Safe to use from several threads. A process that is forked after the first run gets an error.
 class SessionPool {
  public:
   using Work = std::function<void(Session&)>;
@@ -39,6 +44,7 @@ class SessionPool {
   Cache cache_;
   Warn warn_;
   SessionCandidates candidates_;
+  std::atomic<pid_t> used_in_ = 0;
   std::mutex mutex_;
   std::map<int, std::list<Entry>> entries_;
 };

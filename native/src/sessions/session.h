@@ -20,7 +20,8 @@ struct Tensor {
   std::vector<float> values;
 };
 
-// Receives one sentence where a backend is replaced or slower than it could be.
+// Receives one sentence where a backend is replaced or slower than it could be, or where the cache
+// cannot be used.
 using Warn = std::function<void(const std::string&)>;
 
 using Inputs = std::array<Tensor, kInputNames.size()>;

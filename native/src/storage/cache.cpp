@@ -5,28 +5,18 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <tuple>
+#include <utility>
 
 #include "constants.h"
 #include "storage/files.h"
+#include "storage/home.h"
+#include "text.h"
 
 namespace rare_trt {
 namespace {
 
 namespace fs = std::filesystem;
-
-fs::path cache_folder() {
-  const auto variable = [](const char* name) {
-    const char* value = std::getenv(name);
-    return fs::path(value == nullptr ? "" : value);
-  };
-  if (const fs::path named = variable("RARE_TRT_CACHE"); !named.empty()) return named;
-  const fs::path caches = variable("XDG_CACHE_HOME");
-  const fs::path home = variable("HOME");
-  if (!caches.empty()) return caches / "rare-trt";
-  return home.empty() ? fs::path() : home / ".cache" / "rare-trt";
-}
 
 std::string digest(const Cache::Key& key, std::string_view content) {
   std::string named;
@@ -45,7 +35,8 @@ bool is_own(const fs::path& path) {
 
 }  // namespace
 
-Cache::Cache() : folder_(cache_folder()) {}
+Cache::Cache(std::function<void(const std::string&)> warn)
+    : folder_(user_folder("RARE_TRT_CACHE", "XDG_CACHE_HOME", ".cache")), warn_(std::move(warn)) {}
 
 std::optional<std::string> Cache::load(const Key& key) const {
   if (!is_private()) return std::nullopt;
@@ -65,18 +56,43 @@ std::optional<std::string> Cache::load(const Key& key) const {
 }
 
 void Cache::store(const Key& key, std::string_view content) const {
-  std::error_code exists;
-  if (folder_.empty()) return;
-  if (fs::create_directories(folder_, exists)) {
-    fs::permissions(folder_, fs::perms::owner_all, exists);
+  if (folder_.empty()) {
+    warn_once("the cache has no folder, because this user has no home directory");
+    return;
   }
-  if (!is_private()) return;
+  std::error_code fault;
+  if (fs::create_directories(folder_, fault)) {
+    fs::permissions(folder_, fs::perms::owner_all, fault);
+  }
   try {
+    if (fault) throw fs::filesystem_error("", folder_, fault);
+    if (!is_private()) {
+      warn_once(text(folder_.string(), ": others own or may write to the cache's folder"));
+      return;
+    }
     write_file(folder_ / file_name(key), digest(key, content) + std::string(content));
+  } catch (const fs::filesystem_error& error) {
+    // A full or read-only disk costs time at the next start only. Locked: another process is
+    // writing the same file.
+    if (error.code() != std::errc::operation_would_block) {
+      warn_once(text(folder_.string(), ": the cache's folder cannot be written (",
+                     error.code().message(), ")"));
+    }
+    return;
+  }
+  try {
     make_room();
   } catch (const fs::filesystem_error&) {
-    // A full or read-only disk costs time at the next start only.
+    // Another process may delete the same files.
     return;
+  }
+}
+
+void Cache::warn_once(const std::string& what) const {
+  if (warn_ && !warned_.exchange(true)) {
+    warn_(text(what,
+               ": nothing is kept between starts, which take longer; name a folder of your own in "
+               "RARE_TRT_CACHE"));
   }
 }
 

@@ -2,10 +2,12 @@
 //
 // The cache only saves time: whatever is absent, damaged or cannot be written is computed again.
 // Its folder and files are those of the Python runtime: $RARE_TRT_CACHE, or the user's cache
-// folder.
+// folder. A user without a home directory has none.
 #pragma once
 
+#include <atomic>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -20,7 +22,8 @@ class Cache {
  public:
   using Key = std::vector<std::string>;
 
-  Cache();
+  // `warn` receives one sentence, at most once, where the folder cannot be used.
+  explicit Cache(std::function<void(const std::string&)> warn = {});
 
   // The content stored under `key`; none where it is absent, damaged or of another key.
   std::optional<std::string> load(const Key& key) const;
@@ -32,7 +35,11 @@ class Cache {
   bool is_private() const;
   void make_room() const;
 
+  void warn_once(const std::string& what) const;
+
   std::filesystem::path folder_;
+  std::function<void(const std::string&)> warn_;
+  mutable std::atomic<bool> warned_ = false;
 };
 
 }  // namespace rare_trt

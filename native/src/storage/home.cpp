@@ -30,11 +30,13 @@ fs::path home_directory() {
 
 }  // namespace
 
-fs::path home_folder() {
-  if (const fs::path named = variable("RARE_TRT_HOME"); !named.empty()) return named;
-  if (const fs::path data = variable("XDG_DATA_HOME"); data.is_absolute()) return data / "rare-trt";
+fs::path user_folder(const char* named, const char* xdg, const char* below) {
+  if (const fs::path folder = variable(named); !folder.empty()) return folder;
+  if (const fs::path folder = variable(xdg); folder.is_absolute()) return folder / "rare-trt";
   const fs::path home = home_directory();
-  return home.is_absolute() ? home / ".local" / "share" / "rare-trt" : fs::path();
+  return home.is_absolute() ? home / below / "rare-trt" : fs::path();
 }
+
+fs::path home_folder() { return user_folder("RARE_TRT_HOME", "XDG_DATA_HOME", ".local/share"); }
 
 }  // namespace rare_trt

@@ -1,12 +1,16 @@
-// The folder for what a user makes and keeps, the same as the Python runtime's.
+// A user's own folders, the same as the Python runtime's.
 #pragma once
 
 #include <filesystem>
 
 namespace rare_trt {
 
-// $RARE_TRT_HOME, or rare-trt in $XDG_DATA_HOME or in ~/.local/share; empty where this user has no
-// home, as under an arbitrary user id in a container.
+// The folder in the environment variable `named`, or rare-trt in the folder of the variable `xdg`,
+// or in `below` the home directory ($HOME, else that of the passwd entry). Empty where there is no
+// home directory, as under an arbitrary user id in a container.
+std::filesystem::path user_folder(const char* named, const char* xdg, const char* below);
+
+// The folder for what a user makes and keeps.
 std::filesystem::path home_folder();
 
 }  // namespace rare_trt
