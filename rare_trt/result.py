@@ -18,6 +18,7 @@ from rare_trt.package.reading import Package
 from rare_trt.plan.routing import RouteDecision
 from rare_trt.scan.geometry import Grid, Triple, Volume
 from rare_trt.scan.nifti import Scan, label_bytes
+from rare_trt.scan.out_of_distribution import LabelStatistics, doubtful_label_flags, range_text
 from rare_trt.stopwatch import Stopwatch
 from rare_trt.storage.files import write_files
 from rare_trt.storage.naming import is_compressed, names_path
@@ -33,6 +34,7 @@ class Result:
     `volumes_mm3` holds one volume per label from 1 up, counted at the finest spacing.
     `timings_ms` gives the milliseconds of each stage. `at_mm` is the point whose box was segmented,
     or None for the whole scan. `remarks` say what is odd about the scan itself.
+    `label_statistics` are what the labels' own flags are judged by.
     """
 
     labels: NDArray[np.uint8]
@@ -46,13 +48,27 @@ class Result:
     volumes_mm3: tuple[float, ...]
     touches_edge: bool
     at_mm: Triple | None
+    label_statistics: LabelStatistics
     remarks: tuple[str, ...] = ()
 
     def flags(self) -> list[str]:
         """What a physicist should look at before trusting the labels; empty where nothing is."""
+        forced = ["the route was forced"] if self.route.forced else []
+        return [*self.remarks, *self.label_flags(), *forced]
+
+    def label_flags(self) -> list[str]:
+        """The flags of the labels themselves, for any of which a strict run refuses them."""
         model = self.package.manifest.model
-        found = list(self.remarks)
         names = model.labels[1:]
+        found = []
+        if model.label_distribution is not None:
+            found += doubtful_label_flags(
+                self.label_statistics,
+                self.route.route,
+                model.label_distribution,
+                names,
+                model.channels,
+            )
         present = np.bincount(self.labels.ravel(), minlength=len(model.labels))[1:] > 0
         for name, volume, (low, high), is_there in zip(
             names, self.volumes_mm3, model.volume_range_mm3, present, strict=True
@@ -61,18 +77,16 @@ class Result:
                 found.append(f"empty label: {name}")
             elif not is_there:
                 found.append(
-                    f"label lost on this grid: {name} has {volume:.0f} mm3, but the majority of "
-                    "no voxel; choose a finer one with --spacing-out"
+                    f"label lost on this grid: {name} has {volume:.3g} mm3, but in no voxel the "
+                    "majority; choose a finer grid with --spacing-out"
                 )
             elif not low <= volume <= high:
                 found.append(
-                    f"volume outside the training range: {name} {volume:.0f} mm3 "
-                    f"({low:.0f} to {high:.0f})"
+                    f"volume outside the training range: {name} "
+                    f"{range_text(volume, (low, high), 0, ' mm3')})"
                 )
         if self.touches_edge:
             found.append("a label touches the edge of the segmented field of view")
-        if self.route.forced:
-            found.append("the route was forced")
         return found
 
     def report(self) -> dict[str, Any]:

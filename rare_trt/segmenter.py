@@ -31,7 +31,7 @@ from rare_trt.scan.field_of_view import select_region
 from rare_trt.scan.geometry import Array, Grid, Shape, Triple
 from rare_trt.scan.intensity import normalise
 from rare_trt.scan.nifti import Scan, read_scan
-from rare_trt.scan.out_of_distribution import out_of_distribution_flags
+from rare_trt.scan.out_of_distribution import label_statistics, out_of_distribution_flags
 from rare_trt.scan.validation import check_channels, check_voxels
 from rare_trt.sessions.golden import read_golden_vectors
 from rare_trt.sessions.pool import SessionPool
@@ -141,14 +141,14 @@ class Segmenter:
         trained size around that point; labels outside it are 0. Labels lie on the scan's own
         grid; with `spacing_out_mm` on an isotropic grid along the scan's axes that covers what
         was segmented. Raises ScanError where the scan cannot be segmented as it is; with `strict`
-        also where it lies outside the training distribution, or its place in the world is
-        doubtful; otherwise the result's flags say so.
+        also where its place in the world is doubtful, or a flag doubts the labels
+        (`Result.label_flags`).
         """
         model = self.package.manifest.model
-        if strict and model.seen is None:
+        if strict and model.label_distribution is None:
             raise ScanError(
                 "the package does not describe its training distribution, which a strict run "
-                "compares scans with: build it again, or leave --strict out"
+                "compares labels with: build it again, or leave --strict out"
             )
         clock = Stopwatch()
         with clock("read"):
@@ -159,6 +159,8 @@ class Segmenter:
             else:
                 check_voxels(scan.volume.voxels, len(model.channels))
             remarks = list(scan.remarks)
+            if strict and remarks:
+                raise ScanError("; ".join(remarks) + ": look at the scan, or leave --strict out")
         with clock("prepare"):
             region = select_region(scan.volume, model.field_of_view_mm, at)
             decision = choose_route(
@@ -169,16 +171,13 @@ class Segmenter:
                 remarks += out_of_distribution_flags(
                     image, region.grid, decision.route, model.intensity, model.seen
                 )
-            if strict and remarks:
-                raise ScanError("; ".join(remarks) + ": look at the scan, or leave --strict out")
         with clock("plan"):
             target = region.grid
             if spacing_out_mm is not None:
                 target = isotropic_grid(target, spacing_out_mm, model.spacing_limits_mm)
             parts = subvoxel_counts(target, model.base_spacing_mm)
-            plan = plan_resampling(
-                region.grid, self._routes[decision.route], target.subdivide(parts)
-            )
+            fine = target.subdivide(parts)
+            plan = plan_resampling(region.grid, self._routes[decision.route], fine)
 
         def run(session: Session) -> NDArray[np.uint8]:
             max_shape = self._max_shape(session, decision.route, plan, scan.volume.voxels, image)
@@ -187,12 +186,14 @@ class Segmenter:
         session, fine_labels = self._pool.run(decision.route, run, clock)
         with clock("labels"):
             labels = majority_vote(fine_labels, parts, len(model.labels))
-            touches_edge = _touches_edge(labels)
+            statistics = label_statistics(
+                image, region.grid, fine_labels, fine, len(model.labels), model.intensity
+            )
             if spacing_out_mm is None:
                 own, labels = scan.volume.grid, region.place(labels)
             else:
                 own, labels = region.canonical.scan_grid(target), region.canonical.to_scan(labels)
-        return Result(
+        result = Result(
             labels=labels,
             grid=own,
             scan=scan,
@@ -202,10 +203,14 @@ class Segmenter:
             package=self.package,
             timings_ms=clock.timings_ms,
             volumes_mm3=_volumes_mm3(fine_labels, target, parts, len(model.labels)),
-            touches_edge=touches_edge,
+            touches_edge=statistics.touch_edge,
             at_mm=at,
             remarks=tuple(remarks),
+            label_statistics=statistics,
         )
+        if strict and (flags := result.label_flags()):
+            raise ScanError("; ".join(flags) + ": look at the labels, or leave --strict out")
+        return result
 
     def warm(self) -> None:
         """Loads every route and runs a golden vector through it, so that no scan is the first."""
@@ -267,8 +272,3 @@ def _volumes_mm3(
     """Volume of each label from 1 up, counted in the `parts` of each voxel of `target`."""
     voxel = prod(target.spacing_mm) / prod(parts)
     return tuple(np.count_nonzero(labels == label) * voxel for label in range(1, classes))
-
-
-def _touches_edge(labels: NDArray[np.uint8]) -> bool:
-    outer = (0, -1)
-    return bool(labels[outer, :, :].any() or labels[:, outer].any() or labels[:, :, outer].any())

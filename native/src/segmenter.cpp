@@ -5,26 +5,13 @@
 
 #include "plan/memory.h"
 #include "scan/field_of_view.h"
+#include "scan/out_of_distribution.h"
 #include "scan/validation.h"
 #include "sessions/run.h"
 #include "text.h"
 
 namespace rare_trt {
 namespace {
-
-bool touches_edge(const std::vector<std::uint8_t>& labels, const Shape& shape) {
-  const auto outer = [](std::int64_t at, std::int64_t size) { return at == 0 || at == size - 1; };
-  auto label = labels.begin();
-  for (std::int64_t i = 0; i < shape[0]; ++i) {
-    for (std::int64_t j = 0; j < shape[1]; ++j) {
-      for (std::int64_t k = 0; k < shape[2]; ++k) {
-        const bool edge = outer(i, shape[0]) || outer(j, shape[1]) || outer(k, shape[2]);
-        if (*label++ != 0 && edge) return true;
-      }
-    }
-  }
-  return false;
-}
 
 // Volume of each label, counted in the sub-voxels of `grid`, of which there are `parts` per axis.
 std::vector<double> volumes_mm3(const std::vector<std::uint8_t>& fine_labels, const Grid& grid,
@@ -38,6 +25,37 @@ std::vector<double> volumes_mm3(const std::vector<std::uint8_t>& fine_labels, co
     volumes[label] = static_cast<double>(counts[label]) * voxel;
   }
   return volumes;
+}
+
+// The flags of labels, for any of which a strict run of the Python runtime refuses them. `written`
+// are the labels of the scan's own voxels.
+std::vector<std::string> label_flags(const Model& model, const LabelStatistics& statistics,
+                                     const std::vector<std::uint8_t>& written,
+                                     const Report& report) {
+  std::vector<std::string> found =
+      doubtful_label_flags(statistics, report.route.route, model.label_distribution, model.labels,
+                           model.channels.size());
+  std::vector<bool> present(model.labels.size());
+  for (const std::uint8_t label : written) present[label] = true;
+  for (std::size_t label = 1; label < model.labels.size(); ++label) {
+    const std::string& name = model.labels[label];
+    const double volume = report.volumes_mm3[label];
+    const auto& range = model.volume_range_mm3[label - 1];
+    if (volume == 0) {
+      found.push_back("empty label: " + name);
+    } else if (!present[label]) {
+      found.push_back(text("label lost on this grid: ", name, " has ", number(volume, 3),
+                           " mm3, but in no voxel the majority; choose a finer grid with "
+                           "--spacing-out"));
+    } else if (volume < range[0] || volume > range[1]) {
+      found.push_back(text("volume outside the training range: ", name, " ",
+                           range_text(volume, range, 0, " mm3"), ")"));
+    }
+  }
+  if (report.touches_edge) {
+    found.emplace_back("a label touches the edge of the segmented field of view");
+  }
+  return found;
 }
 
 // Writes 0 everywhere and `region` [i, j, k] into `box`, all in canonical order.
@@ -94,11 +112,11 @@ void Segmenter::segment(const Voxels& scan, const Grid& grid, const Request& req
     prepared.image = normalise(region->voxels, model.intensity);
   }
   const Route& route = package_.route(report.route.route);
-  Shape parts;
+  const Shape parts = subvoxel_counts(region->grid, model.base_spacing_mm);
+  const Grid fine = region->grid.subdivide(parts);
   {
     const Stopwatch clock(timings.plan);
-    parts = subvoxel_counts(region->grid, model.base_spacing_mm);
-    prepared.plan = plan_resampling(region->grid, route, region->grid.subdivide(parts));
+    prepared.plan = plan_resampling(region->grid, route, fine);
   }
   std::vector<std::uint8_t> fine_labels;
   pool_.run(
@@ -113,8 +131,11 @@ void Segmenter::segment(const Voxels& scan, const Grid& grid, const Request& req
       timings.load);
   const Stopwatch clock(timings.labels);
   const auto found = majority_vote(fine_labels, prepared.plan.output_shape(), parts, classes);
-  report.touches_edge = touches_edge(found, region->box.shape);
   report.volumes_mm3 = volumes_mm3(fine_labels, region->grid, parts, model.labels.size());
+  const auto statistics = label_statistics(prepared.image, region->grid, fine_labels, fine,
+                                           model.labels.size(), model.intensity);
+  report.touches_edge = statistics.touch_edge;
+  report.label_flags = label_flags(model, statistics, found, report);
   write(region->canonical.from_scan(labels), region->box, found);
 }
 

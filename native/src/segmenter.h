@@ -23,7 +23,8 @@ struct Report {
   std::string arithmetic;
   bool touches_edge;
   int tiles;
-  std::vector<double> volumes_mm3;  // by label; 0 for the background
+  std::vector<double> volumes_mm3;       // by label; 0 for the background
+  std::vector<std::string> label_flags;  // reasons to doubt the labels
   Timings timings;
 };
 

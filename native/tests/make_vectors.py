@@ -8,6 +8,7 @@ Both test suites read native/tests/vectors (tests/test_native_vectors.py, native
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -421,6 +422,7 @@ def manifest_cases() -> list[dict[str, Any]]:
         [change("replace", "/format_version", 2)],
         [change("replace", "/format_version", 4)],
         [change("replace", "/format_version", 5)],
+        [change("replace", "/format_version", 6)],
         [change("replace", "/format_version", True)],
         [*three, change("add", "/sha256", "0" * 64)],
         [change("add", "/sha256", "0" * 64)],
@@ -498,17 +500,21 @@ def manifest_cases() -> list[dict[str, Any]]:
         [change("add", "/model/seen", {**seen_values(), "patterns": [[0.0] * 64] * 2})],
         [change("add", "/model/seen", {**seen_values(), "routes": [twice]})],
         [change("add", "/model/seen", {})],
+        *([change("add", "/model/label_distribution", values)] for values in label_distributions()),
     ]
     raw = ["", "[]", "7", "{", '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', "\ufeff{}", "null"]
     raw += ["[" * 3000 + "]" * 3000]
     raw += [TINY.read_text().replace('"tiny_v1"', '"tiny_v1", "name": "tiny_v2"')]
     raw += [TINY.read_text().replace("Vanderbilt", "\\ud800")]
     raw += sealed_cases([*three, change("replace", "/format_version", 4)])
+    five = [*three, change("replace", "/format_version", 5)]
+    five += [change("add", "/model/label_distribution", label_distributions()[1])]
+    raw += sealed_cases(five)
     return [{"patch": patch} for patch in patches] + [{"raw": broken} for broken in raw]
 
 
 def sealed_cases(patch: list[dict[str, Any]]) -> list[str]:
-    """A manifest of format 4 with a valid seal, and variants with one small change."""
+    """A manifest with a valid seal, and variants with one small change."""
     values = patched(json.loads(TINY.read_text()), patch)
     whole = json_with_seal(values).decode()
     seal = whole[-SEAL_BYTES:]
@@ -518,8 +524,9 @@ def sealed_cases(patch: list[dict[str, Any]]) -> list[str]:
         whole + "\n",
         whole[:-1],
         "\n" + whole,
-        whole.replace('"format_version": 4', '"format_version": 3'),
+        re.sub('"format_version": [45]', '"format_version": 3', whole),
         whole.replace('"format_version": 4', '"format_version": 5'),
+        re.sub('"format_version": [45]', '"format_version": 6', whole),
         whole.replace('"name": "tiny_v1"', '"name": "tiny_v2"'),
         whole.replace('"name":', '"name" :'),
         whole.replace(seal, "\n}\n"),
@@ -530,6 +537,34 @@ def sealed_cases(patch: list[dict[str, Any]]) -> list[str]:
         json_with_seal({**values, "files": {**values["files"], "manifest.sig": EXTRA}}).decode(),
         json_with_seal({**values, "files": {**values["files"], "extra.bin": EXTRA}}).decode(),
     ]
+
+
+def label_distributions() -> list[Any]:
+    """Distributions of two labels in one channel: unknown, known, and with one fault each."""
+    shape, content = gaussian_values(15), gaussian_values(8)
+
+    def known(route: dict[str, Any]) -> dict[str, Any]:
+        return {"scans": 3, "routes": [{"route": 0, "shape": shape, "content": content} | route]}
+
+    return [
+        None,
+        known({}),
+        {},
+        known({}) | {"scans": 0},
+        known({"shape": content}),
+        known({"content": shape}),
+        known({"content": content | {"limit": 0}}),
+        known({"content": content | {"deviation": [0.0] * 8}}),
+        known({"content": content | {"deviation": [1.0] * 7}}),
+        known({"content": content | {"whitening": content["whitening"][1:]}}),
+        known({"content": content | {"whitening": [[1.0] * 8] * 8}}),
+        known({"more": 1}),
+    ]
+
+
+def gaussian_values(size: int) -> dict[str, Any]:
+    rows = [[0.0] * row + [1.0] for row in range(size)]
+    return {"mean": [0.5] * size, "deviation": [1.0] * size, "whitening": rows, "limit": 1.5}
 
 
 EXTRA = {"sha256": "0" * 64, "bytes": 3}

@@ -22,7 +22,11 @@ from rare_trt.building.model_card import MODEL_CARD, card_from_manifest
 from rare_trt.calibration.fp16 import fp16_from_float32
 from rare_trt.calibration.golden import make_golden_vectors
 from rare_trt.calibration.package_calibration import DICE_BUDGET, compute_calibration
-from rare_trt.calibration.training_distribution import MAX_CASES, measure_training_distribution
+from rare_trt.calibration.training_distribution import (
+    MAX_CASES,
+    measure_label_distribution,
+    measure_training_distribution,
+)
 from rare_trt.errors import BackendError, RareTrtError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
 from rare_trt.export.agreement import Agreement, compare_with_network
@@ -31,7 +35,6 @@ from rare_trt.export.onnx_from_route import onnx_from_route
 from rare_trt.package.manifest import Manifest
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import refuse_folder, write_package
-from rare_trt.scan.out_of_distribution import TrainingDistribution
 from rare_trt.sessions.openvino import OpenVinoSession
 from rare_trt.sessions.session import INPUT_NAMES, Inputs
 from rare_trt.storage.cache import Cache
@@ -66,7 +69,8 @@ def build_package(
     view = field_of_view_from_facts(facts, recipe.base_spacing_mm)
     golden = make_golden_vectors(checkpoint, cases, view)
     manifest = manifest_from_checkpoint(out.stem, checkpoint, view, golden)
-    seen = _measure_distribution(manifest, data, recipe)
+    training = load_training_cases(data, manifest)
+    seen = measure_training_distribution(training, manifest.model, manifest.routes, recipe)
     manifest = replace(manifest, model=replace(manifest.model, seen=seen))
     card = card_from_manifest(manifest, recipe)
     contents = {MODEL_CARD: card, **contents_from_graphs(graphs), **golden.files}
@@ -81,6 +85,9 @@ def build_package(
                 "no package was written: report the versions of torch, onnx and openvino"
             )
         manifest, contents = compute_calibration(draft, data, DICE_BUDGET, cache)
+        labels, volumes = measure_label_distribution(draft, training, recipe)
+        model = replace(manifest.model, label_distribution=labels, volume_range_mm3=volumes)
+        manifest = replace(manifest, model=model)
     return write_package(out, manifest, contents, overwrite=overwrite), agreements
 
 
@@ -131,12 +138,11 @@ def _inputs_from_case(case: Case, route: int, recipe: Recipe) -> Inputs:
     }
 
 
-def _measure_distribution(manifest: Manifest, data: Path, recipe: Recipe) -> TrainingDistribution:
-    """The training distribution over the cases of `data` that were not held out."""
+def load_training_cases(data: Path, manifest: Manifest) -> list[Case]:
+    """The cases of `data` that were not held out, every n-th of many; all where there are none."""
     files = find_cases(data)
     held_out = manifest.model.training.validation_cases
     training = [case for case in files if case.name not in held_out] or files
     # Every n-th case, so that there are at most MAX_CASES.
     some = training[:: -(-len(training) // MAX_CASES)]
-    cases = load_cases(some, recipe.network.channels, recipe.network.classes)
-    return measure_training_distribution(cases, manifest.model, manifest.routes, recipe)
+    return load_cases(some, len(manifest.model.channels), len(manifest.model.labels))
