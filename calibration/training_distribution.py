@@ -62,8 +62,9 @@ DIGITS: Final = 4
 
 # Two of three scans are measured with the head turned in the scanner, by random angles of these
 # deviations about the right, anterior and superior axes: the network is trained on tilted scans,
-# and heads nod more than they turn.
+# and heads nod more than they turn. Scans on oblique grids stay as they are.
 TURNED_SHARE: Final = 2 / 3
+OBLIQUE_DEG: Final = 5.0
 TURN_DEG: Final = (12.0, 6.0, 6.0)
 
 # A route with fewer scans has no distribution of labels.
@@ -171,25 +172,40 @@ def measure_label_distribution(
     )
     shapes = [one.shape for found in rows.values() for one in found]
     volumes = tuple(
-        _volume_range([float(np.exp(shape[label * len(SHAPE_NAMES)])) for shape in shapes], manual)
-        for label, manual in enumerate(model.volume_range_mm3)
+        _volume_range(
+            [float(np.exp(shape[label * len(SHAPE_NAMES)])) for shape in shapes],
+            [_manual_volume(case, label + 1) for case in cases],
+            known,
+        )
+        for label, known in enumerate(model.volume_range_mm3)
     )
     return LabelDistribution(scans, routes), volumes
 
 
-def _volume_range(found: Sequence[float], manual: tuple[float, float]) -> tuple[float, float]:
-    """Plausible volumes from those found, but for a few outliers, and from the manual ones."""
-    low, high = np.percentile(found, PERCENTILES) if found else manual
+def _manual_volume(case: Case, label: int) -> float:
+    """The volume of `label` in mm3 in the labels of `case`."""
+    return float(np.count_nonzero(case.labels == label) * np.prod(case.grid.spacing_mm))
+
+
+def _volume_range(
+    found: Sequence[float], manual: Sequence[float], known: tuple[float, float]
+) -> tuple[float, float]:
+    """Plausible volumes, from those found but for a few outliers and the manual ones; `known` where
+    none was found."""
+    there = [volume for volume in manual if volume > 0.0]
+    if not found or not there:
+        return known
+    low, high = np.percentile(found, PERCENTILES)
     return (
-        float(round(min(low, manual[0]) / VOLUME_MARGIN)),
-        float(round(max(high, manual[1]) * VOLUME_MARGIN)),
+        float(round(min(low, *there) / VOLUME_MARGIN)),
+        float(round(max(high, *there) * VOLUME_MARGIN)),
     )
 
 
 def _turned(grid: Grid, rng: Generator) -> Grid:
     """`grid` about the same first voxel, in a world turned by random angles."""
     turn = np.eye(4)
-    if rng.random() < TURNED_SHARE:
+    if rng.random() < TURNED_SHARE and grid.obliqueness_deg < OBLIQUE_DEG:
         for angle, axis in zip(rng.normal(0.0, TURN_DEG), np.eye(3), strict=True):
             turn[:3, :3] = angle_axis2mat(np.radians(angle), axis) @ turn[:3, :3]
     return Grid(grid.shape, turn @ grid.affine)

@@ -29,7 +29,7 @@ TEST_CASE("every scan gets Python's labels, route and volumes") {
     CHECK((report.touches_edge != 0) == entry.at("touches_edge").get<bool>());
     std::string flags;
     for (const auto& flag : entry.at("label_flags")) flags += flag.get<std::string>() + "\n";
-    CHECK(rare_trt_last_flags() == flags);
+    CHECK(std::string(rare_trt_last_flags()) == flags);
     flagged += flags.find("doubtful labels") != std::string::npos;
     const Json& volumes = entry.at("volumes_mm3");
     for (std::size_t at = 0; at < volumes.size(); ++at) {

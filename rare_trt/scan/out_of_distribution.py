@@ -244,7 +244,7 @@ def label_statistics(
     for first, second in pairwise(centres):
         x, y, z = (first - second).tolist()
         shape += [abs(x), y, z]
-    touch_edge = _edge_share(labels, box, fine) >= EDGE_SHARE
+    touch_edge = bool(_edge_share(labels, box, fine) >= EDGE_SHARE)
     return LabelStatistics(tuple(shape), tuple(content), touch_edge)
 
 
