@@ -79,7 +79,7 @@ LEAST_VARIANCE: Final = 1e-6
 # differ more than their shape: docs/decisions/label-distribution.md.
 LABEL_PERCENTILE: Final = 99.5
 SHAPE_MARGIN: Final = 1.3
-CONTENT_MARGIN: Final = 1.5
+CONTENT_MARGIN: Final = 1.4
 
 # Volumes are plausible up to so many times beyond those that were found.
 VOLUME_MARGIN: Final = 1.3

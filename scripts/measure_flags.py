@@ -255,10 +255,12 @@ def main() -> None:
                     yield from head_samples(head, source, model.field_of_view_mm)
 
         for sample in tqdm(samples(), "segmenting", unit="scan"):
-            kind = sample.kind
-            if sample.source == "crops" and not sample.wrong:
+            kind, source = sample.kind, sample.source
+            if source == "crops" and not sample.wrong:
                 kind = "25 acquisitions"
-            found[sample.wrong, sample.source, kind].append(measure_flags(segmenter, sample))
+            if source != "crops" and sample.wrong:
+                source = "heads"
+            found[sample.wrong, source, kind].append(measure_flags(segmenter, sample))
     print("| | scans | source | rejected | labels flagged | scan flagged alone | any flag |")
     print("|---|---|---|---|---|---|---|")
     for (wrong, source, kind), rows in sorted(found.items()):

@@ -35,7 +35,7 @@ from rare_trt.plan.routing import Route, choose_route
 from rare_trt.scan.field_of_view import FieldOfView, box_at, select_region, without_padding
 from rare_trt.scan.geometry import Canonical, Grid, Shape, Triple, Volume
 from rare_trt.scan.intensity import IntensityRule, normalise
-from rare_trt.scan.out_of_distribution import NAMES
+from rare_trt.scan.out_of_distribution import NAMES, label_statistics
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.device import Gpu
 from rare_trt.sessions.machine import Machine
@@ -73,6 +73,7 @@ def vectors() -> dict[str, list[dict[str, Any]]]:
         "boxes": [box_vector(*case) for case in box_cases()],
         "regions": [region_vector(*case) for case in region_cases()],
         "majority_votes": [majority_vote_vector(*case) for case in majority_vote_cases()],
+        "label_statistics": [label_statistics_vector(*case) for case in label_cases()],
         "manifests": [manifest_vector(case) for case in manifest_cases()],
         "compatibility": [compatibility_vector(*case) for case in compatibility_cases()],
     }
@@ -397,6 +398,42 @@ def majority_vote_vector(fine: NDArray[np.uint8], parts: Shape) -> dict[str, Any
     labels = majority_vote(fine, parts, 4)
     given = {"shape": fine.shape, "fine": fine.ravel().tolist(), "parts": parts}
     return given | {"labels": labels.ravel().tolist()}
+
+
+def label_cases() -> list[tuple[Grid, Shape, int, NDArray[np.uint8]]]:
+    """Grids, parts of their voxels, channels, and labels of the parts: blocks inside the volume, at
+    its faces, one alone, none."""
+    cases = []
+    tilted = Grid((6, 7, 8), affine((2.0, 1.5, 3.0), degrees=(10, -5, 20)))
+    fine = Grid((9, 8, 7), affine((0.8, 0.8, 0.8)))
+    places = [((2, 5), (2, 6), (1, 5)), ((5, 9), (3, 6), (4, 7)), ((0, 2), (0, 8), (0, 3))]
+    for grid, parts, channels in ((tilted, (2, 1, 3), 2), (fine, (1, 1, 1), 1)):
+        shape = grid.subdivide(parts).shape
+        for used in (places[:2], places[1:], places[:1], []):
+            labels = np.zeros(shape, np.uint8)
+            for label, box in enumerate(used, start=1):
+                labels[tuple(slice(*ends) for ends in box)] = label
+            cases.append((grid, parts, channels, labels))
+    return cases
+
+
+def label_statistics_vector(
+    grid: Grid, parts: Shape, channels: int, labels: NDArray[np.uint8]
+) -> dict[str, Any]:
+    rng = np.random.default_rng(13)
+    image = rng.normal(size=(channels, *grid.shape)).cumsum(axis=3).astype(np.float32)
+    found = label_statistics(image, grid, labels, grid.subdivide(parts), CLASSES, IntensityRule())
+    return {
+        "shape": grid.shape,
+        "affine": numbers(grid.affine),
+        "parts": parts,
+        "image": image.ravel().tolist(),
+        "channels": channels,
+        "labels": labels.ravel().tolist(),
+        "label_shape": [number(value) for value in found.shape],
+        "content": [number(value) for value in found.content],
+        "touch_edge": found.touch_edge,
+    }
 
 
 def manifest_cases() -> list[dict[str, Any]]:
