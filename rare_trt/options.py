@@ -99,9 +99,7 @@ OPTIONS: Final = (
     Option(
         "spacing_out", "spacing_out_mm", parse_millimetres, "MM", "labels on a grid of this spacing"
     ),
-    Option(
-        "strict", "strict", parse_yes_or_no, "", "refuse scans outside the training distribution"
-    ),
+    Option("strict", "strict", parse_yes_or_no, "", "refuse scans whose labels are doubtful"),
 )
 
 

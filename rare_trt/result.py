@@ -20,6 +20,7 @@ from rare_trt.plan.routing import RouteDecision
 from rare_trt.scan.field_of_view import box_grid
 from rare_trt.scan.geometry import Grid, Slices, Triple, Volume
 from rare_trt.scan.nifti import Scan, label_bytes
+from rare_trt.scan.out_of_distribution import LabelStatistics, doubtful_label_flags, range_text
 from rare_trt.stopwatch import Stopwatch
 from rare_trt.storage.files import write_files
 from rare_trt.storage.naming import drop_unchanged_names, is_compressed, names_path, names_tsv
@@ -33,14 +34,20 @@ class SegmentedBox:
     """One segmented part of a scan: the box around `at_mm`, or the whole scan where that is None.
 
     `part` is where it lies in the result's labels. `volumes_mm3` holds one volume per name of a
-    label, counted at the finest spacing. `remarks` say how its content differs from training's.
+    label, counted at the finest spacing. `remarks` say how its content differs from training's, and
+    `label_statistics` are what its labels are judged by.
     """
 
     at_mm: Triple | None
     part: Slices
     volumes_mm3: dict[str, float]
-    touches_edge: bool
+    label_statistics: LabelStatistics
     remarks: tuple[str, ...] = ()
+
+    @property
+    def touches_edge(self) -> bool:
+        """Whether more than a tip of the labels reaches the edge of the part."""
+        return self.label_statistics.touch_edge
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,20 +90,40 @@ class Result:
 
         With several boxes, a flag of one names it.
         """
-        found = [*self.scan.remarks, *in_boxes([self.box_flags(box) for box in self.boxes])]
-        found += [
+        of_boxes = in_boxes([self.box_flags(box) for box in self.boxes])
+        forced = ["the route was forced"] if self.route.forced else []
+        return [*self.scan.remarks, *of_boxes, *self._overlaps(), *forced]
+
+    @property
+    def label_flags(self) -> list[str]:
+        """Those of the `flags` that doubt the labels themselves: a strict run refuses them for any.
+
+        With several boxes, a flag of one names it.
+        """
+        return [*in_boxes([self._label_flags(box) for box in self.boxes]), *self._overlaps()]
+
+    def box_flags(self, box: SegmentedBox) -> list[str]:
+        """The flags of one of the `boxes`."""
+        return [*box.remarks, *self._label_flags(box)]
+
+    def _overlaps(self) -> list[str]:
+        return [
             f"boxes overlap: {one + 1} and {two + 1} label {voxels} voxels differently, and those "
             "of the box with the nearest centre were taken"
             for one, two, voxels in self.disputes
         ]
-        if self.route.forced:
-            found.append("the route was forced")
-        return found
 
-    def box_flags(self, box: SegmentedBox) -> list[str]:
-        """The flags of one of the `boxes`."""
+    def _label_flags(self, box: SegmentedBox) -> list[str]:
         model = self.package.manifest.model
-        found = list(box.remarks)
+        found = []
+        if model.label_distribution is not None:
+            found += doubtful_label_flags(
+                box.label_statistics,
+                self.route.route,
+                model.label_distribution,
+                model.labels[1:],
+                model.channels,
+            )
         labels = self.labels[box.part]
         present = np.bincount(labels.ravel(), minlength=len(model.labels))[1:] > 0
         for (name, volume), (low, high), is_there in zip(
@@ -106,13 +133,13 @@ class Result:
                 found.append(f"empty label: {name}")
             elif not is_there:
                 found.append(
-                    f"label lost on this grid: {name} has {volume:.0f} mm3, but the majority of "
-                    "no voxel; choose a finer one with --spacing-out"
+                    f"label lost on this grid: {name} has {volume:.3g} mm3, but in no voxel the "
+                    "majority; choose a finer grid with --spacing-out"
                 )
             elif not low <= volume <= high:
                 found.append(
-                    f"volume outside the training range: {name} {volume:.0f} mm3 "
-                    f"({low:.0f} to {high:.0f})"
+                    f"volume outside the training range: {name} "
+                    f"{range_text(volume, (low, high), 0, ' mm3')})"
                 )
         if box.touches_edge:
             found.append("a label touches the edge of the segmented field of view")

@@ -27,13 +27,13 @@ from rare_trt.plan.resampling import (
     subvoxel_counts,
 )
 from rare_trt.plan.routing import choose_route
-from rare_trt.result import Result, SegmentedBox, in_boxes
+from rare_trt.result import Result, SegmentedBox
 from rare_trt.scan.channels import read_channels
 from rare_trt.scan.field_of_view import box_grid, join_boxes, select_regions, world_points
 from rare_trt.scan.geometry import Array, Grid, Shape, Slices
 from rare_trt.scan.intensity import normalise
 from rare_trt.scan.nifti import Scan, read_scan, refuse_labels
-from rare_trt.scan.out_of_distribution import out_of_distribution_flags
+from rare_trt.scan.out_of_distribution import label_statistics, out_of_distribution_flags
 from rare_trt.scan.validation import check_channels, check_voxels
 from rare_trt.sessions.golden import read_golden_vectors
 from rare_trt.sessions.pool import SessionPool
@@ -175,23 +175,25 @@ class Segmenter:
         overlap those of the box with the nearest centre are taken. Labels lie on the scan's own
         grid; with `spacing_out_mm` on an isotropic grid along the scan's axes that covers what
         was segmented. Raises ScanError where the scan cannot be segmented as it is; with `strict`
-        also where it lies outside the training distribution, or its place in the world is
-        doubtful; otherwise the result's flags say so. Raises TypeError where an argument is of
-        another type.
+        also where its place in the world is doubtful, or a flag doubts the labels
+        (`Result.label_flags`). Raises TypeError where an argument is of another type.
         """
         model = self.package.manifest.model
         self._pool.check_open()
         route = whole_number("route", route)
         spacing_out_mm = real_number("spacing_out_mm", spacing_out_mm)
-        if strict and model.seen is None:
+        if strict and model.label_distribution is None:
             raise ScanError(
                 "the package does not describe its training distribution, which a strict run "
-                "compares scans with: build it again, or leave --strict out"
+                "compares labels with: build it again, or leave --strict out"
             )
         clock = Stopwatch()
         with clock("read"):
             scan = self._checked(scan, affine)
             points = world_points(scan.volume.grid, at, at_voxel)
+            if strict and scan.remarks:
+                doubts = "; ".join(scan.remarks)
+                raise ScanError(f"{doubts}: look at the scan, or leave --strict out")
         with clock("prepare"):
             regions = select_regions(scan.volume, model.field_of_view_mm, points)
             # Boxes of one scan have its spacing.
@@ -206,9 +208,6 @@ class Segmenter:
                 self._remarks(image, region.grid, decision.route)
                 for image, region in zip(images, regions, strict=True)
             ]
-            doubts = [*scan.remarks, *in_boxes(remarks)]
-            if strict and doubts:
-                raise ScanError("; ".join(doubts) + ": look at the scan, or leave --strict out")
         with clock("plan"):
             canonical, target = regions[0].canonical, regions[0].canonical.grid
             boxes = [region.box for region in regions]
@@ -217,13 +216,10 @@ class Segmenter:
                 target = isotropic_grid(covered, spacing_out_mm, model.spacing_limits_mm)
                 boxes = [_box_in(region.grid, target) for region in regions]
             parts = subvoxel_counts(target, model.base_spacing_mm)
+            fine_grids = [box_grid(target, box).subdivide(parts) for box in boxes]
             plans = [
-                plan_resampling(
-                    region.grid,
-                    self._routes[decision.route],
-                    box_grid(target, box).subdivide(parts),
-                )
-                for region, box in zip(regions, boxes, strict=True)
+                plan_resampling(region.grid, self._routes[decision.route], fine)
+                for region, fine in zip(regions, fine_grids, strict=True)
             ]
 
         def run(session: Session) -> list[NDArray[np.uint8]]:
@@ -238,13 +234,21 @@ class Segmenter:
             labels = [majority_vote(fine, parts, len(model.labels)) for fine in fine_labels]
             joined = join_boxes(target, boxes, labels)
             own_labels = canonical.to_scan(joined.labels)
+            statistics = [
+                label_statistics(
+                    image, region.grid, found, fine, len(model.labels), model.intensity
+                )
+                for image, region, found, fine in zip(
+                    images, regions, fine_labels, fine_grids, strict=True
+                )
+            ]
         classes, voxel_mm3 = len(model.labels), prod(target.spacing_mm) / prod(parts)
         counts = [count_labels(fine, classes) for fine in fine_labels]
         owned = [
             of_box if mask is None else count_labels(_inside(fine, mask, parts), classes)
             for of_box, fine, mask in zip(counts, fine_labels, joined.owned, strict=True)
         ]
-        return Result(
+        result = Result(
             labels=own_labels,
             grid=scan.volume.grid if spacing_out_mm is None else canonical.scan_grid(target),
             scan=scan,
@@ -259,15 +263,18 @@ class Segmenter:
                     at_mm=region.at_mm,
                     part=canonical.scan_slices(box, target.shape),
                     volumes_mm3=self._volumes_mm3(of_box, voxel_mm3),
-                    touches_edge=_touches_edge(of_labels),
+                    label_statistics=of_labels,
                     remarks=tuple(of_remarks),
                 )
                 for region, box, of_box, of_labels, of_remarks in zip(
-                    regions, boxes, counts, labels, remarks, strict=True
+                    regions, boxes, counts, statistics, remarks, strict=True
                 )
             ),
             disputes=tuple(joined.disputes),
         )
+        if strict and (flags := result.label_flags):
+            raise ScanError("; ".join(flags) + ": look at the labels, or leave --strict out")
+        return result
 
     def warm(self) -> None:
         """Loads every route and runs a golden vector through it, so that no scan is the first."""
@@ -411,8 +418,3 @@ def _box_in(region: Grid, target: Grid) -> Slices:
     stop = np.minimum(np.ceil(high - POSITION_TOLERANCE), target.shape).astype(int).tolist()
     i, j, k = map(slice, start, stop)
     return i, j, k
-
-
-def _touches_edge(labels: NDArray[np.uint8]) -> bool:
-    outer = (0, -1)
-    return bool(labels[outer, :, :].any() or labels[:, outer].any() or labels[:, :, outer].any())

@@ -209,7 +209,7 @@ def test_every_byte_of_a_manifest_is_held(copy: Path) -> None:
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_sealed_manifest_cannot_be_made_one_that_needs_no_seal(copy: Path, version: int) -> None:
     path = resaved(copy) / "manifest.json"
-    data = path.read_bytes().replace(b'"format_version": 4', b'"format_version": %d' % version)
+    data = path.read_bytes().replace(b'"format_version": 5', b'"format_version": %d' % version)
     path.write_bytes(data.replace(b"tiny_v1", b"tiny_v9"))
     with pytest.raises(PackageError, match="has a seal"):
         open_package(copy)
@@ -224,9 +224,9 @@ def test_a_manifest_does_not_list_itself_or_its_signature(own: str) -> None:
 
 
 def test_a_newer_format_is_refused_kindly(copy: Path) -> None:
-    values = json.loads((copy / "manifest.json").read_text()) | {"format_version": 5}
+    values = json.loads((copy / "manifest.json").read_text()) | {"format_version": 6}
     (copy / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(PackageError, match=r"format version 5.*install a newer rare-trt"):
+    with pytest.raises(PackageError, match=r"format version 6.*install a newer rare-trt"):
         open_package(copy)
 
 

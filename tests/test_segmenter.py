@@ -26,7 +26,9 @@ from rare_trt.package.reading import Package
 from rare_trt.package.writing import write_package
 from rare_trt.plan.memory import bytes_of
 from rare_trt.plan.resampling import axis_matrices
-from rare_trt.segmenter import _touches_edge, isotropic_grid
+from rare_trt.scan.intensity import IntensityRule
+from rare_trt.scan.out_of_distribution import label_statistics
+from rare_trt.segmenter import isotropic_grid
 
 
 def dice(a: NDArray[Any], b: NDArray[Any], label: int) -> float:
@@ -150,14 +152,23 @@ def test_labels_on_another_grid_lie_in_their_place_in_every_axis_order(
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("end", [0, -1])
 def test_every_face_is_an_edge(axis: int, end: int) -> None:
-    labels = np.zeros((5, 6, 7), np.uint8)
-    assert not _touches_edge(labels)
-    place = [2, 3, 3]
+    """But a voxel of a large label's tip on it is none."""
+    grid = Grid((15, 16, 17), np.diag([1.0, 2.0, 3.0, 1.0]))
+    image = np.random.default_rng(0).normal(size=(1, *grid.shape)).astype(np.float32)
+
+    def touch(labels: NDArray[np.uint8]) -> bool:
+        return label_statistics(image, grid, labels, grid, 2, IntensityRule()).touch_edge
+
+    labels = np.zeros(grid.shape, np.uint8)
+    assert not touch(labels)
+    place = [7, 8, 8]
     labels[tuple(place)] = 1
-    assert not _touches_edge(labels)
+    assert not touch(labels)
     place[axis] = end
     labels[tuple(place)] = 1
-    assert _touches_edge(labels)
+    assert touch(labels)
+    labels[1:-1, 1:-1, 1:-1] = 1
+    assert not touch(labels)
 
 
 def test_a_report_says_all_of_its_run(segmenter: Segmenter, scan: Scan) -> None:

@@ -14,7 +14,10 @@ from rare_trt.building.manifest_from_checkpoint import (
 )
 from rare_trt.building.package_from_checkpoint import contents_from_graphs, graphs_from_checkpoint
 from rare_trt.calibration.golden import make_golden_vectors
-from rare_trt.calibration.training_distribution import measure_training_distribution
+from rare_trt.calibration.training_distribution import (
+    measure_label_distribution,
+    measure_training_distribution,
+)
 from rare_trt.evaluation.cases import Case
 from rare_trt.package.reading import Package
 from rare_trt.package.writing import write_package
@@ -61,4 +64,7 @@ def three_channel_package(folder: Path, scan: Volume) -> Package:
     known = measure_training_distribution([case], manifest.model, manifest.routes, recipe)
     manifest = replace(manifest, model=replace(manifest.model, seen=known))
     contents = {**contents_from_graphs(graphs_from_checkpoint(checkpoint)), **golden.files}
-    return write_package(folder, manifest, contents, overwrite=True)
+    package = write_package(folder, manifest, contents, overwrite=True)
+    labels, _ = measure_label_distribution(package, [case], recipe)
+    model = replace(manifest.model, label_distribution=labels)
+    return write_package(folder, replace(manifest, model=model), contents, overwrite=True)

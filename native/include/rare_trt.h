@@ -146,7 +146,7 @@ typedef struct rare_trt_report {
   /* The run. */
   char backend[16];        /* "openvino" or "tensorrt" */
   char arithmetic[16];     /* "fp32", "fp16", "int8", "fp16+bf16", ... */
-  int32_t touches_edge;    /* not 0: a label reaches the edge of a segmented region */
+  int32_t touches_edge;    /* not 0: a label touches the edge of the segmented region */
   int32_t tiles;           /* runs of the network */
   double volumes_mm3[256]; /* by label, counted on the network's output grid; [0] is 0 */
   /* Times. load_ms includes the golden-vector check of a route's first scan. */
@@ -229,6 +229,12 @@ RARE_TRT_API rare_trt_status rare_trt_segment(rare_trt_segmenter* segmenter,
                                               const rare_trt_request* request, uint8_t* labels,
                                               const int64_t* label_strides,
                                               rare_trt_report* report);
+
+/* Returns the flags of the labels that the last rare_trt_segment of this thread wrote: reasons to
+ * look at them before trusting them, one sentence per line, as the Python runtime reports them. A
+ * strict run there refuses labels with any. Never NULL; "" where there are none and before any call.
+ * Valid until the next rare_trt_segment of this thread. */
+RARE_TRT_API const char* rare_trt_last_flags(void);
 
 /* Returns one sentence on the last call of this thread that failed: the fault, the value, what was
  * expected and what to do. Never NULL; "" before any failure. Valid until the next call of this

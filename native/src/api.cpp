@@ -24,6 +24,9 @@ namespace {
 thread_local std::string last_error;
 thread_local bool out_of_memory = false;
 
+// The flags of the last labels that this thread wrote, one per line.
+thread_local std::string last_flags;
+
 void remember(const char* sentence) noexcept {
   out_of_memory = false;
   try {
@@ -305,8 +308,10 @@ void segment(rare_trt_segmenter* segmenter, const rare_trt_scan* scan,
   const Voxels from = voxels(*scan);
   const Labels to = labels(*scan, data, strides);
   Report found{};
+  last_flags.clear();
   segmenter->segmenter.segment(from, Grid(from.shape, affine(*scan)), request_of(request), to,
                                found);
+  for (const std::string& flag : found.label_flags) last_flags += flag + "\n";
   if (report != nullptr) copy(report_of(found), *report);
 }
 
@@ -365,6 +370,8 @@ rare_trt_status rare_trt_segment(rare_trt_segmenter* segmenter, const rare_trt_s
   return rare_trt::run_guarded(
       [&] { rare_trt::segment(segmenter, scan, request, labels, label_strides, report); });
 }
+
+const char* rare_trt_last_flags(void) { return rare_trt::last_flags.c_str(); }
 
 const char* rare_trt_last_error(void) {
   if (rare_trt::out_of_memory) return "no memory is left: free some";

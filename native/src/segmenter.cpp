@@ -5,26 +5,13 @@
 
 #include "plan/memory.h"
 #include "scan/field_of_view.h"
+#include "scan/out_of_distribution.h"
 #include "scan/validation.h"
 #include "sessions/run.h"
 #include "text.h"
 
 namespace rare_trt {
 namespace {
-
-bool touches_edge(const std::vector<std::uint8_t>& labels, const Shape& shape) {
-  const auto outer = [](std::int64_t at, std::int64_t size) { return at == 0 || at == size - 1; };
-  auto label = labels.begin();
-  for (std::int64_t i = 0; i < shape[0]; ++i) {
-    for (std::int64_t j = 0; j < shape[1]; ++j) {
-      for (std::int64_t k = 0; k < shape[2]; ++k) {
-        const bool edge = outer(i, shape[0]) || outer(j, shape[1]) || outer(k, shape[2]);
-        if (*label++ != 0 && edge) return true;
-      }
-    }
-  }
-  return false;
-}
 
 // Adds the volume of each label, counted in the sub-voxels of the voxels that are `owned`, of which
 // there are `parts` per axis and voxel, and `shape` voxels.
@@ -50,6 +37,50 @@ std::vector<double> volumes_mm3(const std::vector<std::int64_t>& counts, const G
     volumes[label] = static_cast<double>(counts[label]) * voxel;
   }
   return volumes;
+}
+
+// The flags of the labels of one box, for any of which a strict run of the Python runtime refuses
+// them. `written` has the labels that stand in the scan's voxels there.
+std::vector<std::string> label_flags(const Model& model, int route,
+                                     const LabelStatistics& statistics,
+                                     const std::vector<double>& volumes_mm3,
+                                     const std::vector<std::uint8_t>& written) {
+  std::vector<std::string> found = doubtful_label_flags(statistics, route, model.label_distribution,
+                                                        model.labels, model.channels.size());
+  std::vector<bool> present(model.labels.size());
+  for (const std::uint8_t label : written) present[label] = true;
+  for (std::size_t label = 1; label < model.labels.size(); ++label) {
+    const std::string& name = model.labels[label];
+    const double volume = volumes_mm3[label];
+    const auto& range = model.volume_range_mm3[label - 1];
+    if (volume == 0) {
+      found.push_back("empty label: " + name);
+    } else if (!present[label]) {
+      found.push_back(text("label lost on this grid: ", name, " has ", number(volume, 3),
+                           " mm3, but in no voxel the majority; choose a finer grid with "
+                           "--spacing-out"));
+    } else if (volume < range[0] || volume > range[1]) {
+      found.push_back(text("volume outside the training range: ", name, " ",
+                           range_text(volume, range, 0, " mm3"), ")"));
+    }
+  }
+  if (statistics.touch_edge) {
+    found.emplace_back("a label touches the edge of the segmented field of view");
+  }
+  return found;
+}
+
+// The labels [i, j, k] that stand in `box`, all in canonical order.
+std::vector<std::uint8_t> read(const Labels& labels, const Box& box) {
+  std::vector<std::uint8_t> found;
+  for (std::int64_t i = 0; i < box.shape[0]; ++i) {
+    for (std::int64_t j = 0; j < box.shape[1]; ++j) {
+      for (std::int64_t k = 0; k < box.shape[2]; ++k) {
+        found.push_back(*labels.at(box.start[0] + i, box.start[1] + j, box.start[2] + k));
+      }
+    }
+  }
+  return found;
 }
 
 // Writes 0 everywhere.
@@ -118,10 +149,9 @@ void Segmenter::segment(const Voxels& scan, const Grid& grid, const Request& req
     }
   }
   const Route& route = package_.route(report.route.route);
-  Shape parts;
+  const Shape parts = subvoxel_counts(regions.front().grid, model.base_spacing_mm);
   {
     const Stopwatch clock(timings.plan);
-    parts = subvoxel_counts(regions.front().grid, model.base_spacing_mm);
     for (std::size_t at = 0; at < regions.size(); ++at) {
       const Grid& box = regions[at].grid;
       prepared[at].plan = plan_resampling(box, route, box.subdivide(parts));
@@ -145,15 +175,13 @@ void Segmenter::segment(const Voxels& scan, const Grid& grid, const Request& req
   const Stopwatch clock(timings.labels);
   std::vector<std::vector<std::uint8_t>> found;
   std::vector<Box> boxes;
-  report.touches_edge = false;
   for (std::size_t at = 0; at < regions.size(); ++at) {
     boxes.push_back(regions[at].box);
     found.push_back(
         majority_vote(fine_labels[at], prepared[at].plan.output_shape(), parts, classes));
-    report.touches_edge |= touches_edge(found.back(), boxes.back().shape);
   }
-  const auto divided = divide_overlaps(regions.front().grid.spacing_mm(), boxes, found);
-  report.disputed_voxels = divided.disputed_voxels;
+  const Grid& first = regions.front().grid;
+  const auto divided = divide_overlaps(first.spacing_mm(), boxes, found);
   const Labels canonical = regions.front().canonical.from_scan(labels);
   std::vector<std::int64_t> counts(model.labels.size());
   clear(canonical);
@@ -161,7 +189,30 @@ void Segmenter::segment(const Voxels& scan, const Grid& grid, const Request& req
     count(fine_labels[at], divided.owned[at], boxes[at].shape, parts, counts);
     write(canonical, boxes[at], found[at], divided.owned[at]);
   }
-  report.volumes_mm3 = volumes_mm3(counts, regions.front().grid, parts);
+  report.volumes_mm3 = volumes_mm3(counts, first, parts);
+  report.touches_edge = false;
+  for (std::size_t at = 0; at < regions.size(); ++at) {
+    const Grid& box = regions[at].grid;
+    const auto statistics =
+        label_statistics(prepared[at].image, box, fine_labels[at], box.subdivide(parts),
+                         model.labels.size(), model.intensity);
+    std::vector<std::int64_t> of_box(model.labels.size());
+    for (const std::uint8_t label : fine_labels[at]) ++of_box[label];
+    const std::string where = regions.size() > 1 ? text("box ", at + 1, ": ") : "";
+    for (const std::string& flag :
+         label_flags(model, route.index, statistics, volumes_mm3(of_box, box, parts),
+                     read(canonical, boxes[at]))) {
+      report.label_flags.push_back(where + flag);
+    }
+    report.touches_edge |= statistics.touch_edge;
+  }
+  report.disputed_voxels = 0;
+  for (const Dispute& dispute : divided.disputes) {
+    report.disputed_voxels += dispute.voxels;
+    report.label_flags.push_back(text(
+        "boxes overlap: ", dispute.one + 1, " and ", dispute.two + 1, " label ", dispute.voxels,
+        " voxels differently, and those of the box with the nearest centre were taken"));
+  }
 }
 
 Shape Segmenter::max_shape(const Session& session, const Route& route, const ResamplingPlan& plan,

@@ -28,8 +28,9 @@ struct Report {
   std::string arithmetic;
   bool touches_edge;
   int tiles;
-  std::vector<double> volumes_mm3;  // by label; 0 for the background
-  std::int64_t disputed_voxels;     // that two boxes label differently
+  std::vector<double> volumes_mm3;       // by label; 0 for the background
+  std::int64_t disputed_voxels;          // that two boxes label differently
+  std::vector<std::string> label_flags;  // reasons to doubt the labels
   Timings timings;
 };
 

@@ -11,6 +11,7 @@
 #include "plan/memory.h"
 #include "scan/field_of_view.h"
 #include "scan/intensity.h"
+#include "scan/out_of_distribution.h"
 #include "sessions/compatibility.h"
 #include "vectors.h"
 
@@ -295,6 +296,27 @@ TEST_CASE("a voxel gets the label of most of its sub-voxels") {
     const Shape parts = vector.at("parts").get<Shape>();
     const auto found = majority_vote(fine, shape_of(vector), parts, 4);
     CHECK(found == vector.at("labels").get<std::vector<std::uint8_t>>());
+  }
+}
+
+TEST_CASE("the shape of labels and the intensities under them") {
+  for (const Json& vector : vectors("label_statistics")) {
+    CAPTURE(vector.dump().substr(0, 200));
+    const Grid grid(shape_of(vector), affine_of(vector.at("affine")));
+    const Image image = {vector.at("channels"), grid.shape(), vector.at("image")};
+    const auto labels = vector.at("labels").get<std::vector<std::uint8_t>>();
+    const Grid fine = grid.subdivide(vector.at("parts").get<Shape>());
+    const auto found = label_statistics(image, grid, labels, fine, 3, IntensityRule{{}, 0.15});
+    const auto alike = [](const std::vector<double>& values, const Json& known) {
+      REQUIRE(values.size() == known.size());
+      for (std::size_t at = 0; at < values.size(); ++at) {
+        CHECK(std::isnan(values[at]) == known[at].is_null());
+        if (!std::isnan(values[at])) CHECK(close(values[at], number_of(known[at])));
+      }
+    };
+    alike(found.shape, vector.at("label_shape"));
+    alike(found.content, vector.at("content"));
+    CHECK(found.touch_edge == vector.at("touch_edge").get<bool>());
   }
 }
 

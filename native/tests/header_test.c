@@ -21,7 +21,7 @@ const char* use_all(void) {
       rare_trt_choose_route(segmenter, report.spacing_mm, NULL, &report) != RARE_TRT_OK ||
       rare_trt_channel_count(segmenter) != rare_trt_label_count(segmenter)) {
     rare_trt_close(segmenter);
-    return rare_trt_last_error();
+    return rare_trt_last_flags() == NULL ? "" : rare_trt_last_error();
   }
   return rare_trt_label_name(segmenter, 0) == NULL ? rare_trt_version() : "";
 }

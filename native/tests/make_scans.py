@@ -132,6 +132,7 @@ def cases() -> Iterator[Case]:
     yield Case("example at 2 mm", "hippocampus", two)
     for route in range(4):
         yield Case(f"1 mm on route {route}", "hippocampus", one, route=route)
+    yield from wrong_scans(one)
     yield from in_other_memory(one)
     yield from elsewhere(one)
     for name in ("tiny", "tiled", "small", "reordered", "fp32"):
@@ -139,6 +140,19 @@ def cases() -> Iterator[Case]:
         yield Case(f"2 mm, {name}", name, two)
     if REAL.is_dir():
         yield from real_scans()
+
+
+def wrong_scans(one: Volume) -> Iterator[Case]:
+    """Scans whose labels are doubted: turned front to back and upside down, inverted, noise."""
+    rng = np.random.default_rng(0)
+    made = {
+        "front to back": one.voxels[:, ::-1],
+        "upside down": one.voxels[:, :, ::-1],
+        "inverted": one.voxels.max() - one.voxels,
+        "noise": rng.rayleigh(1.0, one.voxels.shape).astype(np.float32),
+    }
+    for name, voxels in made.items():
+        yield Case(name, "hippocampus", Volume(np.ascontiguousarray(voxels), one.grid))
 
 
 def in_other_memory(one: Volume) -> Iterator[Case]:
@@ -253,6 +267,7 @@ def write_case(case: Case, segmenter: Segmenter, folder: Path) -> dict[str, Any]
         "touches_edge": result.touches_edge,
         "disputed_voxels": sum(count for _, _, count in result.disputes),
         "volumes_mm3": list(result.volumes_mm3.values()),
+        "label_flags": result.label_flags,
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -37,7 +38,7 @@ from rare_trt.plan.routing import Route, choose_route
 from rare_trt.scan.field_of_view import FieldOfView, box_at, select_regions, without_padding
 from rare_trt.scan.geometry import Canonical, Grid, Shape, Triple, Volume
 from rare_trt.scan.intensity import IntensityRule, normalise
-from rare_trt.scan.out_of_distribution import NAMES
+from rare_trt.scan.out_of_distribution import NAMES, label_statistics
 from rare_trt.sessions.compatibility import incompatibility
 from rare_trt.sessions.device import Gpu
 from rare_trt.sessions.machine import Machine
@@ -78,6 +79,7 @@ def vectors() -> dict[str, list[dict[str, Any]]]:
         "boxes": [box_vector(*case) for case in box_cases()],
         "regions": [region_vector(*case) for case in region_cases()],
         "majority_votes": [majority_vote_vector(*case) for case in majority_vote_cases()],
+        "label_statistics": [label_statistics_vector(*case) for case in label_cases()],
         "manifests": [manifest_vector(case) for case in manifest_cases()],
         "compatibility": [compatibility_vector(*case) for case in compatibility_cases()],
         "engines_folders": [engines_folder_vector(case) for case in engines_folder_cases()],
@@ -427,6 +429,42 @@ def majority_vote_vector(fine: NDArray[np.uint8], parts: Shape) -> dict[str, Any
     return given | {"labels": labels.ravel().tolist()}
 
 
+def label_cases() -> list[tuple[Grid, Shape, int, NDArray[np.uint8]]]:
+    """Grids, parts of their voxels, channels, and labels of the parts: blocks inside the volume, at
+    its faces, one alone, none."""
+    cases = []
+    tilted = Grid((6, 7, 8), affine((2.0, 1.5, 3.0), degrees=(10, -5, 20)))
+    fine = Grid((9, 8, 7), affine((0.8, 0.8, 0.8)))
+    places = [((2, 5), (2, 6), (1, 5)), ((5, 9), (3, 6), (4, 7)), ((0, 2), (0, 8), (0, 3))]
+    for grid, parts, channels in ((tilted, (2, 1, 3), 2), (fine, (1, 1, 1), 1)):
+        shape = grid.subdivide(parts).shape
+        for used in (places[:2], places[1:], places[:1], []):
+            labels = np.zeros(shape, np.uint8)
+            for label, box in enumerate(used, start=1):
+                labels[tuple(slice(*ends) for ends in box)] = label
+            cases.append((grid, parts, channels, labels))
+    return cases
+
+
+def label_statistics_vector(
+    grid: Grid, parts: Shape, channels: int, labels: NDArray[np.uint8]
+) -> dict[str, Any]:
+    rng = np.random.default_rng(13)
+    image = rng.normal(size=(channels, *grid.shape)).cumsum(axis=3).astype(np.float32)
+    found = label_statistics(image, grid, labels, grid.subdivide(parts), CLASSES, IntensityRule())
+    return {
+        "shape": grid.shape,
+        "affine": numbers(grid.affine),
+        "parts": parts,
+        "image": image.ravel().tolist(),
+        "channels": channels,
+        "labels": labels.ravel().tolist(),
+        "label_shape": [number(value) for value in found.shape],
+        "content": [number(value) for value in found.content],
+        "touch_edge": found.touch_edge,
+    }
+
+
 def manifest_cases() -> list[dict[str, Any]]:
     """A whole file, or changes of the small package's as JSON Patch (RFC 6902)."""
     engine = engine_values()
@@ -450,6 +488,7 @@ def manifest_cases() -> list[dict[str, Any]]:
         [change("replace", "/format_version", 2)],
         [change("replace", "/format_version", 4)],
         [change("replace", "/format_version", 5)],
+        [change("replace", "/format_version", 6)],
         [change("replace", "/format_version", True)],
         [*three, change("add", "/sha256", "0" * 64)],
         [change("add", "/sha256", "0" * 64)],
@@ -527,17 +566,21 @@ def manifest_cases() -> list[dict[str, Any]]:
         [change("add", "/model/seen", {**seen_values(), "patterns": [[0.0] * 64] * 2})],
         [change("add", "/model/seen", {**seen_values(), "routes": [twice]})],
         [change("add", "/model/seen", {})],
+        *([change("add", "/model/label_distribution", values)] for values in label_distributions()),
     ]
     raw = ["", "[]", "7", "{", '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', "\ufeff{}", "null"]
     raw += ["[" * 3000 + "]" * 3000]
     raw += [TINY.read_text().replace('"tiny_v1"', '"tiny_v1", "name": "tiny_v2"')]
     raw += [TINY.read_text().replace("Vanderbilt", "\\ud800")]
     raw += sealed_cases([*three, change("replace", "/format_version", 4)])
+    five = [*three, change("replace", "/format_version", 5)]
+    five += [change("add", "/model/label_distribution", label_distributions()[1])]
+    raw += sealed_cases(five)
     return [{"patch": patch} for patch in patches] + [{"raw": broken} for broken in raw]
 
 
 def sealed_cases(patch: list[dict[str, Any]]) -> list[str]:
-    """A manifest of format 4 with a valid seal, and variants with one small change."""
+    """A manifest with a valid seal, and variants with one small change."""
     values = patched(json.loads(TINY.read_text()), patch)
     whole = json_with_seal(values).decode()
     seal = whole[-SEAL_BYTES:]
@@ -547,8 +590,9 @@ def sealed_cases(patch: list[dict[str, Any]]) -> list[str]:
         whole + "\n",
         whole[:-1],
         "\n" + whole,
-        whole.replace('"format_version": 4', '"format_version": 3'),
+        re.sub('"format_version": [45]', '"format_version": 3', whole),
         whole.replace('"format_version": 4', '"format_version": 5'),
+        re.sub('"format_version": [45]', '"format_version": 6', whole),
         whole.replace('"name": "tiny_v1"', '"name": "tiny_v2"'),
         whole.replace('"name":', '"name" :'),
         whole.replace(seal, "\n}\n"),
@@ -559,6 +603,34 @@ def sealed_cases(patch: list[dict[str, Any]]) -> list[str]:
         json_with_seal({**values, "files": {**values["files"], "manifest.sig": EXTRA}}).decode(),
         json_with_seal({**values, "files": {**values["files"], "extra.bin": EXTRA}}).decode(),
     ]
+
+
+def label_distributions() -> list[Any]:
+    """Distributions of two labels in one channel: unknown, known, and with one fault each."""
+    shape, content = gaussian_values(15), gaussian_values(8)
+
+    def known(route: dict[str, Any]) -> dict[str, Any]:
+        return {"scans": 3, "routes": [{"route": 0, "shape": shape, "content": content} | route]}
+
+    return [
+        None,
+        known({}),
+        {},
+        known({}) | {"scans": 0},
+        known({"shape": content}),
+        known({"content": shape}),
+        known({"content": content | {"limit": 0}}),
+        known({"content": content | {"deviation": [0.0] * 8}}),
+        known({"content": content | {"deviation": [1.0] * 7}}),
+        known({"content": content | {"whitening": content["whitening"][1:]}}),
+        known({"content": content | {"whitening": [[1.0] * 8] * 8}}),
+        known({"more": 1}),
+    ]
+
+
+def gaussian_values(size: int) -> dict[str, Any]:
+    rows = [[0.0] * row + [1.0] for row in range(size)]
+    return {"mean": [0.5] * size, "deviation": [1.0] * size, "whitening": rows, "limit": 1.5}
 
 
 EXTRA = {"sha256": "0" * 64, "bytes": 3}

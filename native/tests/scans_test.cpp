@@ -16,6 +16,7 @@ TEST_CASE("every scan gets Python's labels, route and volumes") {
     segmenters[name] = std::make_unique<Segmenter>(path.get<std::string>(), &options);
   }
   REQUIRE(listed.at("scans").size() >= 30);
+  int flagged = 0;
   for (const Json& entry : listed.at("scans")) {
     CAPTURE(entry.at("name"));
     const Scan scan(entry);
@@ -27,6 +28,10 @@ TEST_CASE("every scan gets Python's labels, route and volumes") {
     CHECK(report.backend == std::string("openvino"));
     CHECK((report.touches_edge != 0) == entry.at("touches_edge").get<bool>());
     CHECK(report.disputed_voxels == entry.at("disputed_voxels").get<std::int64_t>());
+    std::string flags;
+    for (const auto& flag : entry.at("label_flags")) flags += flag.get<std::string>() + "\n";
+    CHECK(std::string(rare_trt_last_flags()) == flags);
+    flagged += flags.find("doubtful labels") != std::string::npos;
     const Json& volumes = entry.at("volumes_mm3");
     for (std::size_t at = 0; at < volumes.size(); ++at) {
       CHECK(report.volumes_mm3[at + 1] == doctest::Approx(volumes[at].get<double>()));
@@ -37,6 +42,9 @@ TEST_CASE("every scan gets Python's labels, route and volumes") {
     CHECK((report.tiles > boxes) == (entry.at("package") == "tiled"));
     CHECK(report.total_ms > 0);
   }
+  // The scans are whole, coarse, and of noise: some are doubted, and not all.
+  CHECK(flagged > 0);
+  CHECK(flagged < static_cast<int>(listed.at("scans").size()));
 }
 
 }  // namespace

@@ -30,7 +30,11 @@ from rare_trt.calibration.package_calibration import (
 )
 from rare_trt.calibration.progress import Steps
 from rare_trt.calibration.route_calibration import count_steps
-from rare_trt.calibration.training_distribution import MAX_CASES, measure_training_distribution
+from rare_trt.calibration.training_distribution import (
+    MAX_CASES,
+    measure_label_distribution,
+    measure_training_distribution,
+)
 from rare_trt.errors import AccuracyWarning, BackendError, RareTrtError
 from rare_trt.evaluation.cases import Case, check_cases, find_cases, load_cases
 from rare_trt.evaluation.verification import find_sessions
@@ -40,7 +44,6 @@ from rare_trt.export.onnx_from_route import onnx_from_route
 from rare_trt.package.manifest import Manifest
 from rare_trt.package.reading import MIN_VALIDATION_DICE, Package, describe_unsegmented
 from rare_trt.package.writing import refuse_folder, write_package
-from rare_trt.scan.out_of_distribution import TrainingDistribution
 from rare_trt.sessions.openvino import OpenVinoSession
 from rare_trt.sessions.session import INPUT_NAMES, Inputs
 from rare_trt.storage.cache import Cache
@@ -52,8 +55,8 @@ from rare_trt.training.recipe import Recipe
 MAX_CHECK_CASES: Final = 24
 
 # Steps of a build besides the checks of golden vectors and the calibration: graphs, golden vectors,
-# training distribution, agreement with the network.
-OTHER_STEPS: Final = 4
+# training distribution, agreement with the network, distribution of labels.
+OTHER_STEPS: Final = 5
 
 
 def build_package(
@@ -92,7 +95,8 @@ def build_package(
             golden = make_golden_vectors(checkpoint, cases, view)
         manifest = manifest_from_checkpoint(out.stem, checkpoint, view, golden)
         with steps.one("training distribution"):
-            seen = _measure_distribution(manifest, data, recipe)
+            training = load_training_cases(data, manifest)
+            seen = measure_training_distribution(training, manifest.model, manifest.routes, recipe)
         manifest = replace(manifest, model=replace(manifest.model, seen=seen))
         card = card_from_manifest(manifest, recipe)
         contents = {MODEL_CARD: card, **contents_from_graphs(graphs), **golden.files}
@@ -109,6 +113,11 @@ def build_package(
         check_sessions(draft, find_sessions(draft, cache), steps)
         if int8:
             manifest, contents = compute_calibration(draft, data, DICE_BUDGET, cache, steps)
+        with steps.one("distribution of labels"):
+            labels, volumes = measure_label_distribution(draft, training, recipe)
+        model = replace(manifest.model, label_distribution=labels, volume_range_mm3=volumes)
+        manifest = replace(manifest, model=model)
+        if int8:
             check_draft(manifest, contents, cache, steps)
     return write_package(out, manifest, contents, overwrite=overwrite), agreements
 
@@ -180,12 +189,12 @@ def _warn_unsegmented(checkpoint: Checkpoint) -> None:
         )
 
 
-def _measure_distribution(manifest: Manifest, data: Path, recipe: Recipe) -> TrainingDistribution:
-    """The training distribution over the cases of `data` that were not held out."""
+def load_training_cases(data: Path, manifest: Manifest) -> list[Case]:
+    """The cases of `data` that were not held out, every n-th of many; all where there are none."""
     files = find_cases(data)
     held_out = manifest.model.training.validation_cases
     training = [case for case in files if case.name not in held_out] or files
     # Every n-th case, so that there are at most MAX_CASES.
     some = training[:: -(-len(training) // MAX_CASES)]
-    cases = load_cases(some, recipe.network.channels, recipe.network.classes, recipe.intensity)
-    return measure_training_distribution(cases, manifest.model, manifest.routes, recipe)
+    model = manifest.model
+    return load_cases(some, len(model.channels), len(model.labels), model.intensity)

@@ -10,7 +10,7 @@ from rare_trt.backends import Arithmetic, EngineBackend, Precision
 from rare_trt.scan.field_of_view import FieldOfView
 from rare_trt.scan.geometry import Shape
 from rare_trt.scan.intensity import IntensityRule
-from rare_trt.scan.out_of_distribution import TrainingDistribution
+from rare_trt.scan.out_of_distribution import LabelDistribution, TrainingDistribution
 from rare_trt.storage.files import sha256
 
 # Beside the files that it lists.
@@ -39,8 +39,8 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class Model:
-    """What the network predicts, and for which scans. `seen`, the training distribution, is unknown
-    in older packages."""
+    """What the network predicts, and for which scans. `seen` and `label_distribution`, the training
+    distribution of scans and of labels, are unknown in older packages."""
 
     task: str
     labels: tuple[str, ...]
@@ -53,6 +53,7 @@ class Model:
     network: Mapping[str, Any]
     training: TrainingRecord
     seen: TrainingDistribution | None = None
+    label_distribution: LabelDistribution | None = None
 
 
 @dataclass(frozen=True)

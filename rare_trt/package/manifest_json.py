@@ -23,9 +23,13 @@ from rare_trt.backends import GRAPH_PRECISION
 from rare_trt.constants import FORMAT_VERSION, MAX_INTEGER
 from rare_trt.errors import PackageError
 from rare_trt.package.manifest import MANIFEST, SIGNATURE, EngineEntry, GraphEntry, Manifest
+from rare_trt.scan.out_of_distribution import CONTENT_NAMES, POSITION_NAMES, SHAPE_NAMES
 from rare_trt.storage.files import sha256
 
 FORMAT: Final = "rare-trt package"
+
+# The versions of the format whose manifests end with a seal.
+SEALED: Final = (4, 5)
 
 # msgspec prepares a type on its first use, and lets other threads see it half done: two that open
 # packages at once crashed the process (msgspec 0.22.0).
@@ -92,9 +96,10 @@ def _upgrade(values: dict[str, Any], data: bytes) -> dict[str, Any]:
             f"the package has format version {version}; this rare-trt reads up to "
             f"{FORMAT_VERSION}: install a newer rare-trt"
         )
-    if version == FORMAT_VERSION:
+    if version in SEALED:
         _check_seal(data)
-        return values
+        # Version 5 added the distribution of labels, and changed nothing else.
+        return {**values, "format_version": FORMAT_VERSION}
     if "sha256" in values:
         # One byte of the version would make a sealed manifest one that needs no seal.
         raise PackageError(
@@ -108,7 +113,7 @@ def _upgrade(values: dict[str, Any], data: bytes) -> dict[str, Any]:
     if version == 2:
         values, version = {**values, "calibration": []}, 3
     if version == 3:
-        values = {**values, "format_version": 4, "sha256": sha256(data)}
+        values = {**values, "format_version": FORMAT_VERSION, "sha256": sha256(data)}
     return values
 
 
@@ -255,6 +260,23 @@ def _distribution_fits_the_channels(manifest: Manifest) -> str | None:
     return f"the training distribution is not there once per channel ({channels})"
 
 
+def _label_distribution_fits_labels_and_channels(manifest: Manifest) -> str | None:
+    model = manifest.model
+    labels, channels = len(model.labels) - 1, len(model.channels)
+    shape = labels * len(SHAPE_NAMES) + (labels - 1) * len(POSITION_NAMES)
+    content = labels * channels * len(CONTENT_NAMES)
+    for entry in model.label_distribution.routes if model.label_distribution else ():
+        for gaussian, size in ((entry.shape, shape), (entry.content, content)):
+            rows = [len(row) for row in gaussian.whitening]
+            known = len(gaussian.mean), len(gaussian.deviation)
+            if known != (size, size) or rows != list(range(1, size + 1)):
+                return (
+                    f"the distribution of labels on route {entry.route} does not have {size} "
+                    "statistics"
+                )
+    return None
+
+
 def _every_label_has_a_volume_range(manifest: Manifest) -> str | None:
     ranges, labels = len(manifest.model.volume_range_mm3), len(manifest.model.labels) - 1
     return f"{ranges} volume ranges for {labels} labels" if ranges != labels else None
@@ -286,6 +308,7 @@ RULES: Final[tuple[Rule, ...]] = (
     _routes_are_calibrated_once,
     _int8_graphs_are_calibrated,
     _distribution_fits_the_channels,
+    _label_distribution_fits_labels_and_channels,
     _every_label_has_a_volume_range,
     _limits_are_in_order,
     _weights_lie_beside_their_graph,

@@ -116,7 +116,7 @@ Fault int8_graphs_are_calibrated(const Manifest& manifest) {
 }
 
 Fault labels_have_volume_ranges(const Manifest& manifest) {
-  const std::size_t ranges = manifest.model.volume_ranges;
+  const std::size_t ranges = manifest.model.volume_range_mm3.size();
   const std::size_t labels = manifest.model.labels.size() - 1;
   if (ranges == labels) return {};
   return text(ranges, " volume ranges for ", labels, " labels");
@@ -142,6 +142,27 @@ Fault distribution_fits_the_channels(const Manifest& manifest) {
   return text("the training distribution is not there once per channel (", channels, ")");
 }
 
+bool has_size(const Gaussian& gaussian, std::size_t size) {
+  if (gaussian.mean.size() != size || gaussian.deviation.size() != size) return false;
+  if (gaussian.whitening.size() != size) return false;
+  for (std::size_t row = 0; row < size; ++row) {
+    if (gaussian.whitening[row].size() != row + 1) return false;
+  }
+  return true;
+}
+
+Fault label_distribution_fits_labels_and_channels(const Manifest& manifest) {
+  const std::size_t labels = manifest.model.labels.size() - 1;
+  const std::size_t shape = labels * kShapeStatistics + (labels - 1) * kPositionStatistics;
+  const std::size_t content = labels * manifest.model.channels.size() * kContentStatistics;
+  for (const auto& entry : manifest.model.label_distribution) {
+    if (has_size(entry.shape, shape) && has_size(entry.content, content)) continue;
+    return text("the distribution of labels on route ", entry.route, " does not have ", shape,
+                " and ", content, " statistics");
+  }
+  return {};
+}
+
 Fault weights_lie_beside_their_graph(const Manifest& manifest) {
   const auto folder = [](const std::string& path) {
     return path.substr(0, path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
@@ -165,6 +186,7 @@ constexpr Fault (*kRules[])(const Manifest&) = {routes_are_distinct,
                                                 labels_have_volume_ranges,
                                                 limits_are_in_order,
                                                 distribution_fits_the_channels,
+                                                label_distribution_fits_labels_and_channels,
                                                 weights_lie_beside_their_graph};
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "plan/routing.h"
 #include "scan/field_of_view.h"
 #include "scan/intensity.h"
+#include "scan/out_of_distribution.h"
 
 namespace rare_trt {
 
@@ -19,10 +20,11 @@ struct Model {
   std::array<double, 2> spacing_limits_mm;
   IntensityRule intensity;
   FieldOfView field_of_view_mm;
-  std::size_t volume_ranges;            // plausible volumes: how many labels have one
+  std::vector<std::array<double, 2>> volume_range_mm3;  // plausible volumes, from label 1 up
   std::optional<std::int64_t> filters;  // of the network's first level, where they are recorded
   // The training distribution: to how many channels each of its tables refers; empty where unknown.
   std::vector<std::size_t> distribution_channels;
+  std::vector<RouteLabelDistribution> label_distribution;  // empty where unknown
 };
 
 // One route's graph at one precision; `weights` is the file of its external data.

@@ -82,7 +82,12 @@ void upgrade(Json& values, std::string_view data) {
                             "; this rare-trt reads up to ", kFormatVersion,
                             ": install a newer rare-trt"));
   }
-  if (*version == kFormatVersion) return check_seal(data);
+  if (*version == 4 || *version == kFormatVersion) {
+    check_seal(data);
+    // Version 5 added the distribution of labels; nothing else changed.
+    *version = kFormatVersion;
+    return;
+  }
   // Otherwise a change of one byte, the version, would turn a sealed manifest into one without
   // seal.
   if (values.contains("sha256")) refuse("manifest.json has a seal, which its format does not have");
@@ -98,7 +103,7 @@ void upgrade(Json& values, std::string_view data) {
   }
   if (*version == 3) {
     values["sha256"] = sha256_hex(data);
-    *version = 4;
+    *version = kFormatVersion;
   }
 }
 
@@ -113,6 +118,10 @@ int route_index(const Json& value) {
   return static_cast<int>(number);
 }
 
+Gaussian gaussian(const Json& values) {
+  return {values.at("mean"), values.at("deviation"), values.at("whitening"), values.at("limit")};
+}
+
 Model model(const Json& values) {
   const Json& intensity = values.at("intensity");
   const Json& view = values.at("field_of_view_mm");
@@ -123,7 +132,7 @@ Model model(const Json& values) {
   found.spacing_limits_mm = values.at("spacing_limits_mm");
   found.intensity = {intensity.at("clip_percentiles"), intensity.at("foreground_share")};
   found.field_of_view_mm = {view.at("min"), view.at("typical"), view.at("max")};
-  found.volume_ranges = values.at("volume_range_mm3").size();
+  found.volume_range_mm3 = values.at("volume_range_mm3").get<std::vector<std::array<double, 2>>>();
   const Json& network = values.at("network");
   if (network.contains("filters") && network.at("filters").is_number_integer()) {
     found.filters = network.at("filters").get<std::int64_t>();
@@ -133,6 +142,13 @@ Model model(const Json& values) {
     found.distribution_channels.push_back(distribution.at("patterns").size());
     for (const Json& route : distribution.at("routes")) {
       found.distribution_channels.push_back(route.at("ranges").size());
+    }
+  }
+  if (values.contains("label_distribution") && !values.at("label_distribution").is_null()) {
+    for (const Json& route : values.at("label_distribution").at("routes")) {
+      found.label_distribution.push_back({route.at("route").get<std::int64_t>(),
+                                          gaussian(route.at("shape")),
+                                          gaussian(route.at("content"))});
     }
   }
   return found;

@@ -165,7 +165,7 @@ Region select_region(const Voxels& scan, const Grid& grid, const FieldOfView& ac
 
 Ownership divide_overlaps(const Triple& spacing_mm, const std::vector<Box>& boxes,
                           const std::vector<std::vector<std::uint8_t>>& labels) {
-  Ownership found{{}, 0};
+  Ownership found;
   for (const auto& part : labels) found.owned.emplace_back(part.size(), std::uint8_t{1});
   for (std::size_t a = 0; a < boxes.size(); ++a) {
     for (std::size_t b = a + 1; b < boxes.size(); ++b) {
@@ -177,6 +177,7 @@ Ownership divide_overlaps(const Triple& spacing_mm, const std::vector<Box>& boxe
         high[axis] = std::min(one.start[axis] + one.shape[axis], two.start[axis] + two.shape[axis]);
       }
       const bool one_is_first = one.start <= two.start;
+      std::int64_t disputed = 0;
       for (std::int64_t i = low[0]; i < high[0]; ++i) {
         for (std::int64_t j = low[1]; j < high[1]; ++j) {
           for (std::int64_t k = low[2]; k < high[2]; ++k) {
@@ -186,10 +187,11 @@ Ownership divide_overlaps(const Triple& spacing_mm, const std::vector<Box>& boxe
             const bool is_one = one_is_first ? to_one <= to_two : to_one < to_two;
             const auto in_one = offset_in(one, voxel), in_two = offset_in(two, voxel);
             (is_one ? found.owned[b][in_two] : found.owned[a][in_one]) = 0;
-            found.disputed_voxels += labels[a][in_one] != labels[b][in_two];
+            disputed += labels[a][in_one] != labels[b][in_two];
           }
         }
       }
+      if (disputed > 0) found.disputes.push_back({a, b, disputed});
     }
   }
   return found;

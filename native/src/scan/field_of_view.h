@@ -37,11 +37,18 @@ Box without_padding(const Voxels& voxels);
 // ScanError where the point lies outside the scan.
 Box box_at(const Grid& grid, const Triple& point_mm, const Triple& size_mm);
 
+// Voxels that two boxes label differently.
+struct Dispute {
+  std::size_t one;
+  std::size_t two;
+  std::int64_t voxels;
+};
+
 // Which voxels of overlapping boxes belong to which: `owned` has a byte per voxel of each box, not
-// 0 where its labels are taken; `disputed_voxels` counts those that two boxes label differently.
+// 0 where its labels are taken.
 struct Ownership {
   std::vector<std::vector<std::uint8_t>> owned;
-  std::int64_t disputed_voxels;
+  std::vector<Dispute> disputes;
 };
 
 // Divides `boxes` of a grid of `spacing_mm`, with the `labels` of each. A voxel belongs to the box
