@@ -43,7 +43,6 @@ def main() -> None:
     parser.add_argument("--heads", type=HeadSource.from_text, required=True, metavar="DIR=PROTOCOL")
     parser.add_argument("--part", choices=("training", "validation", "test"))
     parser.add_argument("--seed", type=int, default=0, help="of the split")
-    parser.add_argument("--cache", type=Path)
     parser.add_argument("--json", type=Path, help="every box's volumes and Dice")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -53,7 +52,7 @@ def main() -> None:
     if options.part:
         parts = split_heads(names, HELD_OUT, options.seed)
         names = parts[("training", "validation", "test").index(options.part)]
-    heads = load_heads([options.heads], 2.0, names, options.cache)
+    heads = load_heads([options.heads], 2.0, names)
     rows = []
     for head in tqdm(heads, "measuring", unit="head"):
         for scan, spacing in SCANS.items():

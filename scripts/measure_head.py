@@ -30,7 +30,6 @@ def main() -> None:
     parser.add_argument("--routes", type=int, nargs="+", default=[2, 1])
     names = list(acquisitions())
     parser.add_argument("--scans", nargs="+", choices=names, default=names)
-    parser.add_argument("--cache", type=Path)
     parser.add_argument("--json", type=Path, help="every head's scores")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -42,7 +41,7 @@ def main() -> None:
         names = parts[("training", "validation", "test").index(options.part)]
     names = names[: options.count]
     base = checkpoint.recipe.base_spacing_mm
-    heads = load_heads([options.heads], base, names, options.cache)
+    heads = load_heads([options.heads], base, names)
     scores = validate_heads(checkpoint, heads, options.scans, options.routes)
     print(f"epoch {checkpoint.facts.epochs}, {len(heads)} heads of {options.heads.folder.name}\n")
     print(table(scores))

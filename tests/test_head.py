@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from rare_trt.cli import main
 from rare_trt.errors import RareTrtError, ScanError
 from rare_trt.scan.geometry import Grid
 from rare_trt.training.checkpoint import load_checkpoint
@@ -114,8 +116,7 @@ def test_left_is_left_in_the_world_in_every_order_of_the_axes(tmp_path: Path, ax
     )
     nib.save(image, tmp_path / "map.nii.gz")
     source = HeadSource.from_text(f"{tmp_path}=freesurfer_head")
-    cache = tmp_path / "cache"
-    (head,) = load_heads([source], 2.0, cache=cache)
+    (head,) = load_heads([source], 2.0)
     assert head.image is None
     assert head.labels.shape == (20, 22, 18)
     np.testing.assert_allclose(head.grid.spacing_mm, 2.0)
@@ -123,10 +124,6 @@ def test_left_is_left_in_the_world_in_every_order_of_the_axes(tmp_path: Path, ax
     # The ball's middle lies at x = 20 mm.
     assert left < 20.0 - 5.0
     assert right > 20.0 + 5.0
-    (kept,) = load_heads([source], 2.0, cache=cache)
-    assert (kept.labels == head.labels).all()
-    assert (kept.tissues == head.tissues).all()
-    np.testing.assert_array_equal(kept.grid.affine, head.grid.affine)
 
 
 def test_images_come_with_their_maps(tmp_path: Path, head: HeadCase) -> None:
@@ -307,3 +304,24 @@ def test_validation_scans_keep_labels_in_place(head: HeadCase) -> None:
     left = locate(scan.labels, 2, head.grid)
     assert left is not None
     assert left[0] < 0.0
+
+
+def test_the_command_trains_the_head_stage_where_no_crops_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    for number in range(32):
+        image = nib.Nifti1Image(_numbers(17, 53, 3, 24), affine)
+        nib.save(image, tmp_path / f"map_{number:02d}.nii.gz")
+    network = NetworkConfig(depth=3, filters=2, gate_blocks=1, classes=4, routes=3)
+    small = replace(load_recipe("head"), network=network, cycles=(1,)).as_json()
+    (tmp_path / "recipe.json").write_text(json.dumps(small))
+    command = ["train", "--out", str(tmp_path / "out"), "--recipe", str(tmp_path / "recipe.json")]
+    assert main(command) == 1
+    assert "no data are named" in capsys.readouterr().err
+    assert main([*command, "--heads", f"{tmp_path}=freesurfer_head"]) == 0
+    facts = load_checkpoint(tmp_path / "out").facts
+    assert (facts.epochs, facts.cases, len(facts.validation)) == (1, 32, 30)
+    crops = ["train", "--out", str(tmp_path / "x"), "--recipe", "hippocampus"]
+    assert main([*crops, "--heads", f"{tmp_path}=freesurfer_head"]) == 1
+    assert "expected the 4 of the head stage" in capsys.readouterr().err

@@ -89,12 +89,8 @@ def load_heads(
     sources: Sequence[HeadSource],
     base_spacing_mm: float,
     only: Sequence[str] | None = None,
-    cache: Path | None = None,
 ) -> list[HeadCase]:
-    """All heads of `sources` in memory, of those named `only` if given, with a progress bar.
-
-    The folder `cache` keeps them at base spacing for the next run; remove it where files change.
-    """
+    """All heads of `sources` in memory, of those named `only` if given, with a progress bar."""
     wanted = [
         (source, files)
         for source in sources
@@ -104,16 +100,10 @@ def load_heads(
     if not wanted:
         raise ScanError("no labelled heads in the folders; expected scans and label maps")
     protocols = {source.protocol: load_protocol(source.protocol) for source in sources}
-    heads = []
-    for source, files in tqdm(wanted, "reading", unit="head", mininterval=5.0):
-        kept = None if cache is None else cache / f"{source.protocol}-{files[0]}.npz"
-        if kept is not None and kept.is_file():
-            heads.append(_load_kept(files[0], kept))
-            continue
-        heads.append(load_head(*files, protocols[source.protocol], base_spacing_mm))
-        if kept is not None:
-            _keep(heads[-1], kept)
-    return heads
+    return [
+        load_head(*files, protocols[source.protocol], base_spacing_mm)
+        for source, files in tqdm(wanted, "reading", unit="head", mininterval=5.0)
+    ]
 
 
 def load_head(
@@ -144,21 +134,19 @@ def load_head(
         part = grid.box((0, 0, 0), (i * factor, j * factor, k * factor))
         grid = part.regrid((si, sj, sk), (i, j, k))
     if voxels is not None:
-        # As precise as the cache.
-        voxels = voxels.astype(np.float16).astype(np.float32)
         tissues = tissues_by_intensity(voxels, tissues)
     return HeadCase(name, voxels, found, tissues, grid)
 
 
 def load_training_heads(
-    sources: Sequence[HeadSource], base_spacing_mm: float, seed: int, cache: Path | None = None
+    sources: Sequence[HeadSource], base_spacing_mm: float, seed: int
 ) -> tuple[list[HeadCase], list[str]]:
     """All heads of `sources` but for those held out of the first one, and the names of these."""
     first = [name for name, _, _ in sources[0].files()]
     _, validation, test = split_heads(first, HELD_OUT, seed)
     held_out = {*validation, *test}
     names = [n for source in sources for n, _, _ in source.files() if n not in held_out]
-    return load_heads(sources, base_spacing_mm, names, cache), sorted(held_out)
+    return load_heads(sources, base_spacing_mm, names), sorted(held_out)
 
 
 def halve(head: HeadCase) -> HeadCase:
@@ -240,21 +228,3 @@ def _mean_of_blocks(voxels: NDArray[np.float32], factor: int) -> NDArray[np.floa
     blocks = voxels[: i * f, : j * f, : k * f].reshape(i, f, j, f, k, f)
     mean: NDArray[np.float32] = blocks.mean(axis=(1, 3, 5), dtype=np.float32)
     return mean
-
-
-def _keep(head: HeadCase, path: Path) -> None:
-    labels, tissues, affine = head.labels, head.tissues, head.grid.affine
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        if head.image is None:
-            np.savez_compressed(file, labels=labels, tissues=tissues, affine=affine)
-        else:
-            image = head.image.astype(np.float16)
-            np.savez_compressed(file, image=image, labels=labels, tissues=tissues, affine=affine)
-
-
-def _load_kept(name: str, path: Path) -> HeadCase:
-    with np.load(path) as arrays:
-        image = arrays["image"].astype(np.float32) if "image" in arrays else None
-        labels, tissues = arrays["labels"], arrays["tissues"]
-        return HeadCase(name, image, labels, tissues, Grid(labels.shape, arrays["affine"]))

@@ -1,4 +1,4 @@
-"""Trains the head stage: `python -m rare_trt.training.head_trainer --help`.
+"""Trains the head stage: `rare-trt train --recipe head --heads ...`.
 
 Every epoch shows each head with an image once and each label map alone twice, as a new random scan
 (`head_synthesis`): half of the images, and all of the label maps, with a synthesised contrast.
@@ -8,7 +8,6 @@ time; the others at base spacing, and of those route 0 sees a share.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -29,14 +28,15 @@ from rare_trt.scan.intensity import normalise
 from rare_trt.storage.files import make_folder, write_files
 from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpoint
 from rare_trt.training.head_cases import HeadCase, HeadSource, halve, load_training_heads
+from rare_trt.training.head_labels import CLASSES
 from rare_trt.training.head_losses import fade_weights, weighted_loss
 from rare_trt.training.head_synthesis import HeadScan, draw_scan, draw_spacing
 from rare_trt.training.inputs import RouteInputs
 from rare_trt.training.log import LogRow, csv_from_log
 from rare_trt.training.losses import one_hot
 from rare_trt.training.network import RareUNet
-from rare_trt.training.recipe import Recipe, load_recipe
-from rare_trt.training.schedule import WARM_UP_SHARE
+from rare_trt.training.recipe import Recipe
+from rare_trt.training.schedule import learning_rate
 from rare_trt.training.state import (
     LOG,
     STATE,
@@ -114,8 +114,9 @@ class HeadRun:
         losses: list[list[float]] = [[] for _ in range(self.recipe.network.routes)]
         batches = np.array_split(order, self.steps)
         for step, batch in enumerate(tqdm(batches, f"epoch {epoch + 1}", mininterval=20.0)):
-            cycle, progress = self._progress(epoch * self.steps + step)
-            rate = self.recipe.learning_rate * _rate(progress)
+            number = epoch * self.steps + step
+            cycle, progress = self._progress(number)
+            rate = learning_rate(number, self.steps, self.recipe.cycles, self.recipe.learning_rate)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             weights = fade_weights(
@@ -268,48 +269,22 @@ class HeadRun:
         self.log = list(state.log)
 
 
-def train_head(
-    sources: Sequence[HeadSource],
-    maps: Sequence[HeadSource],
-    out: Path,
-    recipe: Recipe,
-    cache: Path | None = None,
-) -> Checkpoint:
-    """Trains `recipe` on the heads in `sources` but for those held out of the first one, and on the
-    label maps in `maps`; the checkpoint lands in `out`. Run again, it goes on."""
-    heads, held_out = load_training_heads(
-        (*sources, *maps), recipe.base_spacing_mm, recipe.seed, cache
-    )
+def train_head(sources: Sequence[HeadSource], out: Path, recipe: Recipe) -> Checkpoint:
+    """Trains `recipe` on the heads and label maps in `sources` but for those held out of the first
+    one; the checkpoint lands in `out`. Run again, it goes on."""
+    if recipe.network.classes != CLASSES:
+        raise RareTrtError(
+            f"the recipe has {recipe.network.classes} labels; expected the {CLASSES} of the head "
+            "stage, as in training/recipes/head.json: name --data for another task"
+        )
+    heads, held_out = load_training_heads(sources, recipe.base_spacing_mm, recipe.seed)
     return HeadRun(recipe, heads, held_out, out).finish()
-
-
-def main() -> None:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(description="Trains the head stage.")
-    parser.add_argument("--heads", type=HeadSource.from_text, action="append", required=True)
-    parser.add_argument("--maps", type=HeadSource.from_text, action="append", default=[])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--recipe", default="head")
-    parser.add_argument("--cache", type=Path, help="where heads are kept at base spacing")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    recipe = load_recipe(options.recipe)
-    train_head(options.heads, options.maps, options.out, recipe, options.cache)
 
 
 def _from_epoch(recipe: Recipe, done: int) -> Recipe:
     """The recipe with those of its cycles alone that have begun after `done` epochs."""
     begun = [cycle for n, cycle in enumerate(recipe.cycles) if sum(recipe.cycles[:n]) < done]
     return replace(recipe, cycles=tuple(begun) or recipe.cycles[:1])
-
-
-def _rate(progress: float) -> float:
-    """The learning rate relative to the recipe's: a linear warm-up, then a half cosine to zero."""
-    if progress < WARM_UP_SHARE:
-        return progress / WARM_UP_SHARE
-    after = (progress - WARM_UP_SHARE) / (1.0 - WARM_UP_SHARE)
-    return 0.5 * (1.0 + math.cos(math.pi * after))
 
 
 def _averaging(decay: float) -> Callable[[_Weights, _Weights, Tensor | int], None]:
@@ -322,7 +297,3 @@ def _averaging(decay: float) -> Callable[[_Weights, _Weights, Tensor | int], Non
             old.lerp_(new, 1.0 - share)
 
     return average
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rare_trt.commands import missing_extra, print_validation_dice, require
+from rare_trt.errors import ScanError
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -30,7 +31,7 @@ def add_parser(commands: Parsers) -> None:
         "--data",
         type=Path,
         action="append",
-        required=True,
+        default=[],
         metavar="DIR",
         help="once per folder; scans of a folder may be coarser than another's",
     )
@@ -38,7 +39,8 @@ def add_parser(commands: Parsers) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME|FILE.json",
-        help="default: hippocampus without its data's name, because --data may be others",
+        help="default: hippocampus, or head without --data, each without the name of its data, "
+        "because yours may be others",
     )
     parser.add_argument(
         "--epochs", type=int, help="one cycle of this length; default: the recipe's"
@@ -49,21 +51,30 @@ def add_parser(commands: Parsers) -> None:
         default=[],
         metavar="DIR=PROTOCOL",
         help="whole heads with label maps of a protocol (dlmuse, freesurfer_head, or FILE.json), "
-        "which show the network other scanners; once per folder",
+        "which show the network other scanners; without --data the head stage is trained, on label "
+        "maps alone too; once per folder",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains, or resumes a training, and prints the validation Dice."""
+    """Trains, or resumes a training, and prints the validation Dice.
+
+    Raises ScanError where no data are named.
+    """
+    if not options.data and not options.heads:
+        raise ScanError("no data are named; expected --data DIR, or --heads DIR=PROTOCOL alone")
     require("train", "matplotlib", "scipy")
     try:
         from rare_trt.training.head_cases import HeadSource, load_training_heads
+        from rare_trt.training.head_trainer import train_head
         from rare_trt.training.recipe import load_recipe
         from rare_trt.training.trainer import train
     except ImportError as error:
         raise missing_extra(error, "train") from error
-    if options.recipe is None:
+    if options.recipe is None and not options.data:
+        recipe = replace(load_recipe("head"), data_source="", data_licence="")
+    elif options.recipe is None:
         # The package's model card names the data that the recipe names.
         recipe = replace(load_recipe("hippocampus"), data_source="", data_licence="")
     else:
@@ -71,8 +82,11 @@ def run(options: argparse.Namespace) -> int:
     if options.epochs is not None:
         recipe = replace(recipe, cycles=(options.epochs,))
     sources = [HeadSource.from_text(text) for text in options.heads]
-    heads = load_training_heads(sources, HEADS_MM, recipe.seed)[0] if sources else []
-    checkpoint = train(options.data, options.out, recipe, heads)
-    print_validation_dice(checkpoint.facts.dice)
+    if options.data:
+        heads = load_training_heads(sources, HEADS_MM, recipe.seed)[0] if sources else []
+        checkpoint = train(options.data, options.out, recipe, heads)
+        print_validation_dice(checkpoint.facts.dice)
+    else:
+        train_head(sources, options.out, recipe)
     print(options.out)
     return 0
