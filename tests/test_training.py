@@ -272,7 +272,7 @@ def test_a_build_without_int8_warns_of_labels_that_are_not_segmented(
     bars = shown.replace("\r", "\n").splitlines()
     titles = {line.split(":")[0] for line in bars if "%|" in line}
     assert titles == {"building", "reading"}
-    assert any("building: 100%" in line and "8/8" in line for line in bars)
+    assert any("building: 100%" in line and "9/9" in line for line in bars)
     package = open_package(out)
     assert package.manifest.calibration == ()
     assert {graph.precision for graph in package.manifest.graphs} == {"fp32", "fp16"}
