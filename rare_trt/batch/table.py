@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from os.path import abspath
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -136,7 +137,7 @@ def _rows(
 def _place(row: Row) -> str:
     """The labels of a row, however they were named: scans of several folders can have one name, and
     a scan several labels."""
-    return os.path.abspath(row["labels"])
+    return abspath(row["labels"])
 
 
 def _check_parent(path: Path) -> None:
