@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from os.path import abspath
+from os.path import realpath
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -137,7 +137,7 @@ def _rows(
 def _place(row: Row) -> str:
     """The labels of a row, however they were named: scans of several folders can have one name, and
     a scan several labels."""
-    return abspath(row["labels"])
+    return realpath(row["labels"])
 
 
 def _check_parent(path: Path) -> None:
