@@ -19,7 +19,7 @@ import pytest
 
 from rare_trt import Grid, Result, Scan, Segmenter, Volume, read_channels, read_scan
 from rare_trt.cli import main
-from rare_trt.errors import BackendError, ScanError
+from rare_trt.errors import BackendError, OutputError, ScanError
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +153,18 @@ def test_an_affine_that_is_none_is_named(
         segmenter.segment(voxels, affine=affine)
     assert "expected a 4x4 matrix of numbers" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_no_output_replaces_another_one(expected: Result, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.nii.gz"
+    for options in (
+        {"report": str(labels)},
+        {"picture": tmp_path / "labels_dseg.tsv"},
+        {"report": tmp_path / "x", "picture": tmp_path / "." / "x"},
+    ):
+        with pytest.raises(OutputError, match="is to be written twice"):
+            expected.save(labels, **options, overwrite=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_arrays_and_tensors_come_with_their_affine(
