@@ -211,6 +211,25 @@ def test_a_resumed_table_loses_no_row(
     assert others == before
 
 
+def test_flags_of_an_earlier_run_are_not_lost(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    invert(scans / "b.nii.gz")
+    options = ("--table", tmp_path / "t.csv", "--skip-existing", "--fail-on-flags")
+    assert infer(scans, "-o", tmp_path / "out", *options) == 3
+    before = rows(tmp_path / "t.csv")
+    for one, code in (("a", 0), ("b", 3)):
+        capsys.readouterr()
+        labels = tmp_path / "out" / f"{one}.nii.gz"
+        assert infer(scans / f"{one}.nii.gz", "-o", labels, *options) == code
+        assert ("flagged when it was segmented" in capsys.readouterr().out) is (code == 3)
+    assert infer(scans, "-o", tmp_path / "out", *options) == 3
+    out, err = capsys.readouterr()
+    assert f"{scans / 'b.nii.gz'}: skipped, all of its outputs exist; flagged when" in out
+    assert f"look at their labels (1):\n  {scans / 'b.nii.gz'}: flagged when it was" in err
+    assert rows(tmp_path / "t.csv") == before
+
+
 def test_a_file_that_is_no_table_is_replaced_only_on_request(
     scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

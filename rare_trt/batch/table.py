@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from os.path import realpath
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -36,12 +37,16 @@ FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 def rows_from_outcome(job: Job, outcome: Outcome) -> list[Row]:
     """The rows of one scan: one per segmented box, or one."""
-    row = {"scan": _text(job.scan), "labels": _text(job.labels)}
+    row = _names(job)
     if isinstance(outcome, ScanSummary):
         row |= {"status": "segmented"} | _scan_cells(outcome)
         return [row | _box_cells(box) for box in outcome.boxes]
     status = "skipped" if isinstance(outcome, Skip) else "failed"
     return [row | {"status": status, "reason": _printable(outcome.reason)}]
+
+
+def _names(job: Job) -> Row:
+    return {"scan": _text(job.scan), "labels": _text(job.labels)}
 
 
 def _scan_cells(summary: ScanSummary) -> Row:
@@ -93,13 +98,14 @@ def read_table(path: Path) -> list[Row]:
 
 @contextmanager
 def write_table(
-    path: Path, jobs: Sequence[Job], *, overwrite: bool, resume: bool
+    path: Path, jobs: Sequence[Job], skipped: Mapping[Job, Skip], *, overwrite: bool, resume: bool
 ) -> Iterator[dict[Job, Outcome]]:
     """Collects the outcome of each job, and writes the table at the end, whatever ends the block.
 
-    A scan without an outcome was not reached. With `resume` the table may exist already: scans that
-    are skipped have the rows that it has for them, and so have scans of other runs. Raises
-    OutputError at the start where the table may not be written.
+    Begins with those of the `skipped`, and whether they are flagged. A scan without an outcome was
+    not reached. With `resume` the table may exist already: scans that are skipped have the rows
+    that it has for them, and so have scans of other runs. Raises OutputError at the start where the
+    table may not be written.
     """
     is_there = os.path.lexists(path)
     if not overwrite and not (resume and is_there):
@@ -110,7 +116,11 @@ def write_table(
         with suppress(OutputError) if overwrite else nullcontext():
             earlier = read_table(path)
     _check_parent(path)
-    outcomes: dict[Job, Outcome] = {}
+    flagged = {_place(row) for row in earlier if row["flags"] not in ("", "0")}
+    outcomes: dict[Job, Outcome] = {
+        job: replace(skip, is_flagged=_place(_names(job)) in flagged)
+        for job, skip in skipped.items()
+    }
     try:
         yield outcomes
     finally:
@@ -128,7 +138,7 @@ def _rows(
     for job in jobs:
         outcome = outcomes.get(job, Failure("the run was interrupted before"))
         new = rows_from_outcome(job, outcome)
-        before = known.pop(_place(new[0]), [])
+        before = known.pop(_place(_names(job)), [])
         segmented = [row for row in before if row["status"] == "segmented"]
         rows += segmented if segmented and isinstance(outcome, Skip) else new
     return rows + [row for before in known.values() for row in before]
