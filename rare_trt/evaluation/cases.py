@@ -121,7 +121,7 @@ def _read_cases(
     faults: list[str] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         work = pool.map(lambda one: _read_case(one, channels, classes, intensity), files)
-        for found in tqdm(work, "reading", len(files), unit="case"):
+        for found in tqdm(work, "reading", len(files), unit="case", leave=False):
             if isinstance(found, Case):
                 yield found
             else:
