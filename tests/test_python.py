@@ -135,6 +135,20 @@ def test_an_image_of_a_class_derived_from_simpleitk(segmenter: Segmenter, path: 
     same(segmenter.segment(Mine(sitk.ReadImage(str(path)))), segmenter.segment(path))
 
 
+def test_an_image_whose_axes_are_unknown_is_no_array(segmenter: Segmenter) -> None:
+    """ITK's own images become arrays [k, j, i], and an affine beside them would be wrong."""
+
+    class Image:
+        GetSpacing = GetOrigin = GetImageDimension = lambda self: (1.0, 1.0, 1.0)
+
+        def __array__(self, *arguments: Any, **keywords: Any) -> Any:
+            return np.ones((30, 40, 50), np.float32)
+
+    for options in ({}, {"affine": np.eye(4)}):
+        with pytest.raises(TypeError, match=r"type .*test_python\.Image; expected a path"):
+            segmenter.segment(Image(), **options)
+
+
 @pytest.mark.parametrize(
     ("affine", "named"),
     [

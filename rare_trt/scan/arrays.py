@@ -37,6 +37,9 @@ def scan_from_memory(scan: Any, affine: Any, channels: int) -> Scan:
         found = _from_nibabel(scan, channels)
     elif _has(scan, "GetSpacing", "GetOrigin", "GetDirection", "GetDimension"):
         found = _from_simpleitk(scan, channels)
+    elif _has(scan, "GetSpacing", "GetOrigin"):
+        # As ITK's own images, which become arrays with their axes in reverse.
+        raise TypeError(f"the scan is of the type {_type_name(scan)}; expected {EXPECTED}")
     elif _has(scan, "detach", "cpu", "numpy") or hasattr(scan, "__array__"):
         has_place = False
         found = _from_array(_as_array(scan), affine, channels)
