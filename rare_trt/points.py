@@ -24,12 +24,15 @@ def points_of_scans(table: Path, scans: Sequence[Path]) -> dict[Path, tuple[Poin
     named relative to the table's folder, or as on the command line, once per box. Raises ScanError
     where the table is not valid, or has no row for one of the scans.
     """
+    # By its own name, then by the file that this leads to: a scan can be a link to another one.
     wanted = {realpath(scan): scan for scan in scans}
+    wanted |= {str(scan.absolute()): scan for scan in scans}
     found: dict[Path, list[Point]] = {scan: [] for scan in scans}
     for name, point in _rows(table):
-        for path in (realpath(table.parent / name), realpath(name)):
-            if path in wanted:
-                found[wanted[path]].append(point)
+        for path in (table.parent / name, Path(name)):
+            scan = wanted.get(str(path.absolute())) or wanted.get(realpath(path))
+            if scan is not None:
+                found[scan].append(point)
                 break
     without = [str(scan) for scan, points in found.items() if not points]
     if without:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from os.path import realpath
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rare_trt.backends import GRAPH_PRECISION, Arithmetic
+from rare_trt.errors import OutputError
 from rare_trt.overlay import picture_png
 from rare_trt.package.reading import Package
 from rare_trt.plan.routing import RouteDecision
@@ -23,7 +25,13 @@ from rare_trt.scan.nifti import Scan, label_bytes
 from rare_trt.scan.out_of_distribution import LabelStatistics, doubtful_label_flags, range_text
 from rare_trt.stopwatch import Stopwatch
 from rare_trt.storage.files import write_files
-from rare_trt.storage.naming import drop_unchanged_names, is_compressed, names_path, names_tsv
+from rare_trt.storage.naming import (
+    drop_unchanged_names,
+    is_compressed,
+    names_path,
+    names_tsv,
+    output_paths,
+)
 
 # The distributions whose versions a report names: all that touches voxels.
 REPORTED: Final = ("rare-trt", "openvino", "numpy", "nibabel")
@@ -249,8 +257,12 @@ class Result:
         report: Path | str | None = None,
         picture: Path | str | None = None,
     ) -> dict[Path, bytes]:
-        """What `save` writes to these paths."""
+        """What `save` writes to these paths; raises OutputError where two of them are one."""
         labels = Path(labels)
+        paths = [realpath(path) for path in output_paths(labels, report, picture)]
+        twice = next((path for path in paths if paths.count(path) > 1), None)
+        if twice is not None:
+            raise OutputError(f"{twice}: is to be written twice: name another output")
         with Stopwatch(self.timings_ms)("encode"):
             compressed = is_compressed(labels)
             contents = {labels: label_bytes(self.labels, self.scan, self.grid, compressed)}

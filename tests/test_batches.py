@@ -191,6 +191,73 @@ def test_an_interrupted_run_leaves_a_whole_table(
     assert rows(table)[0] == before
 
 
+def test_a_resumed_table_loses_no_row(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the folder is named, and whichever other scans a run segments."""
+    monkeypatch.chdir(tmp_path)
+    resume = ("-o", "out", "--table", "table.csv", "--skip-existing")
+    assert infer("in", *resume) == 0
+    before = rows(tmp_path / "table.csv")
+    assert infer(scans, *resume) == 0
+    assert infer(tmp_path / "out" / ".." / "in", *resume) == 0
+    assert rows(tmp_path / "table.csv") == before
+    more = tmp_path / "more"
+    more.mkdir()
+    shutil.copy(scans / "a.nii.gz", more / "d.nii.gz")
+    assert infer("more", *resume) == 0
+    first, *others = rows(tmp_path / "table.csv")
+    assert (first["scan"], first["status"]) == ("more/d.nii.gz", "segmented")
+    assert others == before
+
+
+def test_flags_of_an_earlier_run_are_not_lost(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    invert(scans / "b.nii.gz")
+    options = ("--table", tmp_path / "t.csv", "--skip-existing", "--fail-on-flags")
+    assert infer(scans, "-o", tmp_path / "out", *options) == 3
+    before = rows(tmp_path / "t.csv")
+    for one, code in (("a", 0), ("b", 3)):
+        capsys.readouterr()
+        labels = tmp_path / "out" / f"{one}.nii.gz"
+        assert infer(scans / f"{one}.nii.gz", "-o", labels, *options) == code
+        assert ("flagged when it was segmented" in capsys.readouterr().out) is (code == 3)
+    assert infer(scans, "-o", tmp_path / "out", *options) == 3
+    out, err = capsys.readouterr()
+    assert f"{scans / 'b.nii.gz'}: skipped, all of its outputs exist; flagged when" in out
+    assert f"look at their labels (1):\n  {scans / 'b.nii.gz'}: flagged when it was" in err
+    assert rows(tmp_path / "t.csv") == before
+
+
+def test_a_file_that_is_no_table_is_replaced_only_on_request(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("precious\n")
+    options = (scans / "a.nii.gz", "-o", tmp_path / "a.nii.gz", "--table", table)
+    assert "pass --overwrite" in refused(capsys, *options, "--skip-existing")
+    assert infer(*options, "--skip-existing", "--overwrite") == 0
+    assert rows(table)[0]["status"] == "segmented"
+
+
+def test_no_cell_of_a_table_is_a_formula(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scans)
+    for letter, name in zip("abc", ("=1+1", "@sum", "+x"), strict=True):
+        Path(f"{letter}.nii.gz").rename(f"{name}.nii.gz")
+    Path("-1.nii.gz").write_bytes(b"not a scan")
+    for options in ((), ("--skip-existing",)):
+        assert infer(".", "-o", tmp_path / "out", "--table", tmp_path / "t.csv", *options) == 1
+        found = rows(tmp_path / "t.csv")
+        assert sorted(row["scan"] for row in found) == [
+            *("./+x.nii.gz", "./-1.nii.gz", "./=1+1.nii.gz", "./@sum.nii.gz"),
+        ]
+        assert [row["status"] for row in found].count("segmented") == 3
+        assert not [c for row in found for c in row.values() if c.startswith(("=", "+", "-", "@"))]
+
+
 def test_a_table_that_may_not_be_written_is_refused_before_the_work(
     scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from rare_trt import Grid, Result, Scan, Segmenter, Volume, read_scan
 from rare_trt.cli import main
 from rare_trt.errors import ScanError
 from rare_trt.options import join_negative_values, options_from_query, query_from_options
+from rare_trt.points import points_of_scans
 from rare_trt.scan.field_of_view import join_boxes
 from rare_trt.scan.geometry import Triple
 
@@ -327,6 +328,21 @@ def test_points_come_from_a_table(
     command = ["infer", "heads/a.nii.gz", "-o", str(single), "--points", str(points)]
     assert main(command) == 0
     assert np.array_equal(labels_of(single), two.labels)
+
+
+def test_a_link_to_a_scan_has_points_of_its_own(tmp_path: Path) -> None:
+    scans = [tmp_path / name for name in ("a.nii.gz", "b.nii.gz", "c.nii.gz")]
+    scans[0].touch()
+    scans[1].symlink_to("a.nii.gz")
+    scans[2].symlink_to("a.nii.gz")
+    table = tmp_path / "points.tsv"
+    table.write_text("scan\tx\ty\tz\na.nii.gz\t1\t0\t0\nb.nii.gz\t2\t0\t0\nc.nii.gz\t3\t0\t0\n")
+    found = points_of_scans(table, scans)
+    assert [found[scan] for scan in scans] == [((x, 0.0, 0.0),) for x in (1.0, 2.0, 3.0)]
+    # A file under a name that only leads to it.
+    (tmp_path / "below").symlink_to(tmp_path)
+    table.write_text("scan\tx\ty\tz\nbelow/a.nii.gz\t1\t0\t0\n")
+    assert points_of_scans(table, scans[:1]) == {scans[0]: ((1.0, 0.0, 0.0),)}
 
 
 @pytest.mark.parametrize(

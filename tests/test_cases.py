@@ -83,6 +83,16 @@ def test_every_fault_of_every_file_is_reported_at_once(tmp_path: Path) -> None:
         assert words in fault
 
 
+def test_labels_in_the_place_of_a_scan_are_refused(tmp_path: Path) -> None:
+    """By their header, as everywhere else."""
+    save_pairs(tmp_path, "ab", "images", "labels")
+    path = tmp_path / "images/b.nii.gz"
+    image = nib.Nifti1Image(LABELS, np.eye(4))
+    image.header.set_intent("label")
+    nib.save(image, path)
+    assert f"{path}: the file holds labels" in refused(tmp_path)
+
+
 def test_labels_do_not_wrap_at_256(tmp_path: Path) -> None:
     labels = LABELS.astype(np.int16)
     labels[0, 0, :2] = 256, 257

@@ -307,7 +307,9 @@ def test_every_voxel_of_every_file_is_read(
         path = tmp_path / f"{number}.nii"
         path.write_bytes(header.binaryblock + bytes(4) + channel.tobytes(order="F"))
         paths.append(path)
-        stored.append(channel * slope + 1.0 if slope and number == 0 else channel)
+        # In float64, as readers scale float32 too: a sum would be rounded otherwise.
+        scaled = slope is not None and number == 0
+        stored.append(channel.astype(np.float64) * slope + 1.0 if scaled else channel)
     scan = read_channels(paths)
     assert scan.volume.voxels.shape == (*shape, len(kinds))
     for number, channel in enumerate(stored):

@@ -19,7 +19,7 @@ import pytest
 
 from rare_trt import Grid, Result, Scan, Segmenter, Volume, read_channels, read_scan
 from rare_trt.cli import main
-from rare_trt.errors import BackendError, ScanError
+from rare_trt.errors import BackendError, OutputError, ScanError
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,75 @@ def test_an_image_of_simpleitk_is_its_file(
             segmenter.segment(image)
 
 
+def test_an_image_of_another_format_has_any_type(segmenter: Segmenter, path: Path) -> None:
+    """Headers of nibabel's other formats hold types that NIfTI's cannot."""
+    image = nib.load(path)
+    voxels = np.asarray(image.dataobj)
+    expected = segmenter.segment(voxels.astype(np.float16), affine=image.affine)
+    plain = nib.spatialimages.SpatialImage
+    same(segmenter.segment(plain(voxels.astype(np.float16), image.affine)), expected)
+    with pytest.raises(ScanError, match="the voxels are bool; expected real numbers"):
+        segmenter.segment(plain(voxels > 3, image.affine))
+    long = nib.MGHImage(np.zeros((40_000, 3, 3), np.float32), np.eye(4, dtype=np.float32))
+    with pytest.raises(ScanError, match="the field of view"):
+        segmenter.segment(long)
+
+
+def test_an_image_of_a_class_derived_from_simpleitk(segmenter: Segmenter, path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+
+    class Mine(sitk.Image):  # type: ignore[name-defined, misc]
+        pass
+
+    same(segmenter.segment(Mine(sitk.ReadImage(str(path)))), segmenter.segment(path))
+
+
+def test_an_image_whose_axes_are_unknown_is_no_array(segmenter: Segmenter) -> None:
+    """ITK's own images become arrays [k, j, i], and an affine beside them would be wrong."""
+
+    class Image:
+        GetSpacing = GetOrigin = GetImageDimension = lambda self: (1.0, 1.0, 1.0)
+
+        def __array__(self, *arguments: Any, **keywords: Any) -> Any:
+            return np.ones((30, 40, 50), np.float32)
+
+    for options in ({}, {"affine": np.eye(4)}):
+        with pytest.raises(TypeError, match=r"type .*test_python\.Image; expected a path"):
+            segmenter.segment(Image(), **options)
+
+
+@pytest.mark.parametrize(
+    ("affine", "named"),
+    [
+        ("sideways", "is 'sideways'"),
+        ([[1, 0], [2]], r"shape \(2,\)"),
+        (np.eye(4) * 1j, r"1\.j"),
+        (np.eye(3), r"shape \(3, 3\)"),
+        (np.full((4, 4), np.nan), "nan nan"),
+    ],
+)
+def test_an_affine_that_is_none_is_named(
+    segmenter: Segmenter, path: Path, affine: Any, named: str
+) -> None:
+    voxels = np.asarray(nib.load(path).dataobj)
+    with pytest.raises(ScanError, match=named) as caught:
+        segmenter.segment(voxels, affine=affine)
+    assert "expected a 4x4 matrix of numbers" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_output_replaces_another_one(expected: Result, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.nii.gz"
+    for options in (
+        {"report": str(labels)},
+        {"picture": tmp_path / "labels_dseg.tsv"},
+        {"report": tmp_path / "x", "picture": tmp_path / "." / "x"},
+    ):
+        with pytest.raises(OutputError, match="is to be written twice"):
+            expected.save(labels, **options, overwrite=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_arrays_and_tensors_come_with_their_affine(
     segmenter: Segmenter, path: Path, expected: Result
 ) -> None:
@@ -183,7 +252,7 @@ def test_reading_takes_paths_only(segmenter: Segmenter) -> None:
     ("voxels", "affine", "words"),
     [
         (np.ones((9, 9, 9)), [1, 2], r"the affine has shape \(2,\)"),
-        (np.ones((9, 9, 9)), "eye", r"the affine has shape \(0,\)"),
+        (np.ones((9, 9, 9)), "eye", r"the affine has shape \(\)"),
         (np.ones((9, 9, 9)), np.ones((4, 4)), "the last row 0 0 0 1"),
         (np.ones((9, 9, 9)), np.zeros((4, 4)) + np.diag([0, 0, 0, 1]), "voxels of 0 x 0 x 0"),
         (np.ones((9, 9, 9), bool), np.eye(4), "the voxels are bool"),

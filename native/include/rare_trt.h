@@ -96,8 +96,8 @@ typedef struct rare_trt_options {
   /* Largest number of bytes of GPU memory for engines and their working memory; 0: no limit. */
   uint64_t gpu_memory_limit;
   /* Called with one sentence where the best backend cannot be used and the next one runs, or where
-   * the cache cannot be used; NULL: no warnings. Threads that open or segment call it, several at once where several do. It must not
-   * call functions of this library. */
+   * the cache cannot be used; NULL: no warnings. Threads that open or segment call it, several at
+   * once where several do. It must not call functions of this library. */
   void (*on_warning)(void* user_data, const char* message);
   void* user_data; /* passed to on_warning */
 } rare_trt_options;

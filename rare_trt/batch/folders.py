@@ -36,7 +36,7 @@ class ScansInFolder:
 
 
 def find_scans(root: Path, *, recursive: bool, outputs: Collection[Path]) -> ScansInFolder:
-    """The scans (.nii, .nii.gz) in the folder `root`, in the order of their names.
+    """The scans (.nii, .nii.gz, .mgz, .mgh) in the folder `root`, in the order of their names.
 
     With `recursive` also those in the folders below, links to folders included, each folder once;
     but not in folders below that are one of the `outputs`. Files that are labels by their headers

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rare_trt.batch.outcome import Outcome, Skip
+from rare_trt.batch.outcome import Skip
 from rare_trt.errors import OutputError
 from rare_trt.jobs import Job, scan_stem
 from rare_trt.scan.label_mark import holds_labels
@@ -54,14 +54,14 @@ def _check_folder(path: Path, has_file_name: bool) -> None:
         raise OutputError(f"{path}: names a file; expected a folder for several scans")
 
 
-def resume(jobs: Sequence[Job]) -> tuple[list[Job], dict[Job, Outcome]]:
+def resume(jobs: Sequence[Job]) -> tuple[list[Job], dict[Job, Skip]]:
     """The jobs that continue an earlier run, and the outcomes of those whose outputs all exist.
 
     A job may overwrite where some of its outputs exist and are rare-trt's own: the earlier run was
     interrupted, or wrote fewer files.
     """
     resumed: list[Job] = []
-    skipped: dict[Job, Outcome] = {}
+    skipped: dict[Job, Skip] = {}
     for job in jobs:
         if all(path.exists() for path in job.outputs()):
             skipped[job] = Skip("all of its outputs exist")

@@ -12,6 +12,8 @@ from rare_trt.jobs import Job, ScanSummary
 # Errors of one scan of several that do not end the others.
 FAULTS: Final = (RareTrtError, OSError, MemoryError)
 
+FLAGGED_BEFORE: Final = "flagged when it was segmented"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -22,9 +24,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Skip:
-    """A scan that was not segmented again, and why."""
+    """A scan that was not segmented again, and why; `is_flagged` where a table of the run that
+    segmented it has flags."""
 
     reason: str
+    is_flagged: bool = False
 
 
 Outcome: TypeAlias = ScanSummary | Failure | Skip
@@ -45,7 +49,8 @@ def outcome_line(job: Job, outcome: Outcome) -> str:
     if isinstance(outcome, Failure):
         return f"not segmented: {outcome.reason}"
     if isinstance(outcome, Skip):
-        return f"{job.scan}: skipped, {outcome.reason}"
+        flagged = f"; {FLAGGED_BEFORE}" if outcome.is_flagged else ""
+        return f"{job.scan}: skipped, {outcome.reason}{flagged}"
     volumes = ", ".join(f"{name} {mm3:.0f} mm3" for name, mm3 in outcome.volumes_mm3.items())
     flags = f": {'; '.join(outcome.flags)}" if outcome.flags else ""
     return f"{job.scan}: {volumes}; {_flag_count(outcome)}{flags}"
@@ -53,11 +58,13 @@ def outcome_line(job: Job, outcome: Outcome) -> str:
 
 def flagged_lines(outcomes: Mapping[Job, Outcome]) -> list[str]:
     """One line per scan that has flags."""
-    return [
-        f"{job.scan}: {_flag_count(outcome)}"
-        for job, outcome in outcomes.items()
-        if isinstance(outcome, ScanSummary) and outcome.flags
-    ]
+    lines = []
+    for job, outcome in outcomes.items():
+        if isinstance(outcome, ScanSummary) and outcome.flags:
+            lines.append(f"{job.scan}: {_flag_count(outcome)}")
+        if isinstance(outcome, Skip) and outcome.is_flagged:
+            lines.append(f"{job.scan}: {FLAGGED_BEFORE}")
+    return lines
 
 
 def _flag_count(summary: ScanSummary) -> str:

@@ -6,7 +6,9 @@ import csv
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from os.path import realpath
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -29,15 +31,22 @@ LAST: Final = ("scan_sha256", "manifest_sha256", "graph_sha256", "weights_sha256
 # Between the flags of a scan in one cell: their sentences have commas and semicolons.
 BETWEEN_FLAGS: Final = " | "
 
+# How a cell begins that spreadsheets take for a formula.
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+
 
 def rows_from_outcome(job: Job, outcome: Outcome) -> list[Row]:
     """The rows of one scan: one per segmented box, or one."""
-    row = {"scan": _text(job.scan), "labels": _text(job.labels)}
+    row = _names(job)
     if isinstance(outcome, ScanSummary):
         row |= {"status": "segmented"} | _scan_cells(outcome)
         return [row | _box_cells(box) for box in outcome.boxes]
     status = "skipped" if isinstance(outcome, Skip) else "failed"
     return [row | {"status": status, "reason": _printable(outcome.reason)}]
+
+
+def _names(job: Job) -> Row:
+    return {"scan": _text(job.scan), "labels": _text(job.labels)}
 
 
 def _scan_cells(summary: ScanSummary) -> Row:
@@ -89,20 +98,29 @@ def read_table(path: Path) -> list[Row]:
 
 @contextmanager
 def write_table(
-    path: Path, jobs: Sequence[Job], *, overwrite: bool, resume: bool
+    path: Path, jobs: Sequence[Job], skipped: Mapping[Job, Skip], *, overwrite: bool, resume: bool
 ) -> Iterator[dict[Job, Outcome]]:
     """Collects the outcome of each job, and writes the table at the end, whatever ends the block.
 
-    A scan without an outcome was not reached. With `resume` the table may exist already: scans that
-    are skipped have the rows that it has for them. Raises OutputError at the start where the table
-    may not be written.
+    Begins with those of the `skipped`, and whether they are flagged. A scan without an outcome was
+    not reached. With `resume` the table may exist already: scans that are skipped have the rows
+    that it has for them, and so have scans of other runs. Raises OutputError at the start where the
+    table may not be written.
     """
     is_there = os.path.lexists(path)
     if not overwrite and not (resume and is_there):
         refuse_existing([path])
-    earlier = read_table(path) if resume and is_there else []
+    earlier: list[Row] = []
+    if resume and is_there:
+        # What is no table is replaced with `overwrite` alone.
+        with suppress(OutputError) if overwrite else nullcontext():
+            earlier = read_table(path)
     _check_parent(path)
-    outcomes: dict[Job, Outcome] = {}
+    flagged = {_place(row) for row in earlier if row["flags"] not in ("", "0")}
+    outcomes: dict[Job, Outcome] = {
+        job: replace(skip, is_flagged=_place(_names(job)) in flagged)
+        for job, skip in skipped.items()
+    }
     try:
         yield outcomes
     finally:
@@ -115,14 +133,21 @@ def _rows(
 ) -> list[Row]:
     known: dict[str, list[Row]] = {}
     for row in earlier:
-        if row["status"] == "segmented":
-            known.setdefault(row["scan"], []).append(row)
+        known.setdefault(_place(row), []).append(row)
     rows: list[Row] = []
     for job in jobs:
         outcome = outcomes.get(job, Failure("the run was interrupted before"))
         new = rows_from_outcome(job, outcome)
-        rows += known.get(_text(job.scan), new) if isinstance(outcome, Skip) else new
-    return rows
+        before = known.pop(_place(_names(job)), [])
+        segmented = [row for row in before if row["status"] == "segmented"]
+        rows += segmented if segmented and isinstance(outcome, Skip) else new
+    return rows + [row for before in known.values() for row in before]
+
+
+def _place(row: Row) -> str:
+    """The labels of a row, however they were named: scans of several folders can have one name, and
+    a scan several labels."""
+    return realpath(row["labels"])
 
 
 def _check_parent(path: Path) -> None:
@@ -141,5 +166,9 @@ def _text(path: Path) -> str:
 
 
 def _printable(text: str) -> str:
-    """`text` without what UTF-8 cannot encode: names of files can be any bytes."""
+    """`text` without what UTF-8 cannot encode: names of files can be any bytes.
+
+    A name that begins as a formula does gets its folder, so that no spreadsheet computes it.
+    """
+    text = f"./{text}" if text.startswith(FORMULA) else text
     return text.encode(errors="backslashreplace").decode()

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rare_trt.backends import BACKENDS, Backend
-from rare_trt.batch.outcome import FAULTS, Failure, Outcome, failure, flagged_lines, outcome_line
+from rare_trt.batch.outcome import (
+    FAULTS,
+    Failure,
+    Outcome,
+    Skip,
+    failure,
+    flagged_lines,
+    outcome_line,
+)
 from rare_trt.commands import add_signature_option, add_threads_option, byte_count
 from rare_trt.errors import BackendError, ScanError
 from rare_trt.jobs import (
@@ -88,7 +96,7 @@ def add_parser(commands: Parsers) -> None:
         "--table",
         type=Path,
         metavar="FILE.csv",
-        help="one row per scan: route, volumes, flags, hashes, or why it failed",
+        help="one row per scan and box: route, volumes, flags, hashes, or why it failed",
     )
     parser.add_argument(
         "--recursive", action="store_true", help="also segment scans in the folders below"
@@ -112,15 +120,14 @@ def run(arguments: argparse.Namespace) -> int:
     flagged and --fail-on-flags is given."""
     is_one = len(arguments.scans) == 1 and not arguments.scans[0].is_dir()
     jobs = [plan_one(arguments)] if is_one else plan_several(arguments)
-    skipped: dict[Job, Outcome] = {}
+    skipped: dict[Job, Skip] = {}
     if arguments.points is not None:
         jobs = _with_points(jobs, arguments)
     if arguments.skip_existing:
         from rare_trt.batch.jobs_from_scans import resume
 
         jobs, skipped = resume(jobs)
-    with _executor(arguments) as executor, _table(jobs, arguments) as outcomes:
-        outcomes |= skipped
+    with _executor(arguments) as executor, _table(jobs, skipped, arguments) as outcomes:
         if is_one:
             _run_one(executor, jobs[0], outcomes)
         else:
@@ -153,15 +160,19 @@ def _executor(arguments: argparse.Namespace) -> Iterator[Executor]:
 
 
 def _table(
-    jobs: Sequence[Job], arguments: argparse.Namespace
+    jobs: Sequence[Job], skipped: Mapping[Job, Skip], arguments: argparse.Namespace
 ) -> AbstractContextManager[dict[Job, Outcome]]:
-    """Collects the outcomes of jobs, and writes --table at the end."""
+    """Collects the outcomes of jobs, first those `skipped`, and writes --table at the end."""
     if arguments.table is None:
-        return nullcontext({})
+        return nullcontext({**skipped})
     from rare_trt.batch.table import write_table
 
     return write_table(
-        arguments.table, jobs, overwrite=arguments.overwrite, resume=arguments.skip_existing
+        arguments.table,
+        jobs,
+        skipped,
+        overwrite=arguments.overwrite,
+        resume=arguments.skip_existing,
     )
 
 

@@ -22,7 +22,7 @@ from rare_trt.evaluation.layouts import list_cases
 from rare_trt.scan.channels import read_channels
 from rare_trt.scan.geometry import Array, Canonical, Grid, Volume
 from rare_trt.scan.intensity import IntensityRule, normalise
-from rare_trt.scan.nifti import read_scan
+from rare_trt.scan.nifti import read_scan, refuse_labels
 from rare_trt.scan.validation import grid_difference
 
 VALUES_NAMED: Final = 5
@@ -121,7 +121,7 @@ def _read_cases(
     faults: list[str] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         work = pool.map(lambda one: _read_case(one, channels, classes, intensity), files)
-        for found in tqdm(work, "reading", len(files), unit="case"):
+        for found in tqdm(work, "reading", len(files), unit="case", leave=False):
             if isinstance(found, Case):
                 yield found
             else:
@@ -170,7 +170,12 @@ def _read_case(
 def _read_image(files: CaseFiles, channels: int) -> Volume:
     """The scan of a case; raises ScanError where it is not valid or has other channels."""
     if not files.further:
-        return read_scan(files.image, channels).volume
+        scan = read_scan(files.image, channels)
+        try:
+            refuse_labels(scan.header)
+        except ScanError as error:
+            raise ScanError(f"{files.image}: {error}") from error
+        return scan.volume
     if len(files.images) != channels:
         raise ScanError(
             f"{files.image}: is one of {len(files.images)} files, one per channel; expected "

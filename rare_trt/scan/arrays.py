@@ -14,7 +14,7 @@ import numpy as np
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Array, Grid, Volume
 from rare_trt.scan.nifti import Scan
-from rare_trt.scan.validation import check_voxels, parse_header
+from rare_trt.scan.validation import NIFTI_1_AXIS, check_voxels, parse_header
 
 EXPECTED: Final = (
     "a path, one path per channel, a Scan, an image of nibabel or SimpleITK, or an array or tensor "
@@ -37,6 +37,9 @@ def scan_from_memory(scan: Any, affine: Any, channels: int) -> Scan:
         found = _from_nibabel(scan, channels)
     elif _has(scan, "GetSpacing", "GetOrigin", "GetDirection", "GetDimension"):
         found = _from_simpleitk(scan, channels)
+    elif _has(scan, "GetSpacing", "GetOrigin"):
+        # As ITK's own images, which become arrays with their axes in reverse.
+        raise TypeError(f"the scan is of the type {_type_name(scan)}; expected {EXPECTED}")
     elif _has(scan, "detach", "cpu", "numpy") or hasattr(scan, "__array__"):
         has_place = False
         found = _from_array(_as_array(scan), affine, channels)
@@ -77,45 +80,51 @@ def _from_array(voxels: Array, affine: Any, channels: int) -> Scan:
             "an array of voxels has no place in the world; expected affine=, the 4x4 matrix from "
             "voxel index to world mm (right, anterior, superior): pass it"
         )
-    if not isinstance(affine, list | tuple):
-        affine = _as_array(affine)
     try:
-        matrix = np.array(affine, np.float64)
+        given = np.array(affine if isinstance(affine, list | tuple) else _as_array(affine))
     except (TypeError, ValueError):
-        matrix = np.empty(0)
-    if matrix.shape != (4, 4) or not np.array_equal(matrix[3], (0, 0, 0, 1)):
+        # Rows of several lengths, or a tensor that is no matrix of numbers.
+        given = np.array(affine, object)
+    is_matrix = given.shape == (4, 4) and given.dtype.kind in "iuf"
+    if not is_matrix or not np.array_equal(given[3], (0, 0, 0, 1)):
+        listed = " ".join(np.array2string(given, threshold=16).split())
         raise ScanError(
-            f"the affine has shape {matrix.shape} and is {np.array2string(matrix, threshold=16)}; "
-            "expected a 4x4 matrix with the last row 0 0 0 1: pass the one from voxel index to "
-            "world mm"
+            f"the affine has shape {given.shape} and is {listed}; expected a 4x4 matrix of numbers "
+            "with the last row 0 0 0 1: pass the one from voxel index to world mm"
         )
-    return _checked(voxels, matrix, channels)
+    return _checked(voxels, given.astype(np.float64), channels)
+
+
+def _readable(voxels: Array) -> Array:
+    """`voxels` with a type that has room for their sums."""
+    return voxels.astype(np.float32) if voxels.dtype == np.float16 else voxels
 
 
 def _checked(voxels: Array, matrix: Array, channels: int) -> Scan:
-    if voxels.dtype == np.float16:
-        # Of fewer values than sums of voxels have.
-        voxels = voxels.astype(np.float32)
+    voxels = _readable(voxels)
     check_voxels(voxels, channels)
     i, j, k = voxels.shape[:3]
     return Scan(Volume(voxels, Grid((i, j, k), matrix)))
 
 
 def _from_nibabel(image: Any, channels: int) -> Scan:
-    """As the file that nibabel would write of `image`, but with its voxels as they are."""
+    """As the NIfTI file that nibabel would write of `image`, but with its voxels as they are."""
     if image.affine is None:
         raise ScanError(
             "the image has no affine; expected one that places the voxels in the world: make it "
             "with its affine"
         )
-    kind = nib.Nifti2Image if isinstance(image.header, nib.Nifti2Header) else nib.Nifti1Image
+    # Of other formats the affine says everything, and their types need not be NIfTI's.
+    own = image.header if isinstance(image.header, nib.Nifti1Header) else None
+    is_long = max(image.shape) > NIFTI_1_AXIS
+    kind = nib.Nifti2Image if is_long or isinstance(own, nib.Nifti2Header) else nib.Nifti1Image
     # A copy, with a header of NIfTI that agrees with the affine.
     agreed: Any = kind
-    header = agreed(image.dataobj, image.affine, image.header).header
+    header = agreed(np.broadcast_to(np.uint8(0), image.shape), image.affine, own).header
     header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset
     found = parse_header(header.binaryblock, channels)
-    voxels = np.asanyarray(image.dataobj).reshape(found.shape)
+    voxels = _readable(np.asanyarray(image.dataobj).reshape(found.shape))
     check_voxels(voxels, channels)
     return Scan(Volume(voxels, found.grid), found.header, remarks=found.remarks)
 
@@ -126,8 +135,11 @@ def _from_simpleitk(image: Any, channels: int) -> Scan:
             f"the image has {image.GetDimension()} axes; expected three: extract the volume to "
             "segment"
         )
-    # Loaded, since the image is one of its own.
-    library = sys.modules[type(image).__module__.partition(".")[0]]
+    # Loaded, since the image is one of its own, or of a class that is derived from its own.
+    modules = [sys.modules[kind.__module__.partition(".")[0]] for kind in type(image).__mro__]
+    library = next((one for one in modules if hasattr(one, "GetArrayFromImage")), None)
+    if library is None:
+        raise TypeError(f"the scan is of the type {_type_name(image)}; expected {EXPECTED}")
     stored = library.GetArrayFromImage(image)
     # Stored as [k, j, i] or [k, j, i, component].
     voxels = stored.transpose(2, 1, 0, *range(3, stored.ndim))

@@ -18,16 +18,19 @@ from numpy.typing import NDArray
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Grid, Volume
 from rare_trt.scan.gz import MAGIC, GzipStream
-from rare_trt.scan.validation import ParsedHeader, check_channels, check_size, check_voxels
+from rare_trt.scan.validation import (
+    NIFTI_1_AXIS,
+    ParsedHeader,
+    check_channels,
+    check_size,
+    check_voxels,
+)
 
 # Far more than the acquisition's parameters, command lines and tables of label colours take.
 MAX_FOOTER: Final = 1 << 20
 
 # NIfTI's code for the coordinates of the scanner, which FreeSurfer's programs write for theirs.
 SCANNER: Final = 1
-
-# The longest axis of NIfTI-1.
-NIFTI_1_AXIS: Final = 2**15 - 1
 
 # Voxel sizes that differ by more than this share are stated twice.
 SAME_SIZE: Final = 0.01

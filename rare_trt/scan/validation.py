@@ -46,6 +46,9 @@ NOT_REAL: Final = {
 # The first bytes: either version's header and the mark whether extensions follow.
 START: Final = 544
 
+# The longest axis of NIfTI-1.
+NIFTI_1_AXIS: Final = 2**15 - 1
+
 # NIfTI's codes of coordinate systems: unknown, scanner, aligned, Talairach, MNI, other template.
 LARGEST_CODE: Final = 5
 
