@@ -208,7 +208,7 @@ def _draw_panel(
         ((end + 4, middle), across[1]),
         ((middle + 3, 1), up[2]),
         ((middle + 3, end), up[1]),
-        ((3, end), f"{name} {position:.0f} mm"),
+        ((3, end), f"{name} {round(position)} mm"),
     ):
         _legible(draw, at, text)
 

@@ -121,7 +121,6 @@ class Result:
     def __repr__(self) -> str:
         """A table: the route, the volumes, the flags, and how it was computed."""
         spacing = " x ".join(f"{size:.3g}" for size in self.grid.spacing_mm)
-        points = [box.at_mm for box in self.boxes if box.at_mm is not None]
         took = f"{sum(self.timings_ms.values()):.0f} ms"
         rows = [
             ("labels", f"{' x '.join(map(str, self.labels.shape))} voxels of {spacing} mm"),
@@ -131,12 +130,24 @@ class Result:
                 "computed",
                 f"{self.backend} {self.precision}, {took}",
             ),
-            *(("box at", ", ".join(f"{x:.4g}" for x in point) + " mm") for point in points),
+            *self._box_rows(),
             *((name, f"{volume:.0f} mm3") for name, volume in self.volumes_mm3.items()),
             *(("flag", flag) for flag in self.flags or ["none"]),
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join(["Result", *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+    def _box_rows(self) -> list[tuple[str, str]]:
+        """The points of boxes, and of several the volumes in each."""
+        rows = []
+        for number, box in enumerate(self.boxes, start=1):
+            point = ", ".join(f"{x:.4g}" for x in box.at_mm or ()) + " mm"
+            if len(self.boxes) > 1:
+                parts = (f"{name} {mm3:.0f} mm3" for name, mm3 in box.volumes_mm3.items())
+                rows.append((f"box {number} at", f"{point}: {', '.join(parts)}"))
+            elif box.at_mm is not None:
+                rows.append(("box at", point))
+        return rows
 
     def report(self) -> dict[str, Any]:
         """Everything about this run but the labels, ready for JSON."""

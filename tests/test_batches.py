@@ -84,6 +84,7 @@ def test_flags_of_several_scans_are_printed_counted_and_named(
         assert f"  {scan}: {len(flags)} flags\n" in err
     assert "flagged, look at their labels (2):" in err
     assert "2 of 2 scans segmented" in out
+    assert "segmenting" not in err, "a progress bar is for terminals"
 
 
 def test_a_scan_without_flags_is_named_without(

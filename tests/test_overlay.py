@@ -90,6 +90,18 @@ def ink(text: str) -> int:
     return int(np.asarray(image).astype(int).sum())
 
 
+def test_positions_have_no_negative_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr("rare_trt.overlay._legible", lambda draw, at, text: texts.append(text))
+    affine = np.diag([0.02, 0.02, 0.02, 1.0])
+    affine[:3, 3] = -0.4
+    grid = Grid((21, 21, 21), affine)
+    picture_png(
+        Volume(np.zeros(grid.shape), grid), Volume(np.zeros(grid.shape, np.uint8), grid), [], []
+    )
+    assert {text for text in texts if text.endswith(" mm")} == {"x 0 mm", "y 0 mm", "z 0 mm"}
+
+
 def test_letters_mark_the_sides_of_every_panel() -> None:
     """On a black scan nothing else is drawn near the sides' middles."""
     grid = Grid((21, 21, 21), np.eye(4))

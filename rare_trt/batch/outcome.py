@@ -46,9 +46,13 @@ def outcome_line(job: Job, outcome: Outcome) -> str:
         return f"not segmented: {outcome.reason}"
     if isinstance(outcome, Skip):
         return f"{job.scan}: skipped, {outcome.reason}"
-    volumes = ", ".join(f"{name} {mm3:.0f} mm3" for name, mm3 in outcome.volumes_mm3.items())
     flags = f": {'; '.join(outcome.flags)}" if outcome.flags else ""
-    return f"{job.scan}: {volumes}; {_flag_count(outcome)}{flags}"
+    return f"{job.scan}: {volumes_text(outcome.volumes_mm3)}; {_flag_count(outcome)}{flags}"
+
+
+def volumes_text(volumes_mm3: Mapping[str, float]) -> str:
+    """'anterior hippocampus 1416 mm3, posterior hippocampus 1395 mm3'."""
+    return ", ".join(f"{name} {mm3:.0f} mm3" for name, mm3 in volumes_mm3.items())
 
 
 def flagged_lines(outcomes: Mapping[Job, Outcome]) -> list[str]:

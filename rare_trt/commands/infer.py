@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rare_trt.backends import BACKENDS, Backend
-from rare_trt.batch.outcome import FAULTS, Failure, Outcome, failure, flagged_lines, outcome_line
+from rare_trt.batch.outcome import (
+    FAULTS,
+    Failure,
+    Outcome,
+    failure,
+    flagged_lines,
+    outcome_line,
+    volumes_text,
+)
 from rare_trt.commands import add_signature_option, add_threads_option, byte_count
 from rare_trt.errors import BackendError, ScanError
 from rare_trt.jobs import (
@@ -250,6 +258,10 @@ def _run_one(executor: Executor, job: Job, outcomes: dict[Job, Outcome]) -> None
     print(summary.route)
     for name, volume in summary.volumes_mm3.items():
         print(f"  {name}: {volume:.0f} mm3")
+    if len(summary.boxes) > 1:
+        for number, box in enumerate(summary.boxes, start=1):
+            point = ", ".join(f"{x:g}" for x in box.at_mm or ())
+            print(f"  box {number} at {point} mm: {volumes_text(box.volumes_mm3)}")
     for flag in summary.flags:
         print(f"  look at this: {flag}")
     print(f"{job.labels} ({summary.computed}, {summary.total_ms:.0f} ms)")

@@ -13,7 +13,7 @@ import numpy as np
 
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Array, Grid, Volume
-from rare_trt.scan.nifti import Scan
+from rare_trt.scan.nifti import Scan, refuse_labels
 from rare_trt.scan.validation import check_voxels, parse_header
 
 EXPECTED: Final = (
@@ -77,17 +77,17 @@ def _from_array(voxels: Array, affine: Any, channels: int) -> Scan:
             "an array of voxels has no place in the world; expected affine=, the 4x4 matrix from "
             "voxel index to world mm (right, anterior, superior): pass it"
         )
-    if not isinstance(affine, list | tuple):
-        affine = _as_array(affine)
     try:
-        matrix = np.array(affine, np.float64)
+        matrix = np.array(
+            affine if isinstance(affine, list | tuple) else _as_array(affine), np.float64
+        )
+        shown = f"has shape {matrix.shape} and is {np.array2string(matrix, threshold=16)}"
     except (TypeError, ValueError):
-        matrix = np.empty(0)
+        matrix, shown = np.empty(0), f"is {affine!r:.80}"
     if matrix.shape != (4, 4) or not np.array_equal(matrix[3], (0, 0, 0, 1)):
         raise ScanError(
-            f"the affine has shape {matrix.shape} and is {np.array2string(matrix, threshold=16)}; "
-            "expected a 4x4 matrix with the last row 0 0 0 1: pass the one from voxel index to "
-            "world mm"
+            f"the affine {shown}; expected a 4x4 matrix with the last row 0 0 0 1: pass the one "
+            "from voxel index to world mm"
         )
     return _checked(voxels, matrix, channels)
 
@@ -126,6 +126,11 @@ def _from_simpleitk(image: Any, channels: int) -> Scan:
             f"the image has {image.GetDimension()} axes; expected three: extract the volume to "
             "segment"
         )
+    # ITK keeps the fields of a file's NIfTI header, as text.
+    if image.HasMetaDataKey("intent_code"):
+        header = nib.Nifti1Header()
+        header["intent_code"] = int(image.GetMetaData("intent_code"))
+        refuse_labels(header)
     # Loaded, since the image is one of its own.
     library = sys.modules[type(image).__module__.partition(".")[0]]
     stored = library.GetArrayFromImage(image)
