@@ -471,6 +471,15 @@ def test_everything_that_is_left_out_is_named(
     )
 
 
+def test_a_missing_folder_is_called_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not a label file of the wrong name."""
+    missing = tmp_path / "missing"
+    sentence = refused(capsys, missing, "-o", tmp_path / "out")
+    assert f"{missing}: no such file" in sentence
+
+
 def test_a_folder_without_scans_is_called_what_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

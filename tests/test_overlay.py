@@ -181,6 +181,20 @@ def test_without_labels_the_boxes_are_zoomed_to_and_else_the_scan_is_shown() -> 
     assert np.ptp(np.nonzero(white)[1]) > PANEL_PIXELS / 2
 
 
+def test_names_outside_ascii_differ_in_the_picture() -> None:
+    """The font that Pillow brings has no more than ASCII, and shows a box for all other letters."""
+    grid = Grid((21, 21, 21), np.eye(4))
+    scan = Volume(np.random.default_rng(0).uniform(0, 1, grid.shape), grid)
+    labels = Volume(np.ones(grid.shape, np.uint8), grid)
+    one, other, escaped, label = (
+        picture_png(scan, labels, [name], [legend])
+        for name, legend in [("ü名", "a"), ("ä名", "a"), (r"\xfc\u540d", "a"), ("ü名", "é")]
+    )
+    assert one == escaped
+    assert one != other
+    assert label == picture_png(scan, labels, ["ü名"], [r"\xe9"])
+
+
 def test_long_names_and_legends_stay_inside() -> None:
     grid = Grid((21, 21, 21), np.eye(4))
     scan = Volume(np.random.default_rng(0).uniform(0, 1, grid.shape), grid)

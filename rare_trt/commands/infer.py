@@ -34,6 +34,7 @@ from rare_trt.jobs import (
 )
 from rare_trt.options import OPTIONS, add_options
 from rare_trt.serving.client import Client
+from rare_trt.storage.naming import file_size
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -188,9 +189,14 @@ def _check_server_arguments(arguments: argparse.Namespace) -> None:
 
 
 def plan_one(arguments: argparse.Namespace) -> Job:
-    """The job of the only scan, which may come in several files; raises OutputError before any work
-    where outputs would collide."""
+    """The job of the only scan, which may come in several files.
+
+    Raises ScanError where a file is missing, and OutputError where outputs would collide, before
+    any work. A missing folder is reported as such, not as a label file of the wrong name.
+    """
     scan = arguments.scans[0]
+    for path in (scan, *(arguments.channels or ())):
+        file_size(path)
     labels = arguments.output or scan.with_name(f"{scan_stem(scan)}_labels.nii.gz")
     report, picture = arguments.report, arguments.picture
     job = Job(
