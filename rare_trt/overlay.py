@@ -105,6 +105,7 @@ def picture_png(
     grey = np.clip((grey - low) / ((high - low) or 1.0), 0.0, 1.0)
     outlines = [_bounds(box, grid) for box in boxes]
     width = (1 + len(SLICES)) * (PANEL_PIXELS + GAP_PIXELS) + GAP_PIXELS
+    title, legend = [_in_ascii(line) for line in title], [_in_ascii(name) for name in legend]
     rows = _legend_rows(legend, width)
     height = 3 * (PANEL_PIXELS + GAP_PIXELS) + (len(title) + len(rows)) * LINE_PIXELS
     canvas = Image.new("RGB", (width, height + 2 * GAP_PIXELS))
@@ -208,7 +209,7 @@ def _draw_panel(
         ((end + 4, middle), across[1]),
         ((middle + 3, 1), up[2]),
         ((middle + 3, end), up[1]),
-        ((3, end), f"{name} {position:.0f} mm"),
+        ((3, end), f"{name} {round(position)} mm"),
     ):
         _legible(draw, at, text)
 
@@ -237,9 +238,14 @@ def _legend_rows(legend: Sequence[str], width: int) -> list[list[tuple[int, int]
     return rows
 
 
+def _in_ascii(text: str) -> str:
+    """`text` on one line, with what the font does not have as Python's escapes: '\\xfc' for 'ü'."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return line.encode("ascii", "backslashreplace").decode()
+
+
 def _fit(draw: ImageDraw, text: str, width: int) -> str:
-    """`text` with its middle left out where it is wider than `width` pixels, on one line."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    """`text` with its middle left out where it is wider than `width` pixels."""
     shown, kept = text, len(text)
     while draw.textlength(shown) > width:
         kept -= 1

@@ -156,7 +156,6 @@ class Result:
     def __repr__(self) -> str:
         """A table: the route, the volumes, the flags, and how it was computed."""
         spacing = " x ".join(f"{size:.3g}" for size in self.grid.spacing_mm)
-        points = [box.at_mm for box in self.boxes if box.at_mm is not None]
         took = f"{sum(self.timings_ms.values()):.0f} ms"
         rows = [
             ("labels", f"{' x '.join(map(str, self.labels.shape))} voxels of {spacing} mm"),
@@ -166,12 +165,24 @@ class Result:
                 "computed",
                 f"{self.backend} {self.precision}, {took}",
             ),
-            *(("box at", ", ".join(f"{x:.4g}" for x in point) + " mm") for point in points),
+            *self._box_rows(),
             *((name, f"{volume:.0f} mm3") for name, volume in self.volumes_mm3.items()),
             *(("flag", flag) for flag in self.flags or ["none"]),
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join(["Result", *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+    def _box_rows(self) -> list[tuple[str, str]]:
+        """The points of boxes, and of several the volumes in each."""
+        rows = []
+        for number, box in enumerate(self.boxes, start=1):
+            point = ", ".join(f"{x:.4g}" for x in box.at_mm or ()) + " mm"
+            if len(self.boxes) > 1:
+                parts = (f"{name} {mm3:.0f} mm3" for name, mm3 in box.volumes_mm3.items())
+                rows.append((f"box {number} at", f"{point}: {', '.join(parts)}"))
+            elif box.at_mm is not None:
+                rows.append(("box at", point))
+        return rows
 
     def report(self) -> dict[str, Any]:
         """Everything about this run but the labels, ready for JSON."""
@@ -276,7 +287,9 @@ class Result:
     def _picture(self) -> bytes:
         legend = [f"{name} {volume:.0f} mm3" for name, volume in self.volumes_mm3.items()]
         labels = Volume(self.labels, self.grid)
-        title = [text for text in (self.scan.name, str(self.route)) if text]
+        count = len(self.flags)
+        flags = f"{count} flag{'s' if count > 1 else ''}: look at the report" if count else ""
+        title = [text for text in (self.scan.name, str(self.route), flags) if text]
         boxes = [box_grid(self.grid, box.part) for box in self.boxes if box.at_mm is not None]
         return picture_png(self.scan.volume, labels, title, legend, boxes)
 

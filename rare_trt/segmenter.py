@@ -130,6 +130,11 @@ class Segmenter:
         self._pool.check_open()
         return partial(type(self), **self._arguments), ()
 
+    def __repr__(self) -> str:
+        """The package's name and folder, and the backend that was requested."""
+        name, backend = self.package.manifest.name, self._arguments["backend"]
+        return f"Segmenter({name!r} in {str(self.package.folder)!r}, backend {backend!r})"
+
     def read(self, files: Files) -> Scan:
         """The scan in a NIfTI file that holds every channel of the package, or in several files,
         one per channel in the package's order (`package.manifest.model.channels`).

@@ -84,6 +84,7 @@ def test_flags_of_several_scans_are_printed_counted_and_named(
         assert f"  {scan}: {len(flags)} flags\n" in err
     assert "flagged, look at their labels (2):" in err
     assert "2 of 2 scans segmented" in out
+    assert "segmenting" not in err, "a progress bar is for terminals"
 
 
 def test_a_scan_without_flags_is_named_without(
@@ -535,6 +536,15 @@ def test_everything_that_is_left_out_is_named(
         f"rare-trt: left out (1):\n  {scans}: files that are not named as scans "
         "(.json: 2, .txt: 1, no ending: 1)\n" in capsys.readouterr().err
     )
+
+
+def test_a_missing_folder_is_called_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not a label file of the wrong name."""
+    missing = tmp_path / "missing"
+    sentence = refused(capsys, missing, "-o", tmp_path / "out")
+    assert f"{missing}: no such file" in sentence
 
 
 def test_a_folder_without_scans_is_called_what_it_is(

@@ -80,7 +80,10 @@ def test_two_points_are_two_boxes(segmenter: Segmenter, head: Head) -> None:
         for box, alone in zip(both.boxes, (left, right), strict=True):
             assert (both.labels[box.part] == alone.labels[box.part]).all()
             assert np.count_nonzero(both.labels[box.part]) == np.count_nonzero(alone.labels)
-    assert repr(both).count("box at") == 2
+    lines = repr(both).splitlines()
+    for number, box in enumerate(both.boxes, start=1):
+        (line,) = (line for line in lines if line.startswith(f"  box {number} at "))
+        assert all(f"{name} {mm3:.0f} mm3" in line for name, mm3 in box.volumes_mm3.items())
 
 
 def test_one_point_in_a_list_is_that_point(segmenter: Segmenter, head: Head) -> None:
@@ -224,7 +227,10 @@ def test_a_strict_run_names_the_box(segmenter: Segmenter, head: Head) -> None:
         ({"at": [(1, 2, 3), (1, 2)]}, "expected three numbers each"),
         ({"at": "here"}, "the points are 'here'; expected three numbers each"),
         ({"at": [(0, 0, 0), (np.nan, 0, 0)]}, "expected three finite numbers"),
-        ({"at": [(900.0, 0, 0)]}, "outside the scan"),
+        (
+            {"at": [(900.0, 0, 0)]},
+            "the point 900, 0, 0 lies outside the scan, which reaches from -81, -91, -41 to ",
+        ),
         ({"at_voxel": (1, 2, 400)}, "the voxel 1, 2, 400 is not one of the scan; expected whole"),
         ({"at_voxel": (1, 2, 10**400)}, "expected three numbers each"),
         ({"at_voxel": (1, 2, -1)}, "the voxel 1, 2, -1 is not one of the scan"),
@@ -277,6 +283,11 @@ def test_the_command_line_takes_several_points(
     command = ["infer", str(head_file), "-o", str(out), "--report", str(report)]
     assert main([*command, *points]) == 0
     expected = segmenter.segment(head_file, at=[head.left, head.right])
+    printed = capsys.readouterr().out
+    for number, box in enumerate(expected.boxes, start=1):
+        volumes = (f"{name} {mm3:.0f} mm3" for name, mm3 in box.volumes_mm3.items())
+        point = ", ".join(f"{x:g}" for x in (head.left, head.right)[number - 1])
+        assert f"  box {number} at {point} mm: {', '.join(volumes)}\n" in printed
     assert np.array_equal(labels_of(out), expected.labels)
     assert json.loads(report.read_text())["at_mm"] == [list(head.left), list(head.right)]
     voxel = head.scan.volume.grid.index(np.array(head.left)).round().astype(int)

@@ -73,7 +73,7 @@ def test_every_fault_of_every_file_is_reported_at_once(tmp_path: Path) -> None:
     expected = (
         ("images/b.nii.gz", "no contrast"),
         ("labels/b.nii.gz", "holds 300, 600; expected 0 to 2"),
-        ("labels/c.nii.gz", "holds 0.5, which are not whole numbers"),
+        ("labels/c.nii.gz", "holds values that are not whole numbers (0.5)"),
         ("labels/d.nii.gz", "another grid"),
         ("images/e.nii.gz", "the gzip stream is damaged"),
         ("images/f.nii.gz", "the file is empty"),
@@ -118,8 +118,8 @@ def test_more_labels_than_a_package_takes_are_refused_with_the_recipe() -> None:
     [
         (2e-5, None),
         (-9e-4, None),
-        (2e-3, "holds 1.002, which"),
-        (0.5, "holds 1.5, which are not whole numbers; expected labels from 0 to 2"),
+        (2e-3, "not whole numbers (1.002)"),
+        (0.5, "holds values that are not whole numbers (1.5); expected labels from 0 to 2"),
     ],
 )
 def test_labels_are_read_where_they_are_nearly_whole(

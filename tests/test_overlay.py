@@ -90,6 +90,18 @@ def ink(text: str) -> int:
     return int(np.asarray(image).astype(int).sum())
 
 
+def test_positions_have_no_negative_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr("rare_trt.overlay._legible", lambda draw, at, text: texts.append(text))
+    affine = np.diag([0.02, 0.02, 0.02, 1.0])
+    affine[:3, 3] = -0.4
+    grid = Grid((21, 21, 21), affine)
+    picture_png(
+        Volume(np.zeros(grid.shape), grid), Volume(np.zeros(grid.shape, np.uint8), grid), [], []
+    )
+    assert {text for text in texts if text.endswith(" mm")} == {"x 0 mm", "y 0 mm", "z 0 mm"}
+
+
 def test_letters_mark_the_sides_of_every_panel() -> None:
     """On a black scan nothing else is drawn near the sides' middles."""
     grid = Grid((21, 21, 21), np.eye(4))
@@ -167,6 +179,20 @@ def test_without_labels_the_boxes_are_zoomed_to_and_else_the_scan_is_shown() -> 
     boxed, _ = drawn(shape, [], [grid.box((5, 10, 20), (20, 30, 15))])
     white = (panel(boxed, 1, 2) == 255).all(axis=-1)
     assert np.ptp(np.nonzero(white)[1]) > PANEL_PIXELS / 2
+
+
+def test_names_outside_ascii_differ_in_the_picture() -> None:
+    """The font that Pillow brings has no more than ASCII, and shows a box for all other letters."""
+    grid = Grid((21, 21, 21), np.eye(4))
+    scan = Volume(np.random.default_rng(0).uniform(0, 1, grid.shape), grid)
+    labels = Volume(np.ones(grid.shape, np.uint8), grid)
+    one, other, escaped, label = (
+        picture_png(scan, labels, [name], [legend])
+        for name, legend in [("ü名", "a"), ("ä名", "a"), (r"\xfc\u540d", "a"), ("ü名", "é")]
+    )
+    assert one == escaped
+    assert one != other
+    assert label == picture_png(scan, labels, ["ü名"], [r"\xe9"])
 
 
 def test_long_names_and_legends_stay_inside() -> None:

@@ -257,6 +257,16 @@ def test_an_absent_package_names_the_shipped_ones() -> None:
         open_package("hippocampos")
 
 
+def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:
+    """A folder of scans in the package's place, for instance."""
+    with pytest.raises(PackageError) as refusal:
+        open_package(tmp_path)
+    assert str(refusal.value) == (
+        f"{tmp_path}: is no package (it has no manifest.json); expected a folder NAME.rare: check "
+        "its name, or install the package again"
+    )
+
+
 def damaged(values: dict[str, Any], path: str, value: Any) -> bytes:
     """`values` with the entry at `path` replaced (or, for ..., removed)."""
     *parents, last = path.split("/")

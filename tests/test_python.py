@@ -103,7 +103,11 @@ def test_an_image_of_simpleitk_is_its_file(
     sitk = pytest.importorskip("SimpleITK")
     source = oblique(path, tmp_path)
     same(segmenter.segment(sitk.ReadImage(str(source))), segmenter.segment(source))
+    labels = nib.load(source)
+    labels.header["intent_code"] = 1002
+    nib.save(labels, tmp_path / "labels.nii.gz")
     for image, words in [
+        (sitk.ReadImage(str(tmp_path / "labels.nii.gz")), "the file holds labels"),
         (sitk.Image(9, 9, sitk.sitkFloat32), "the image has 2 axes"),
         (sitk.Image([9, 9, 9], sitk.sitkVectorFloat32, 2), "2 channels"),
         (sitk.Image([9, 9, 9], sitk.sitkComplexFloat32), "expected real numbers"),
@@ -329,6 +333,12 @@ def test_a_result_is_read_by_names(segmenter: Segmenter, expected: Result) -> No
     forced = segmenter.segment(expected.scan, route=0)
     assert "the route was forced" in forced.flags
     assert "the route was forced" in repr(forced)
+
+
+def test_a_segmenter_shows_its_package(segmenter: Segmenter) -> None:
+    shown = repr(segmenter)
+    assert shown.startswith("Segmenter('hippocampus' in ")
+    assert str(segmenter.package.folder) in shown
 
 
 def volumes(segmenter: Segmenter, path: Path) -> dict[str, float]:

@@ -681,7 +681,7 @@ def test_files_that_do_not_fit_together_are_refused(labelled: Path, tmp_path: Pa
         load_case(CaseFiles("x", image, labelled / "labels/case_002.nii.gz"), 1, 3)
     with pytest.raises(ScanError, match="holds 2; expected 0 to 1"):
         load_case(CaseFiles("x", image, labels), 1, 2)
-    with pytest.raises(ScanError, match=r"holds (\S+, ){5}\.\.\., which are not whole"):
+    with pytest.raises(ScanError, match=r"not whole numbers \((\S+, ){5}\.\.\.\)"):
         load_case(CaseFiles("x", image, image), 1, 3)
 
 

@@ -140,6 +140,8 @@ TEST_CASE("the status is that of the error") {
   CHECK(rare_trt_open("/no/such/package", nullptr, &segmenter) == RARE_TRT_ERROR_PACKAGE);
   CHECK(segmenter == nullptr);
   CHECK(std::string(rare_trt_last_error()).find("/no/such/package") == 0);
+  CHECK(rare_trt_open("/", nullptr, &segmenter) == RARE_TRT_ERROR_PACKAGE);
+  CHECK(std::string(rare_trt_last_error()).find("/: is no package (it has no manifest.json)") == 0);
   rare_trt_options options{};
   options.size = sizeof options;
   options.backend = RARE_TRT_BACKEND_TENSORRT;

@@ -51,9 +51,13 @@ def outcome_line(job: Job, outcome: Outcome) -> str:
     if isinstance(outcome, Skip):
         flagged = f"; {FLAGGED_BEFORE}" if outcome.is_flagged else ""
         return f"{job.scan}: skipped, {outcome.reason}{flagged}"
-    volumes = ", ".join(f"{name} {mm3:.0f} mm3" for name, mm3 in outcome.volumes_mm3.items())
     flags = f": {'; '.join(outcome.flags)}" if outcome.flags else ""
-    return f"{job.scan}: {volumes}; {_flag_count(outcome)}{flags}"
+    return f"{job.scan}: {volumes_text(outcome.volumes_mm3)}; {_flag_count(outcome)}{flags}"
+
+
+def volumes_text(volumes_mm3: Mapping[str, float]) -> str:
+    """'anterior hippocampus 1416 mm3, posterior hippocampus 1395 mm3'."""
+    return ", ".join(f"{name} {mm3:.0f} mm3" for name, mm3 in volumes_mm3.items())
 
 
 def flagged_lines(outcomes: Mapping[Job, Outcome]) -> list[str]:

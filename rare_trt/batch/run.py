@@ -17,7 +17,8 @@ Record: TypeAlias = Callable[[Job, Outcome], None]
 
 
 def run_jobs(executor: Executor, jobs: Sequence[Job], record: Record) -> None:
-    """Segments every job, past failures, under a progress bar; `record` gets each outcome.
+    """Segments every job, past failures, under a progress bar on a terminal; `record` gets each
+    outcome.
 
     While one scan is segmented the next one is read and the previous one written, no more than
     that. Where the run is interrupted, the scan that is being written is finished and recorded.
@@ -30,7 +31,8 @@ def run_jobs(executor: Executor, jobs: Sequence[Job], record: Record) -> None:
     with (
         ThreadPoolExecutor(1) as reader,
         _Writer(executor, record) as writer,
-        tqdm(jobs, "segmenting", unit="scan", file=sys.stderr) as bar,
+        # In a log file the lines on the scans are the progress.
+        tqdm(jobs, "segmenting", unit="scan", file=sys.stderr, disable=None) as bar,
     ):
         ahead = (reader.submit(read, job) for job in jobs)
         reading = next(ahead)

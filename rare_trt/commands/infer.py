@@ -19,6 +19,7 @@ from rare_trt.batch.outcome import (
     failure,
     flagged_lines,
     outcome_line,
+    volumes_text,
 )
 from rare_trt.commands import add_signature_option, add_threads_option, byte_count
 from rare_trt.errors import BackendError, ScanError
@@ -34,6 +35,7 @@ from rare_trt.jobs import (
 )
 from rare_trt.options import OPTIONS, add_options
 from rare_trt.serving.client import Client
+from rare_trt.storage.naming import file_size
 
 if TYPE_CHECKING:
     from rare_trt.commands import Parsers
@@ -191,9 +193,14 @@ def _check_server_arguments(arguments: argparse.Namespace) -> None:
 
 
 def plan_one(arguments: argparse.Namespace) -> Job:
-    """The job of the only scan, which may come in several files; raises OutputError before any work
-    where outputs would collide."""
+    """The job of the only scan, which may come in several files.
+
+    Raises ScanError where a file is missing, and OutputError where outputs would collide, before
+    any work. A missing folder is reported as such, not as a label file of the wrong name.
+    """
     scan = arguments.scans[0]
+    for path in (scan, *(arguments.channels or ())):
+        file_size(path)
     labels = arguments.output or scan.with_name(f"{scan_stem(scan)}_labels.nii.gz")
     report, picture = arguments.report, arguments.picture
     job = Job(
@@ -261,6 +268,10 @@ def _run_one(executor: Executor, job: Job, outcomes: dict[Job, Outcome]) -> None
     print(summary.route)
     for name, volume in summary.volumes_mm3.items():
         print(f"  {name}: {volume:.0f} mm3")
+    if len(summary.boxes) > 1:
+        for number, box in enumerate(summary.boxes, start=1):
+            point = ", ".join(f"{x:g}" for x in box.at_mm or ())
+            print(f"  box {number} at {point} mm: {volumes_text(box.volumes_mm3)}")
     for flag in summary.flags:
         print(f"  look at this: {flag}")
     print(f"{job.labels} ({summary.computed}, {summary.total_ms:.0f} ms)")

@@ -202,7 +202,7 @@ def _whole_labels(path: Path, voxels: Array, classes: int) -> Array:
     between = values[np.abs(values - whole) > ROUNDING]
     if between.size:
         raise ScanError(
-            f"{path}: holds {_list_values(between)}, which are not whole numbers; expected labels "
+            f"{path}: holds values that are not whole numbers ({_list_values(between)}); expected labels "
             f"from 0 to {classes - 1}: resample label maps to the nearest voxel, and write them as "
             "integers"
         )

@@ -247,8 +247,14 @@ def package_folder(name_or_folder: str | os.PathLike[str]) -> Path:
 
 
 def read_manifest(folder: Path) -> bytes:
-    """The bytes of the manifest of the package in `folder`."""
-    return _read(inside(folder, MANIFEST), limit=MAX_MANIFEST_BYTES)
+    """The bytes of the manifest of the package in `folder`; raises PackageError."""
+    path = inside(folder, MANIFEST)
+    if not os.path.lexists(path):
+        raise PackageError(
+            f"{folder}: is no package (it has no {MANIFEST}); expected a folder NAME.rare: check "
+            "its name, or install the package again"
+        )
+    return _read(path, limit=MAX_MANIFEST_BYTES)
 
 
 def read_signature(folder: Path) -> bytes | None:

@@ -225,8 +225,8 @@ def box_at(grid: Grid, point_mm: Triple, size_mm: Triple) -> Slices:
         corners = grid.world_mm(np.array(list(product(*([-0.5, n - 0.5] for n in grid.shape)))))
         low, high = corners.min(axis=0).round(1), corners.max(axis=0).round(1)
         raise ScanError(
-            f"the point {as_mm(point_mm)} lies outside the scan, which reaches from "
-            f"{low.tolist()} to {high.tolist()} mm (right, anterior, superior): choose a "
+            f"the point {as_point(point_mm)} lies outside the scan, which reaches from "
+            f"{as_point(low)} to {as_point(high)} mm (right, anterior, superior): choose a "
             "point inside for --at"
         )
     wanted = np.maximum(1, np.round(np.array(size_mm) / spacing)).astype(int)
@@ -246,3 +246,8 @@ def box_grid(grid: Grid, box: Slices) -> Grid:
 def as_mm(values: Triple) -> str:
     """'35 x 50.5 x 36'."""
     return " x ".join(f"{value:.4g}" for value in values)
+
+
+def as_point(values: Sequence[float]) -> str:
+    """'-28, 20.5, -18'."""
+    return ", ".join(f"{value:g}" for value in values)

@@ -77,6 +77,9 @@ SHELL_MM: Final = 3.0
 # Equal steps between the clip percentiles in which intensities are ranked.
 LEVELS: Final = 256
 
+# How far from the mean usual values lie: 95 % of a normal distribution.
+USUAL_DEVIATIONS: Final = 2.0
+
 # What is less of a mm, between the centres of two grids, is rounding.
 OFFSET_DECIMALS: Final = 6
 
@@ -214,9 +217,15 @@ def range_text(value: float, limits: tuple[float, float], digits: int, unit: str
     show on which side it lies."""
     low, high = limits
     beyond = high if value > high else low
-    while digits < MAX_DIGITS and f"{value:.{digits}f}" == f"{beyond:.{digits}f}":
+    while digits < MAX_DIGITS and _fixed(value, digits) == _fixed(beyond, digits):
         digits += 1
-    return f"{value:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f}"
+    return f"{_fixed(value, digits)}{unit} ({_fixed(low, digits)} to {_fixed(high, digits)}"
+
+
+def _fixed(value: float, digits: int) -> str:
+    """`value` with so many decimals; zero has no sign."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if not text.strip("-0.") else text
 
 
 def label_statistics(
@@ -298,11 +307,12 @@ def doubtful_label_flags(
             )
         ]
         most = away.index(max(away))
+        mean, reach = gaussian.mean[most], USUAL_DEVIATIONS * gaussian.deviation[most]
         flags.append(
             f"doubtful labels: {what} {distance:.2f} deviations from training's, "
             f"{gaussian.limit:.2f} at most are accepted (the furthest: {names[most]} is "
-            f"{values[most]:.2f}, {gaussian.mean[most]:.2f} +- {gaussian.deviation[most]:.2f} "
-            "in training)"
+            f"{_fixed(values[most], 2)}, usually {_fixed(mean - reach, 2)} to "
+            f"{_fixed(mean + reach, 2)} in training)"
         )
     return flags
 

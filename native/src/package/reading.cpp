@@ -51,6 +51,12 @@ std::string build_again(const fs::path& engines) {
 
 std::pair<Manifest, std::string> read_manifest(const fs::path& folder) {
   check_no_link(folder, "manifest.json");
+  std::error_code unknown;
+  if (fs::symlink_status(folder / "manifest.json", unknown).type() == fs::file_type::not_found) {
+    throw PackageError(text(folder.string(),
+                            ": is no package (it has no manifest.json); expected a folder "
+                            "NAME.rare: check its name, or install the package again"));
+  }
   const std::string data = read_bounded(folder / "manifest.json", kMaxManifestBytes);
   try {
     return {manifest_from_json(data), sha256_hex(data)};

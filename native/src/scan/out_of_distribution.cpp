@@ -19,6 +19,9 @@ constexpr std::size_t kLevels = 256;
 constexpr double kHighShare = 0.9;
 constexpr int kMaxDigits = 6;
 
+// How far from the mean usual values lie, in deviations.
+constexpr double kUsualDeviations = 2.0;
+
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 std::string fixed(double value, int digits) {
@@ -26,7 +29,11 @@ std::string fixed(double value, int digits) {
   out.imbue(std::locale::classic());
   out.precision(digits);
   out << std::fixed << value;
-  return out.str();
+  std::string found = out.str();
+  // Zero has no sign.
+  if (found.find_first_not_of("-0.") == std::string::npos && found.front() == '-')
+    found.erase(0, 1);
+  return found;
 }
 
 // The part of a volume of labels [i, j, k], k fastest, that has them all and their surroundings.
@@ -270,11 +277,13 @@ void add_flag(const char* what, const std::vector<double>& values, const Gaussia
   }
   const auto most =
       static_cast<std::size_t>(std::max_element(away.begin(), away.end()) - away.begin());
+  const double mean = gaussian.mean[most];
+  const double reach = kUsualDeviations * gaussian.deviation[most];
   flags.push_back(text("doubtful labels: ", what, " ", fixed(distance, 2),
                        " deviations from training's, ", fixed(gaussian.limit, 2),
                        " at most are accepted (the furthest: ", names[most], " is ",
-                       fixed(values[most], 2), ", ", fixed(gaussian.mean[most], 2), " +- ",
-                       fixed(gaussian.deviation[most], 2), " in training)"));
+                       fixed(values[most], 2), ", usually ", fixed(mean - reach, 2), " to ",
+                       fixed(mean + reach, 2), " in training)"));
 }
 
 }  // namespace
