@@ -202,8 +202,8 @@ def _whole_labels(path: Path, voxels: Array, classes: int) -> Array:
     between = values[np.abs(values - whole) > ROUNDING]
     if between.size:
         raise ScanError(
-            f"{path}: holds values that are not whole numbers ({_list_values(between)}); expected labels "
-            f"from 0 to {classes - 1}: resample label maps to the nearest voxel, and write them as "
+            f"{path}: holds values that are not whole numbers ({_list_values(between)}); expected "
+            f"labels from 0 to {classes - 1}: resample label maps to the nearest voxel, and write them as "
             "integers"
         )
     unknown = values[(whole < 0) | (whole >= classes)]
