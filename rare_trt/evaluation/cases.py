@@ -203,8 +203,8 @@ def _whole_labels(path: Path, voxels: Array, classes: int) -> Array:
     if between.size:
         raise ScanError(
             f"{path}: holds values that are not whole numbers ({_list_values(between)}); expected "
-            f"labels from 0 to {classes - 1}: resample label maps to the nearest voxel, and write them as "
-            "integers"
+            f"labels from 0 to {classes - 1}: resample label maps to the nearest voxel, and write "
+            "them as integers"
         )
     unknown = values[(whole < 0) | (whole >= classes)]
     if unknown.size:
