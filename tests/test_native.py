@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+
+from rare_trt import Segmenter
 
 REPOSITORY = Path(__file__).parents[1]
 WARNINGS_ARE_ERRORS = ("-D", "CMAKE_C_FLAGS=-Werror", "-D", "CMAKE_CXX_FLAGS=-Werror")
@@ -33,6 +38,22 @@ def test_the_library_builds_and_passes_its_own_tests(tmp_path: Path) -> None:
         done = _run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "0 tests failed" in done.stdout
+    # The example program is built where nifticlib is installed.
+    if (build / "native" / "segment").exists():
+        check_the_command_of_get_started(build, tmp_path)
+
+
+def check_the_command_of_get_started(build: Path, folder: Path) -> None:
+    """The last line of the block for C, with this build: labels as Python's."""
+    text = (REPOSITORY / "docs" / "get-started.md").read_text()
+    found = re.search(r"^build/native/segment (\S+) (\S+) labels_c\.nii\.gz$", text, re.MULTILINE)
+    assert found
+    package, scan = (REPOSITORY / name for name in found.groups())
+    done = _run(build / "native" / "segment", package, scan, folder / "labels_c.nii.gz")
+    assert done.returncode == 0, done.stderr
+    labels = np.asarray(nib.load(folder / "labels_c.nii.gz").dataobj)
+    with Segmenter.load(package) as segmenter:
+        assert (labels == segmenter.segment(scan).labels).all()
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake")

@@ -121,6 +121,6 @@ def test_a_network_learns_from_heads_beside_cases(
     weights = [run.network.state_dict()["encoder.1.0.weight"] for run in (plain, both)]
     assert not torch.equal(*weights)
     # The checkpoint goes on with or without them: only cycles that were added differ.
-    longer = replace(recipe, cycles=(2, 1), data_source="also heads")
+    longer = replace(recipe, cycles=(2, 1), data_source="also heads", rim_weight=1.0)
     (tmp_path / "both" / "state.safetensors").unlink()
     assert train([tmp_path / "data"], tmp_path / "both", longer, [head]).facts.epochs == 3

@@ -19,8 +19,8 @@ from rare_trt.training.checkpoint import Checkpoint, TrainingFacts, load_checkpo
 from rare_trt.training.log import LogRow, log_from_csv
 from rare_trt.training.recipe import Recipe, recipe_from_json
 
-# Entries of a recipe that name the data.
-_NAMED: Final = ("data_source", "data_licence")
+# Entries of a recipe that name its data, or that say how much a part of them counts.
+_NAMED: Final = ("data_source", "data_licence", "rim_weight")
 
 STATE: Final = "state.safetensors"
 LOG: Final = "log.csv"
