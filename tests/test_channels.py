@@ -421,7 +421,8 @@ def test_the_number_of_files_must_be_that_of_the_channels(
     count: int,
     word: str,
 ) -> None:
-    some = [*files, files[0].with_name("more.nii.gz")][:count]
+    more = shutil.copy(files[0], files[0].with_name("more.nii.gz"))
+    some = [*files, Path(more)][:count]
     sentence = refused(capsys, [*arguments(some), "--package", package.folder])
     assert sentence == (
         f"{files[0]}: the scan comes in {word}; this package takes 3, one per channel "

@@ -123,7 +123,7 @@ def test_box_does_not_depend_on_the_axis_order_of_the_file() -> None:
 def test_point_outside_is_refused_with_the_point_and_the_reach() -> None:
     grid = grid_of((11, 21, 31), (1.0, 1.0, 1.0))
     with pytest.raises(
-        ScanError, match=r"500 x 0 x 0.*-40\.5, 9\.5, 24\.5.*-29\.5, 30\.5, 55\.5"
+        ScanError, match=r"500, 0, 0.*-40\.5, 9\.5, 24\.5.*-29\.5, 30\.5, 55\.5"
     ) as error:
         box_at(grid, (500.0, 0.0, 0.0), (10.0, 10.0, 10.0))
     assert "\n" not in str(error.value)
@@ -141,7 +141,7 @@ def test_reach_of_an_oblique_scan_includes_all_its_voxels() -> None:
     grid = grid_of((50, 50, 50), (1.0, 1.0, 1.0), turn_deg=35.0)
     with pytest.raises(ScanError) as error:
         box_at(grid, (500.0, 0.0, 0.0), (10.0, 10.0, 10.0))
-    low, high = numbers_in_brackets(str(error.value))
+    low, high = reach_in(str(error.value))
     corners = grid.world_mm(np.array(list(product((0, 49), repeat=3))))
     assert (corners >= low - 0.1).all()
     assert (corners <= high + 0.1).all()
@@ -201,11 +201,11 @@ def test_rounding_of_a_float32_spacing_does_not_refuse() -> None:
         check_field_of_view(grid_of((60, 80, 60), (1.001, 1.0, 1.0)), ACCEPTED)
 
 
-def numbers_in_brackets(text: str) -> list[NDArray[np.float64]]:
-    return [
-        np.array([float(number) for number in found.split(",")])
-        for found in re.findall(r"\[([^\]]*)\]", text)
-    ]
+def reach_in(sentence: str) -> list[NDArray[np.float64]]:
+    """The two points in 'reaches from X, Y, Z to X, Y, Z mm'."""
+    found = re.search(r"reaches from (.*) to (.*) mm \(right", sentence)
+    assert found
+    return [np.array([float(n) for n in point.split(",")]) for point in found.groups()]
 
 
 @quick
