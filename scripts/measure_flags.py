@@ -28,6 +28,7 @@ from rare_trt import Scan, Segmenter
 from rare_trt.errors import ScanError
 from rare_trt.evaluation.cases import Case, find_cases, load_cases
 from rare_trt.evaluation.measurements import acquisitions
+from rare_trt.evaluation.simulation import acquire, whole_voxel_grid
 from rare_trt.scan.field_of_view import FieldOfView, box_at, box_grid
 from rare_trt.scan.geometry import Canonical, Grid, Triple, Volume
 
@@ -55,6 +56,12 @@ CAVITY_MM: Final = 6.0
 
 # Percentile of a crop's voxels that stands for cerebrospinal fluid.
 FLUID: Final = 5.0
+
+# Voxels in mm of heads as other scans would show them.
+OTHER_SPACINGS: Final[tuple[Triple, ...]] = (
+    *((s, s, s) for s in (1.0, 3.0, 4.0, 8.0)),
+    *((2.0, 2.0, 6.0), (2.0, 6.0, 2.0), (6.0, 2.0, 2.0), (1.0, 1.0, 5.0)),
+)
 
 # A slice of the neck has more tissue.
 LEAST_NECK_MM2: Final = 800.0
@@ -116,6 +123,10 @@ def head_samples(head: Head, source: str, accepted: FieldOfView) -> Iterator[Sam
         volume = Volume(voxels[part], box_grid(head.grid, part))
         return Sample(source, head.name, kind, wrong, volume)
 
+    others = []
+    for spacing in OTHER_SPACINGS:
+        grid = whole_voxel_grid(head.grid, spacing)
+        others.append((acquire(head.voxels[None], head.grid, grid)[0], grid))
     for side, label in enumerate(head.meaning["hippocampus"]):
         structure = head.labels == label
         centre = centre_of(structure, head.grid)
@@ -123,6 +134,11 @@ def head_samples(head: Head, source: str, accepted: FieldOfView) -> Iterator[Sam
         shift = rng.uniform(-5.0, 5.0, 3)
         honest = box("box at the label", False, centre, head.voxels)
         yield honest
+        for averaged, grid in others:
+            part = box_at(grid, centre, accepted.typical)
+            volume = Volume(averaged[part], box_grid(grid, part))
+            size = " x ".join(f"{mm:g}" for mm in grid.spacing_mm)
+            yield Sample(source, head.name, f"box at the label, {size} mm", False, volume)
         moved = (centre[0] + shift[0], centre[1] + shift[1], centre[2] + shift[2])
         yield box("box within 5 mm of it per axis", False, moved, head.voxels)
         yield from spoiled(honest, rng)
