@@ -126,8 +126,8 @@ def whole_head(crop: Path, path: Path) -> None:
 
 
 def small_recipe() -> dict[str, object]:
-    """The shipped recipe with a network of two routes, for 2 and 4 mm, that trains in half a minute:
-    in less its labels stay so nearly equal that a build refuses the package."""
+    """The shipped recipe with a network of two routes, for 2 and 4 mm, that trains in half a
+    minute: in less its labels stay so nearly equal that a build refuses the package."""
     shipped = json.loads((REPOSITORY / "training/recipes/hippocampus.json").read_text())
     network = {**shipped["network"], "depth": 2, "filters": 4, "gate_blocks": 1, "routes": 2}
     small = {"network": network, "base_spacing_mm": 2.0, "cycles": [100], "batch": 2}
