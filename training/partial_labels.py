@@ -2,9 +2,9 @@
 
 Automatic label maps of heads name the whole hippocampus and follow another protocol than the
 manual labels that a network is trained on. They say where the structure is, on many scanners, but
-neither where its boundary lies nor where its parts meet. So the loss merges all labels of the
-network into one, and the outermost voxels of the label map count with `Recipe.rim_weight` alone:
-the boundary stays that of the manual protocol.
+not where its parts meet, and they draw its boundary elsewhere. So the loss merges all labels of the
+network into one, and the outermost voxels of the label map count with `Recipe.rim_weight`
+(docs/decisions/partial-labels.md).
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ class Recipe:
     weight_decay: float = 1e-4
     averaging: float = 0.995
     distillation: float = 0.0
-    rim_weight: float = 0.3
+    rim_weight: float = 1.0
     patch_voxels: int | None = None
     validation_share: float = 0.1
     seed: int = 0
