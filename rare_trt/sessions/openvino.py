@@ -302,6 +302,9 @@ def _create_core() -> Any:
             f"OpenVINO's CPU plugin cannot be loaded ({_last_line(error)}): free memory, or "
             "install it again with `pip install openvino`"
         ) from error
+    # Its tables of types are made at their first use, from Python's objects: two threads that use
+    # them first at the same time wait for each other, for ever.
+    openvino.Tensor(np.zeros(1, np.float32)).element_type.to_dtype()
     if hasattr(os, "register_at_fork"):
         # A forked process that destroyed it at its end would wait for threads that it lacks.
         os.register_at_fork(
