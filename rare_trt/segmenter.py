@@ -235,19 +235,18 @@ class Segmenter:
             return fine
 
         session, fine_labels = self._pool.run(decision.route, run, clock)
+        classes = len(model.labels)
         with clock("labels"):
-            labels = [majority_vote(fine, parts, len(model.labels)) for fine in fine_labels]
+            labels = [majority_vote(fine, parts, classes) for fine in fine_labels]
             joined = join_boxes(target, boxes, labels)
             own_labels = canonical.to_scan(joined.labels)
             statistics = [
-                label_statistics(
-                    image, region.grid, found, fine, len(model.labels), model.intensity
-                )
+                label_statistics(image, region.grid, found, fine, classes, model.intensity)
                 for image, region, found, fine in zip(
                     images, regions, fine_labels, fine_grids, strict=True
                 )
             ]
-        classes, voxel_mm3 = len(model.labels), prod(target.spacing_mm) / prod(parts)
+        voxel_mm3 = prod(target.spacing_mm) / prod(parts)
         counts = [count_labels(fine, classes) for fine in fine_labels]
         owned = [
             of_box if mask is None else count_labels(_inside(fine, mask, parts), classes)

@@ -24,7 +24,7 @@ from rare_trt.plan.routing import choose_route
 from rare_trt.scan.field_of_view import box_at, box_grid
 from rare_trt.scan.geometry import Triple
 from rare_trt.training.checkpoint import Checkpoint, load_checkpoint
-from rare_trt.training.head_cases import HELD_OUT, HeadCase, HeadSource, load_heads, split_heads
+from rare_trt.training.head_cases import PARTS, HeadCase, HeadSource, load_heads, names_of_part
 from rare_trt.training.head_labels import LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS
 from rare_trt.training.inputs import route_inputs
 
@@ -34,6 +34,9 @@ SCANS: dict[str, Triple] = {
     "2 x 2 x 6 mm": (2.0, 2.0, 6.0),
     "2 x 6 x 2 mm": (2.0, 6.0, 2.0),
 }
+# Heads are read at this spacing, or averaged to it.
+HEADS_MM = 2.0
+
 SIDES = (LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS)
 
 
@@ -41,18 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--heads", type=HeadSource.from_text, required=True, metavar="DIR=PROTOCOL")
-    parser.add_argument("--part", choices=("training", "validation", "test"))
-    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--json", type=Path, help="every box's volumes and Dice")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     checkpoint = load_checkpoint(options.checkpoint)
     names = [name for name, _, _ in options.heads.files()]
-    if options.part:
-        parts = split_heads(names, HELD_OUT, options.seed)
-        names = parts[("training", "validation", "test").index(options.part)]
-    heads = load_heads([options.heads], 2.0, names)
+    names = names_of_part(names, options.part, checkpoint.recipe.seed)
+    heads = load_heads([options.heads], HEADS_MM, names)
     rows = []
     for head in tqdm(heads, "measuring", unit="head"):
         for scan, spacing in SCANS.items():
@@ -60,7 +60,9 @@ def main() -> None:
                 found, truth, both = measure(checkpoint, head, side, spacing)
                 dice = 2 * both / (found + truth)
                 row = {"head": head.name, "scan": scan, "side": side}
-                rows.append({**row, "mm3": found * 8, "truth_mm3": truth * 8, "dice": dice})
+                voxel = float(np.prod(head.grid.spacing_mm))
+                volumes = {"mm3": found * voxel, "truth_mm3": truth * voxel}
+                rows.append({**row, **volumes, "dice": dice})
     print(f"epoch {checkpoint.facts.epochs}, {len(heads)} heads of {options.heads.folder.name}\n")
     print("| scan | Dice | lowest | volume | correlation, left / right |\n|---|---|---|---|---|")
     for scan in SCANS:

@@ -31,6 +31,7 @@ from rare_trt.evaluation.measurements import acquisitions
 from rare_trt.evaluation.simulation import acquire, whole_voxel_grid
 from rare_trt.scan.field_of_view import FieldOfView, box_at, box_grid
 from rare_trt.scan.geometry import Canonical, Grid, Triple, Volume
+from rare_trt.training.head_cases import HeadSource
 
 # Folders of whole heads that no threshold was derived from.
 HELD_OUT_HEADS: Final = (
@@ -101,12 +102,9 @@ def load_heads(data: Path, source: str, count: int | None) -> Iterator[Head]:
     elif source == "colin27_aal":
         pairs = [(folder / "ch2.nii.gz", folder / "aal.nii.gz")]
         meaning = AAL
-    elif source == "ixi_t1_2mm":
-        images = sorted(folder.glob("*_T1.nii.gz"))
-        pairs = [(p, p.with_name(p.name.replace("_T1.", "_T1_DLMUSE."))) for p in images]
     else:
-        images, labels = (sorted((folder / part).iterdir()) for part in ("images", "labels"))
-        pairs = list(zip(images, labels, strict=True))
+        files = HeadSource(folder, "dlmuse").files()
+        pairs = [(image, labels) for _, image, labels in files if image is not None]
     for image, labels in pairs[:count]:
         found, known = nibabel.load(image), nibabel.load(labels)
         canonical = Canonical(Grid(found.shape[:3], found.affine))

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from rare_trt.training.checkpoint import load_checkpoint
-from rare_trt.training.head_cases import HELD_OUT, HeadSource, load_heads, split_heads
+from rare_trt.training.head_cases import PARTS, HeadSource, load_heads, names_of_part
 from rare_trt.training.head_validation import acquisitions, table, validate_heads
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--heads", type=HeadSource.from_text, required=True, metavar="DIR=PROTOCOL")
-    parser.add_argument("--part", choices=("training", "validation", "test"))
+    parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--count", type=int, help="the first so many heads alone")
     parser.add_argument("--routes", type=int, nargs="+", default=[2, 1])
     names = list(acquisitions())
@@ -36,9 +36,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     checkpoint = load_checkpoint(options.checkpoint)
     names = [name for name, _, _ in options.heads.files()]
-    if options.part:
-        parts = split_heads(names, HELD_OUT, checkpoint.recipe.seed)
-        names = parts[("training", "validation", "test").index(options.part)]
+    names = names_of_part(names, options.part, checkpoint.recipe.seed)
     names = names[: options.count]
     base = checkpoint.recipe.base_spacing_mm
     heads = load_heads([options.heads], base, names)

@@ -36,6 +36,8 @@ WHOLE = 0.02
 # Heads held out of the first folder of heads, for validation and for test.
 HELD_OUT = (15, 15)
 
+PARTS = ("training", "validation", "test")
+
 
 @dataclass(frozen=True, eq=False)
 class HeadCase:
@@ -220,6 +222,14 @@ def split_heads(
     order = [sorted(names)[n] for n in np.random.default_rng(seed).permutation(len(names))]
     last = validation + test
     return sorted(order[last:]), sorted(order[:validation]), sorted(order[validation:last])
+
+
+def names_of_part(names: Sequence[str], part: str | None, seed: int) -> list[str]:
+    """Those of the `names` of a folder that a run with that seed has for "training", "validation"
+    or "test"; all of them for None."""
+    if part is None:
+        return list(names)
+    return split_heads(names, HELD_OUT, seed)[PARTS.index(part)]
 
 
 def _mean_of_blocks(voxels: NDArray[np.float32], factor: int) -> NDArray[np.float32]:

@@ -36,7 +36,7 @@ from rare_trt.training.log import LogRow, csv_from_log
 from rare_trt.training.losses import one_hot
 from rare_trt.training.network import RareUNet
 from rare_trt.training.recipe import Recipe
-from rare_trt.training.schedule import learning_rate
+from rare_trt.training.schedule import learning_rate, place_in_cycle
 from rare_trt.training.state import (
     LOG,
     STATE,
@@ -115,15 +115,16 @@ class HeadRun:
         batches = np.array_split(order, self.steps)
         for step, batch in enumerate(tqdm(batches, f"epoch {epoch + 1}", mininterval=20.0)):
             number = epoch * self.steps + step
-            cycle, progress = self._progress(number)
-            rate = learning_rate(number, self.steps, self.recipe.cycles, self.recipe.learning_rate)
+            cycles = self.recipe.cycles
+            cycle, done, total = place_in_cycle(number, self.steps, cycles)
+            rate = learning_rate(number, self.steps, cycles, self.recipe.learning_rate)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             weights = fade_weights(
                 self.recipe.class_weights,
                 self.recipe.network.classes,
                 cycle,
-                progress,
+                (done + 0.5) / total,
             )
             for index in batch:
                 self._accumulate(int(index), rng, weights, len(batch), losses)
@@ -193,14 +194,6 @@ class HeadRun:
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             logits = self.network(working, route)
         return weighted_loss(inputs.resample_logits(logits.float()), truth, weights)
-
-    def _progress(self, step: int) -> tuple[int, float]:
-        """The cycle that `step` belongs to, from 0 up, and how much of it is done (0 to 1)."""
-        cycle = 0
-        while step >= (total := self.recipe.cycles[cycle] * self.steps):
-            step -= total
-            cycle += 1
-        return cycle, (step + 0.5) / total
 
     def _checkpoint(self) -> Checkpoint:
         facts = replace(

@@ -40,15 +40,13 @@ std::vector<double> volumes_mm3(const std::vector<std::int64_t>& counts, const G
 }
 
 // The flags of the labels of one box, for any of which a strict run of the Python runtime refuses
-// them. `written` has the labels that stand in the scan's voxels there.
+// them. `present` says for each label whether it stands in a voxel of the scan there.
 std::vector<std::string> label_flags(const Model& model, int route,
                                      const LabelStatistics& statistics,
                                      const std::vector<double>& volumes_mm3,
-                                     const std::vector<std::uint8_t>& written) {
+                                     const std::vector<bool>& present) {
   std::vector<std::string> found = doubtful_label_flags(statistics, route, model.label_distribution,
                                                         model.labels, model.channels.size());
-  std::vector<bool> present(model.labels.size());
-  for (const std::uint8_t label : written) present[label] = true;
   for (std::size_t label = 1; label < model.labels.size(); ++label) {
     const std::string& name = model.labels[label];
     const double volume = volumes_mm3[label];
@@ -70,17 +68,17 @@ std::vector<std::string> label_flags(const Model& model, int route,
   return found;
 }
 
-// The labels [i, j, k] that stand in `box`, all in canonical order.
-std::vector<std::uint8_t> read(const Labels& labels, const Box& box) {
-  std::vector<std::uint8_t> found;
+// Which of so many labels stand in a voxel of `box`, in canonical order.
+std::vector<bool> present_labels(const Labels& labels, const Box& box, std::size_t classes) {
+  std::vector<bool> present(classes);
   for (std::int64_t i = 0; i < box.shape[0]; ++i) {
     for (std::int64_t j = 0; j < box.shape[1]; ++j) {
       for (std::int64_t k = 0; k < box.shape[2]; ++k) {
-        found.push_back(*labels.at(box.start[0] + i, box.start[1] + j, box.start[2] + k));
+        present[*labels.at(box.start[0] + i, box.start[1] + j, box.start[2] + k)] = true;
       }
     }
   }
-  return found;
+  return present;
 }
 
 // Writes 0 everywhere.
@@ -201,7 +199,7 @@ void Segmenter::segment(const Voxels& scan, const Grid& grid, const Request& req
     const std::string where = regions.size() > 1 ? text("box ", at + 1, ": ") : "";
     for (const std::string& flag :
          label_flags(model, route.index, statistics, volumes_mm3(of_box, box, parts),
-                     read(canonical, boxes[at]))) {
+                     present_labels(canonical, boxes[at], model.labels.size()))) {
       report.label_flags.push_back(where + flag);
     }
     report.touches_edge |= statistics.touch_edge;

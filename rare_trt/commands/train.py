@@ -72,13 +72,10 @@ def run(options: argparse.Namespace) -> int:
         from rare_trt.training.trainer import train
     except ImportError as error:
         raise missing_extra(error, "train") from error
-    if options.recipe is None and not options.data:
-        recipe = replace(load_recipe("head"), data_source="", data_licence="")
-    elif options.recipe is None:
+    recipe = load_recipe(options.recipe or ("hippocampus" if options.data else "head"))
+    if options.recipe is None:
         # The package's model card names the data that the recipe names.
-        recipe = replace(load_recipe("hippocampus"), data_source="", data_licence="")
-    else:
-        recipe = load_recipe(options.recipe)
+        recipe = replace(recipe, data_source="", data_licence="")
     if options.epochs is not None:
         recipe = replace(recipe, cycles=(options.epochs,))
     sources = [HeadSource.from_text(text) for text in options.heads]

@@ -30,7 +30,7 @@ from rare_trt.package.manifest import (
 )
 from rare_trt.package.manifest_json import manifest_from_json, schema_json
 from rare_trt.plan.routing import Route
-from rare_trt.storage.cache import Cache, home_folder
+from rare_trt.storage.cache import Cache, home_folder, is_private
 from rare_trt.storage.files import (
     opened,
     sha256,
@@ -191,7 +191,7 @@ def _with_own_engines(package: Package) -> Package:
         # $HOME is another user's.
         return package
     remedy = f"remove {folder} and build the engines again"
-    if not is_private(folder):
+    if not is_private(folder, or_system=True):
         raise PackageError(
             f"{folder}: is another user's, or others may write to it, and engines are programs: "
             f"{remedy}"
@@ -279,14 +279,6 @@ def graph_on_disk(graph: bytes, weights: bytes, weights_name: str) -> Iterator[P
 def set_aside(folder: Path) -> Path:
     """Where a package lies while another takes its place, where two names cannot be exchanged."""
     return folder.with_name(f".{folder.name}.old")
-
-
-def is_private(folder: Path) -> bool:
-    """Whether `folder` is this user's or the system's, and nobody else may write to it."""
-    if os.name != "posix":
-        return True
-    state = folder.stat()
-    return state.st_uid in (0, os.getuid()) and not state.st_mode & 0o022
 
 
 def _refuse_others(folder: Path, known: AbstractSet[str]) -> None:

@@ -19,12 +19,12 @@ from rare_trt.package.reading import (
     Package,
     engines_folder,
     inside,
-    is_private,
     open_package,
     read_manifest,
     set_aside,
 )
 from rare_trt.package.signing import sign
+from rare_trt.storage.cache import is_private
 from rare_trt.storage.files import (
     claimed,
     claimed_still,
@@ -138,7 +138,7 @@ def own_engines_folder(package: Package) -> Path:
             "with -o"
         )
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if parent == folder and not is_private(folder):
+    if parent == folder and not is_private(folder, or_system=True):
         raise OutputError(
             f"{folder}: is another user's, or others may write to it, and engines are programs: "
             "remove it, or name a copy of the package with -o"

@@ -13,7 +13,7 @@ import numpy as np
 
 from rare_trt.errors import ScanError
 from rare_trt.scan.geometry import Array, Grid, Volume
-from rare_trt.scan.nifti import Scan, refuse_labels
+from rare_trt.scan.nifti import Scan
 from rare_trt.scan.validation import NIFTI_1_AXIS, check_voxels, parse_header
 
 EXPECTED: Final = (
@@ -140,15 +140,14 @@ def _from_simpleitk(image: Any, channels: int) -> Scan:
     library = next((one for one in modules if hasattr(one, "GetArrayFromImage")), None)
     if library is None:
         raise TypeError(f"the scan is of the type {_type_name(image)}; expected {EXPECTED}")
-    # ITK keeps the fields of a file's NIfTI header, as text.
-    if image.HasMetaDataKey("intent_code"):
-        header = nib.Nifti1Header()
-        header["intent_code"] = int(image.GetMetaData("intent_code"))
-        refuse_labels(header)
     stored = library.GetArrayFromImage(image)
     # Stored as [k, j, i] or [k, j, i, component].
     voxels = stored.transpose(2, 1, 0, *range(3, stored.ndim))
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     matrix[:3, 3] = image.GetOrigin()
-    return _checked(voxels, RAS_FROM_LPS @ matrix, channels)
+    scan = _checked(voxels, RAS_FROM_LPS @ matrix, channels)
+    # ITK keeps the fields of a file's NIfTI header, as text: the intent says whether it has labels.
+    if image.HasMetaDataKey("intent_code"):
+        scan.header["intent_code"] = int(image.GetMetaData("intent_code"))
+    return scan

@@ -39,7 +39,7 @@ class Cache:
             return None
         path = self.folder / _name(key)
         try:
-            if not _is_private(self.folder):
+            if not is_private(self.folder):
                 return None
             with path.open("rb") as file:
                 digest, content = file.read(DIGEST_BYTES), file.read()
@@ -62,7 +62,7 @@ class Cache:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not _is_private(self.folder):
+            if not is_private(self.folder):
                 _warn(f"{self.folder}: others own or may write to the cache's folder")
                 return
             entry = _digest(key, content) + content
@@ -119,11 +119,14 @@ def _make_room(folder: Path) -> None:
         path.unlink()
 
 
-def _is_private(folder: Path) -> bool:
+def is_private(folder: Path, *, or_system: bool = False) -> bool:
+    """Whether `folder` is this user's, or with `or_system` root's, and nobody else may write to
+    it."""
     if os.name != "posix":
         return True
     state = folder.stat()
-    return state.st_uid == os.getuid() and not state.st_mode & 0o022
+    owners = (0, os.getuid()) if or_system else (os.getuid(),)
+    return state.st_uid in owners and not state.st_mode & 0o022
 
 
 def _name(key: tuple[str, ...]) -> str:

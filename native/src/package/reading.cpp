@@ -1,8 +1,5 @@
 #include "package/reading.h"
 
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <stdexcept>
 #include <utility>
@@ -65,13 +62,6 @@ std::pair<Manifest, std::string> read_manifest(const fs::path& folder) {
   }
 }
 
-// Whether `folder` is this user's or the system's, and nobody else may write to it.
-bool is_private(const fs::path& folder) {
-  struct stat state {};
-  return stat(folder.c_str(), &state) == 0 && (state.st_uid == 0 || state.st_uid == getuid()) &&
-         (state.st_mode & (S_IWGRP | S_IWOTH)) == 0;
-}
-
 // The hashes of all files but the engines, by name.
 std::map<std::string, std::string> hashes_without_engines(const Manifest& manifest) {
   std::map<std::string, std::string> hashes;
@@ -87,7 +77,7 @@ void add_own_engines(Package& package) {
   std::error_code unknown;
   if (folder.empty() || !fs::is_regular_file(folder / "manifest.json", unknown)) return;
   const std::string remedy = build_again(folder);
-  if (!is_private(folder)) {
+  if (!is_private(folder, true)) {
     throw PackageError(text(folder.string(),
                             ": is another user's, or others may write to it, and engines are "
                             "programs: ",

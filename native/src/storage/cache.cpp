@@ -1,8 +1,5 @@
 #include "storage/cache.h"
 
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <tuple>
@@ -39,7 +36,7 @@ Cache::Cache(std::function<void(const std::string&)> warn)
     : folder_(user_folder("RARE_TRT_CACHE", "XDG_CACHE_HOME", ".cache")), warn_(std::move(warn)) {}
 
 std::optional<std::string> Cache::load(const Key& key) const {
-  if (!is_private()) return std::nullopt;
+  if (!is_private(folder_, false)) return std::nullopt;
   const fs::path path = folder_ / file_name(key);
   try {
     std::string data = read_file(path, kMaxCacheBytes);
@@ -66,7 +63,7 @@ void Cache::store(const Key& key, std::string_view content) const {
   }
   try {
     if (fault) throw fs::filesystem_error("", folder_, fault);
-    if (!is_private()) {
+    if (!is_private(folder_, false)) {
       warn_once(text(folder_.string(), ": others own or may write to the cache's folder"));
       return;
     }
@@ -94,12 +91,6 @@ void Cache::warn_once(const std::string& what) const {
                ": nothing is kept between starts, which take longer; name a folder of your own in "
                "RARE_TRT_CACHE"));
   }
-}
-
-bool Cache::is_private() const {
-  struct stat state {};
-  return !folder_.empty() && stat(folder_.c_str(), &state) == 0 && S_ISDIR(state.st_mode) &&
-         state.st_uid == getuid() && (state.st_mode & (S_IWGRP | S_IWOTH)) == 0;
 }
 
 void Cache::make_room() const {

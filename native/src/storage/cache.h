@@ -32,7 +32,6 @@ class Cache {
   void store(const Key& key, std::string_view content) const;
 
  private:
-  bool is_private() const;
   void make_room() const;
 
   void warn_once(const std::string& what) const;

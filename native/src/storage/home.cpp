@@ -1,6 +1,7 @@
 #include "storage/home.h"
 
 #include <pwd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -38,5 +39,12 @@ fs::path user_folder(const char* named, const char* xdg, const char* below) {
 }
 
 fs::path home_folder() { return user_folder("RARE_TRT_HOME", "XDG_DATA_HOME", ".local/share"); }
+
+bool is_private(const fs::path& folder, bool or_system) {
+  struct stat state {};
+  return stat(folder.c_str(), &state) == 0 && S_ISDIR(state.st_mode) &&
+         (state.st_uid == getuid() || (or_system && state.st_uid == 0)) &&
+         (state.st_mode & (S_IWGRP | S_IWOTH)) == 0;
+}
 
 }  // namespace rare_trt

@@ -13,4 +13,7 @@ std::filesystem::path user_folder(const char* named, const char* xdg, const char
 // The folder for what a user makes and keeps.
 std::filesystem::path home_folder();
 
+// Whether `folder` is this user's, or with `or_system` root's, and nobody else may write to it.
+bool is_private(const std::filesystem::path& folder, bool or_system);
+
 }  // namespace rare_trt
